@@ -1,0 +1,110 @@
+//! The file commands, carried out by init inside the sandbox's own root with the user's file system credentials.
+//!
+//! Invariants: every path is resolved below the root descriptor without magic links; no object of a kernel file system
+//! (procfs, sysfs, cgroup …) is ever used; nothing but regular files and directories is opened, and always so that the
+//! open cannot block; every walk is iterative and bounded in entries, depth, memory and time. Read `path` and `open` next
+//! for how an object is reached, `ladder` for how trees are walked, then one file per command.
+
+mod budget;
+mod copy;
+mod delete;
+mod directory;
+mod error;
+mod ladder;
+mod list;
+mod open;
+mod path;
+mod read;
+mod write;
+
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod list_tests;
+#[cfg(test)]
+mod testbed;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use crate::plan::files::{FileCommand, FileError, FileReply};
+use budget::Budget;
+
+/// Where file commands act, and how far they may go.
+#[derive(Debug)]
+pub struct FileContext {
+    /// `/` of the sandbox (an `O_PATH` descriptor serves).
+    pub root: OwnedFd,
+    /// Where relative paths start: absolute, without a trailing slash (`/workspace`).
+    pub working_directory: Vec<u8>,
+    /// The bounds of each command.
+    pub bounds: FileBounds,
+}
+
+/// The bounds of one file command. Past one the command fails with `LimitExceeded`; a listing is `truncated` instead,
+/// except for time and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileBounds {
+    /// Directory entries visited.
+    pub entries_max: u64,
+    /// Levels below the directory named in the command.
+    pub depth_max: usize,
+    /// Wall time.
+    pub time_max: Duration,
+    /// Memory for names that wait to be visited, in bytes.
+    pub names_bytes_max: usize,
+    /// Memory for the entries of a listing, in bytes.
+    pub listing_bytes_max: usize,
+}
+
+impl Default for FileBounds {
+    fn default() -> Self {
+        Self {
+            entries_max: 2_000_000,
+            depth_max: 1_000_000,
+            time_max: Duration::from_secs(20),
+            names_bytes_max: 64 << 20,
+            listing_bytes_max: 32 << 20,
+        }
+    }
+}
+
+/// Carries out one command. The caller has taken on the user's fsuid and fsgid, dropped its effective capabilities, and
+/// set umask 022.
+pub fn run(command: FileCommand, context: &FileContext) -> Result<FileReply, FileError> {
+    let mut budget = Budget::new(&context.bounds);
+    match command {
+        FileCommand::Write { path, content, mode, permissions } => {
+            write::write(context, &path, &write::Content { bytes: &content, mode, permissions })
+        }
+        FileCommand::Read { path, offset, length } => read::read(context, &budget, &path, read::Span { offset, length }),
+        FileCommand::CreateDirectory { path, recursive, permissions } => {
+            directory::create(context, &path, Reach::of(recursive), permissions)
+        }
+        FileCommand::Copy { source, destination, overwrite, recursive } => {
+            let existing = if overwrite { copy::Existing::Replaced } else { copy::Existing::Refused };
+            copy::copy(context, &mut budget, &copy::Request { source, destination, existing, reach: Reach::of(recursive) })
+        }
+        FileCommand::Delete { path, recursive } => delete::delete(context, &mut budget, &path, Reach::of(recursive)),
+        FileCommand::List { path, recursive, pattern, include_hidden, depth_max, limit } => {
+            let hidden = if include_hidden { list::Hidden::Shown } else { list::Hidden::Skipped };
+            let request = list::Request { path, reach: Reach::of(recursive), pattern, hidden, depth_max, limit };
+            list::list(context, &mut budget, &request)
+        }
+    }
+}
+
+/// How much of a tree a command takes: `recursive` on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The named object (and, for a listing, its own entries).
+    Single,
+    /// All that is below it, too.
+    Tree,
+}
+
+impl Reach {
+    fn of(recursive: bool) -> Self {
+        if recursive { Self::Tree } else { Self::Single }
+    }
+}

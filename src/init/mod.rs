@@ -1,0 +1,63 @@
+//! Pid 1 of a sandbox: a clone of the launcher, one thread. It runs the plan's inside steps, then serves its control socket
+//! until the socket closes: programs, file commands, signals.
+//!
+//! Invariants: no program runs before every step has succeeded; nothing outlives the control socket; init itself can't be
+//! signalled, traced or read by what it starts (pid 1 of its namespace, not dumpable). Read `steps`, then `serve`.
+
+pub mod files;
+
+mod program;
+mod reaper;
+mod serve;
+mod steps;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::plan::messages::{Go, InitMessage};
+use crate::plan::{Plan, StepFailure};
+use crate::sys::socket::Wait;
+use crate::sys::{CallError, channel, process};
+
+/// The number the control socket has in init; everything above it is closed.
+const CONTROL: i32 = 3;
+
+/// Runs a sandbox to its end. `control` is the only descriptor that is kept besides the standard streams.
+pub fn main(plan: &Plan, control: OwnedFd) -> ! {
+    let code = match start(plan, control) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    };
+    process::exit_now(code)
+}
+
+fn start(plan: &Plan, control: OwnedFd) -> Result<(), channel::ChannelError> {
+    process::die_with_parent()?;
+    process::duplicate_to(control.as_fd(), CONTROL, process::CloseOnExec::Yes)?;
+    std::mem::forget(control);
+    process::close_from(CONTROL + 1)?;
+    let control = process::adopt_descriptor(CONTROL)?;
+    let go = channel::receive::<Go>(control.as_fd(), Wait::Yes)?;
+    match prepare(plan, go) {
+        Ok(built) => {
+            channel::send(control.as_fd(), &InitMessage::Ready, &[])?;
+            serve::run(plan, built, control.as_fd())
+        }
+        Err(failure) => channel::send(control.as_fd(), &InitMessage::Failed(failure), &[]),
+    }
+}
+
+fn prepare(plan: &Plan, go: channel::Received<Go>) -> Result<steps::Built, StepFailure> {
+    harden().map_err(|error| failure("init", "harden init", error))?;
+    steps::run(plan, go)
+}
+
+/// What init does to itself before the first step.
+fn harden() -> Result<(), CallError> {
+    process::set_umask(0o022);
+    process::set_name(c"init")?;
+    process::block_signals()
+}
+
+fn failure(wall: &str, step: &str, error: CallError) -> StepFailure {
+    StepFailure { step: step.into(), wall: wall.into(), call: error.call.into(), errno: error.raw() }
+}

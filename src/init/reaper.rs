@@ -1,0 +1,140 @@
+//! Who still lives: children that were started, and orphans that became ours.
+//!
+//! Every program adopts its own orphans (`ProgramStep::AdoptOrphans`), so a child of init that was not started by init is a
+//! leftover of a program that has ended, and must end too. An execution is over when its program has ended and no leftover
+//! lives; other executions, background ones among them, are never touched.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::plan::ProgramStep;
+use crate::plan::messages::{ProgramEnd, Tag};
+use crate::sys::process::{self, Ended, Reaped};
+use crate::sys::{CallError, mount};
+
+use super::program;
+
+/// After this many rounds of killing leftovers one by one, everything is stopped first, so that none can fork away.
+const ROUNDS_BEFORE_STOP: u32 = 16;
+
+/// A program that was started.
+#[derive(Debug)]
+pub struct Running {
+    /// The server's number.
+    pub execution: Tag,
+    /// What the child writes when it could not start its program; closed by a successful exec.
+    pub start_failure: OwnedFd,
+}
+
+/// The bookkeeping of children.
+#[derive(Debug, Default)]
+pub struct Reaper {
+    running: BTreeMap<i32, Running>,
+    ended: Vec<(Running, Ended)>,
+    rounds: u32,
+    stopped: bool,
+}
+
+impl Reaper {
+    /// A program has been started.
+    pub fn add(&mut self, pid: i32, running: Running) {
+        self.running.insert(pid, running);
+    }
+
+    /// Signals the process group of a program; one that has ended is passed over.
+    pub fn signal(&self, execution: Tag, signal: i32) {
+        if let Some(pid) = self.leader(execution) {
+            // The group is the program's own (setsid); a program that left it is signalled alone.
+            if process::kill(-pid, signal).is_err() {
+                // Ended in between: its end is reported in due course.
+                process::kill(pid, signal).ok();
+            }
+        }
+    }
+
+    /// Kills a program; its descendants follow when its end is reaped.
+    pub fn end(&self, execution: Tag) {
+        self.signal(execution, libc::SIGKILL);
+    }
+
+    fn leader(&self, execution: Tag) -> Option<i32> {
+        self.running.iter().find(|(_, running)| running.execution == execution).map(|(pid, _)| *pid)
+    }
+
+    /// Reaps all that ended; gives the executions that are over.
+    pub fn reap(&mut self, steps: &[ProgramStep], quota: Option<BorrowedFd<'_>>) -> Result<Vec<(Tag, ProgramEnd)>, CallError> {
+        let more = self.collect()?;
+        if self.ended.is_empty() {
+            return Ok(Vec::new());
+        }
+        if more && self.kill_leftovers()? {
+            return Ok(Vec::new());
+        }
+        self.rounds = 0;
+        if std::mem::take(&mut self.stopped) {
+            process::kill(-1, libc::SIGCONT).ok();
+        }
+        let quota_full = quota.is_some_and(|quota| mount::is_full(quota).unwrap_or(false));
+        let over = std::mem::take(&mut self.ended);
+        Ok(over.into_iter().map(|(running, ended)| (running.execution, end_of(&running, ended, steps, quota_full))).collect())
+    }
+
+    /// True when children are left.
+    fn collect(&mut self) -> Result<bool, CallError> {
+        loop {
+            match process::reap(-1)? {
+                Reaped::Ended(ended) => {
+                    if let Some(running) = self.running.remove(&ended.pid) {
+                        self.ended.push((running, ended));
+                    }
+                }
+                Reaped::StillRunning => return Ok(true),
+                Reaped::NoChild => return Ok(false),
+            }
+        }
+    }
+
+    /// Kills what ended programs left behind; true when there was something, whose end will be a signal of its own.
+    fn kill_leftovers(&mut self) -> Result<bool, CallError> {
+        if self.running.is_empty() {
+            process::kill(-1, libc::SIGKILL)?;
+            return Ok(true);
+        }
+        let leftovers: Vec<i32> = children()?.into_iter().filter(|pid| !self.running.contains_key(pid)).collect();
+        if leftovers.is_empty() {
+            return Ok(false);
+        }
+        self.rounds += 1;
+        if self.rounds > ROUNDS_BEFORE_STOP && !self.stopped {
+            process::kill(-1, libc::SIGSTOP)?;
+            self.stopped = true;
+        }
+        for pid in leftovers {
+            // One that has ended in between is reaped in the next round.
+            process::kill(pid, libc::SIGKILL).ok();
+        }
+        Ok(true)
+    }
+}
+
+fn end_of(running: &Running, ended: Ended, steps: &[ProgramStep], quota_full: bool) -> ProgramEnd {
+    match program::start_failure(&running.start_failure, steps) {
+        Some(failure) => ProgramEnd::NotStarted(failure),
+        None => ProgramEnd::Ran { status: ended.status, cpu_us: ended.cpu_us, quota_full },
+    }
+}
+
+/// The children of init, from its own `/proc` (children lists are exact while nothing else reaps: proc_pid_children(5)).
+fn children() -> Result<Vec<i32>, CallError> {
+    let mut text = String::new();
+    let read = File::open("/proc/self/task/1/children").and_then(|mut file| file.read_to_string(&mut text));
+    match read {
+        Ok(_) => Ok(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()),
+        Err(error) => Err(CallError {
+            call: "read /proc/self/task/1/children",
+            errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+        }),
+    }
+}

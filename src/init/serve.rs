@@ -1,0 +1,138 @@
+//! Init's loop: waits for requests and for children, never polls, never waits for a program.
+//!
+//! Invariant: `Ended` is sent once for each execution that was asked for, and only when no descendant of it lives.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::plan::Plan;
+use crate::plan::files::{FileCommand, FileError, FileErrorKind, FileReply};
+use crate::plan::messages::{InitMessage, InitRequest, Tag};
+use crate::sys::channel::{self, ChannelError};
+use crate::sys::socket::Wait;
+use crate::sys::{CallError, credentials, process};
+
+use super::files::{self, FileBounds, FileContext};
+use super::program;
+use super::reaper::{Reaper, Running};
+use super::steps::Built;
+
+/// Where relative paths start.
+const WORKSPACE: &str = "/workspace";
+
+/// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
+pub fn run(plan: &Plan, built: Built, control: BorrowedFd<'_>) -> Result<(), ChannelError> {
+    let children = process::child_signals()?;
+    let mut init = Init {
+        plan,
+        control,
+        context: FileContext {
+            root: built.root.try_clone().map_err(ChannelError::Carrier)?,
+            working_directory: WORKSPACE.into(),
+            bounds: FileBounds::default(),
+        },
+        built,
+        reaper: Reaper::default(),
+    };
+    loop {
+        let mut waits = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
+        match rustix::event::poll(&mut waits, None) {
+            Ok(_) => {}
+            Err(errno) if process::interrupted(errno) => continue,
+            Err(errno) => return Err(CallError { call: "poll", errno }.into()),
+        }
+        let (request, child) = (!waits[0].revents().is_empty(), !waits[1].revents().is_empty());
+        if child {
+            process::drain_signals(children.as_fd());
+            init.reap()?;
+        }
+        if request {
+            match channel::receive::<InitRequest>(control, Wait::No) {
+                Ok(received) => init.request(received.message, received.descriptors)?,
+                Err(ChannelError::Empty) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+struct Init<'a> {
+    plan: &'a Plan,
+    control: BorrowedFd<'a>,
+    context: FileContext,
+    built: Built,
+    reaper: Reaper,
+}
+
+impl Init<'_> {
+    fn request(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), ChannelError> {
+        match request {
+            InitRequest::Execute(request) => {
+                let execution = request.execution;
+                match program::start(self.plan, &self.built, &request, descriptors) {
+                    Ok(started) => {
+                        self.reaper.add(started.pid, Running { execution, start_failure: started.start_failure });
+                        Ok(())
+                    }
+                    Err(end) => self.send(&InitMessage::Ended { execution, end }),
+                }
+            }
+            InitRequest::File(tag, command) => self.file(tag, command),
+            InitRequest::Signal(execution, signal) => {
+                self.reaper.signal(execution, signal);
+                Ok(())
+            }
+            InitRequest::End(execution) => {
+                self.reaper.end(execution);
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&self, message: &InitMessage) -> Result<(), ChannelError> {
+        channel::send(self.control, message, &[])
+    }
+
+    fn reap(&mut self) -> Result<(), ChannelError> {
+        let quota = self.built.quota.as_ref().map(AsFd::as_fd);
+        for (execution, end) in self.reaper.reap(&self.plan.program, quota)? {
+            self.send(&InitMessage::Ended { execution, end })?;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, tag: Tag, command: FileCommand) -> Result<(), ChannelError> {
+        let reply = self.as_user(|context| files::run(command, context));
+        match self.send(&InitMessage::FileDone(tag, reply)) {
+            // A reply too large to carry (the server's memory or ours) is the command's failure, not the sandbox's.
+            Err(ChannelError::Carrier(error)) => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                let error = FileError { kind: FileErrorKind::IoError, operation: "carry the reply".into(), errno };
+                self.send(&InitMessage::FileDone(tag, Err(error)))
+            }
+            sent => sent,
+        }
+    }
+
+    /// Does `action` with the rights of the session's programs: their fs ids and no effective capability.
+    fn as_user(&self, action: impl FnOnce(&FileContext) -> Result<FileReply, FileError>) -> Result<FileReply, FileError> {
+        let refused =
+            |error: CallError| FileError { kind: FileErrorKind::IoError, operation: error.call.into(), errno: error.raw() };
+        let (effective, permitted) = credentials::capabilities().map_err(refused)?;
+        credentials::set_file_ids(self.plan.file_uid, self.plan.file_gid).map_err(refused)?;
+        let result = credentials::set_capabilities(0, permitted, 0).map_err(refused).and_then(|()| action(&self.context));
+        let own = rustix::process::getuid().as_raw();
+        let group = rustix::process::getgid().as_raw();
+        // Going on with half of the rights back would leave later walls unbuilt: rather end the sandbox.
+        let restored = credentials::set_capabilities(effective, permitted, 0)
+            .and_then(|()| credentials::set_file_ids(own, group))
+            // A change of fs ids disarms the death signal (commit_creds in kernel/cred.c) and the dumpable flag.
+            .and_then(|()| process::die_with_parent())
+            .and_then(|()| process::hide_from_tracers());
+        if restored.is_err() {
+            process::exit_now(1);
+        }
+        result
+    }
+}

@@ -1,0 +1,191 @@
+//! The interpreter of a plan's inside steps: one arm a step, no decisions.
+//!
+//! Targets below the new root are opened component by component without following any link, so an image can't lead a mount
+//! elsewhere.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::plan::messages::Go;
+use crate::plan::{Missing, Place, Plan, Slot, Step, StepFailure};
+use crate::sys::channel::Received;
+use crate::sys::{CallError, credentials, landlock, mount, network, process};
+
+/// What the steps leave for the time after them.
+#[derive(Debug)]
+pub struct Built {
+    /// The sandbox's `/`.
+    pub root: OwnedFd,
+    /// Something on the file system that carries the quota.
+    pub quota: Option<OwnedFd>,
+    /// Landlock rules for programs.
+    pub rules: Option<OwnedFd>,
+    /// Group that programs are born in.
+    pub programs_born_in: Option<OwnedFd>,
+}
+
+struct Builder {
+    slots: BTreeMap<Slot, OwnedFd>,
+    root: Option<OwnedFd>,
+    quota: Option<OwnedFd>,
+    rules: Option<OwnedFd>,
+}
+
+/// Carries out every inside step in order; the first failure ends it.
+pub fn run(plan: &Plan, go: Received<Go>) -> Result<Built, StepFailure> {
+    // The group's directory is a host path: it is opened while the host is still in view.
+    let programs_born_in = plan
+        .programs_born_in
+        .as_ref()
+        .map(|directory| mount::open_directory(&text(directory)))
+        .transpose()
+        .map_err(|error| super::failure("cgroup", "open the programs' group", error))?;
+    let slots = go.message.slots.into_iter().zip(go.descriptors).collect();
+    let mut builder = Builder { slots, root: None, quota: None, rules: None };
+    for step in &plan.inside {
+        builder.step(step).map_err(|error| super::failure(step.wall(), &step.to_string(), error))?;
+    }
+    let root = builder.root.ok_or_else(|| super::failure("mount", "take the root", missing_slot()))?;
+    process::hide_from_tracers().map_err(|error| super::failure("pid", "hide init from tracers", error))?;
+    Ok(Built { root, quota: builder.quota, rules: builder.rules, programs_born_in })
+}
+
+/// A plan's strings hold no NUL: `sandbox` built them. One that does is cut there and then not found.
+fn text(path: &str) -> CString {
+    let bytes: Vec<u8> = path.bytes().take_while(|byte| *byte != 0).collect();
+    CString::new(bytes).unwrap_or_default()
+}
+
+fn missing_slot() -> CallError {
+    CallError { call: "plan", errno: Errno::BADF }
+}
+
+impl Builder {
+    fn step(&mut self, step: &Step) -> Result<(), CallError> {
+        match step {
+            Step::PrivateMounts => mount::make_all_private(),
+            Step::Mount { slot, kind, options, attributes } => {
+                self.slots.insert(*slot, mount::make(kind, options, *attributes)?);
+                Ok(())
+            }
+            Step::CloneTree { slot, source, attributes } => {
+                let tree = self.clone_tree(source, *attributes)?;
+                self.slots.insert(*slot, tree);
+                Ok(())
+            }
+            Step::Cover { path, source, attributes, missing } => match self.open(path) {
+                Err(error) if error.errno == Errno::NOENT && *missing == Missing::Skips => Ok(()),
+                target => mount::attach(self.clone_tree(source, *attributes)?.as_fd(), target?.as_fd()),
+            },
+            Step::Own { path, owner: (uid, gid) } => {
+                let (parent, name) = self.parent(path)?;
+                mount::change_owner(parent.as_fd(), &name, *uid, *gid)
+            }
+            Step::CloneHostTree { slot, source, attributes } => self.clone_host_tree(*slot, source, *attributes),
+            Step::Attach { slot, target } => self.attach(*slot, target),
+            Step::Directory { path, mode, owner } => self.directory(path, *mode, *owner),
+            Step::File { path } => {
+                let (parent, name) = self.parent(path)?;
+                mount::make_file(parent.as_fd(), &name)
+            }
+            Step::Symlink { target, path } => {
+                let (parent, name) = self.parent(path)?;
+                mount::make_symlink(target, parent.as_fd(), &name)
+            }
+            Step::TakeRoot { slot } => {
+                self.root = Some(self.slots.remove(slot).ok_or_else(missing_slot)?);
+                Ok(())
+            }
+            Step::WatchQuota { path } => {
+                self.quota = Some(self.open_directory(path)?);
+                Ok(())
+            }
+            Step::PivotRoot => {
+                mount::pivot(self.root()?)?;
+                mount::drop_old_root()
+            }
+            Step::Restrict { path, attributes } => mount::restrict(self.open(path)?.as_fd(), *attributes),
+            Step::Hostname(name) => process::set_hostname(name),
+            Step::LoopbackUp => network::loopback_up(),
+            Step::CgroupNamespace => process::unshare_cgroup_namespace(),
+            Step::LandlockScopes => landlock::restrict_scopes().map(drop),
+            Step::LandlockRules { writable } => {
+                self.rules = landlock::file_rules(writable)?;
+                Ok(())
+            }
+            Step::BecomeRoot => {
+                credentials::clear_groups()?;
+                credentials::set_gid(0)?;
+                credentials::set_uid(0)?;
+                // A change of credentials disarms the death signal.
+                process::die_with_parent()
+            }
+        }
+    }
+
+    fn root(&self) -> Result<BorrowedFd<'_>, CallError> {
+        self.root.as_ref().map(AsFd::as_fd).ok_or_else(missing_slot)
+    }
+
+    fn open(&self, place: &Place) -> Result<OwnedFd, CallError> {
+        match place {
+            Place::Host(path) => mount::open_path(&text(path)),
+            Place::Root(path) => mount::open_inside(self.root()?, &text(path)),
+        }
+    }
+
+    fn open_directory(&self, place: &Place) -> Result<OwnedFd, CallError> {
+        match place {
+            Place::Host(path) => mount::open_directory(&text(path)),
+            Place::Root(path) => mount::open_directory_inside(self.root()?, &text(path)),
+        }
+    }
+
+    /// The directory that holds `place`, and its last component.
+    fn parent(&self, place: &Place) -> Result<(OwnedFd, CString), CallError> {
+        let (Place::Host(path) | Place::Root(path)) = place;
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let parent = if parent.is_empty() { "/" } else { parent };
+        let place = match place {
+            Place::Host(_) => Place::Host(parent.into()),
+            Place::Root(_) => Place::Root(parent.into()),
+        };
+        Ok((self.open(&place)?, text(name)))
+    }
+
+    fn clone_tree(&self, source: &Place, attributes: u64) -> Result<OwnedFd, CallError> {
+        let tree = mount::clone_tree(self.open(source)?.as_fd(), c"")?;
+        if attributes != 0 {
+            mount::restrict(tree.as_fd(), attributes)?;
+        }
+        Ok(tree)
+    }
+
+    fn clone_host_tree(&mut self, slot: Slot, source: &str, attributes: u64) -> Result<(), CallError> {
+        let tree = mount::clone_trees(mount::open_path(&text(source))?.as_fd())?;
+        mount::restrict_all(tree.as_fd(), attributes)?;
+        self.slots.insert(slot, tree);
+        Ok(())
+    }
+
+    fn attach(&self, slot: Slot, target: &Place) -> Result<(), CallError> {
+        let tree = self.slots.get(&slot).ok_or_else(missing_slot)?;
+        mount::attach(tree.as_fd(), self.open(target)?.as_fd())
+    }
+
+    fn directory(&self, path: &Place, mode: u32, (uid, gid): (u32, u32)) -> Result<(), CallError> {
+        let (parent, name) = self.parent(path)?;
+        if mount::make_directory(parent.as_fd(), &name, mode)? {
+            // mkdir is subject to the umask, and the owner is init.
+            mount::change_mode(parent.as_fd(), &name, mode)?;
+            return match (uid, gid) {
+                (0, 0) => Ok(()),
+                _ => mount::change_owner(parent.as_fd(), &name, uid, gid),
+            };
+        }
+        mount::open_directory_inside(parent.as_fd(), &name).map(drop)
+    }
+}

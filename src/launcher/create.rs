@@ -1,0 +1,136 @@
+//! One sandbox: clone, then what only the outside can do for it, then word that it may go on.
+//!
+//! Invariant: when a step fails the clone is killed and reaped before the failure is told.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+
+use crate::init;
+use crate::plan::messages::Go;
+use crate::plan::{OutsideStep, Plan, Slot, StepFailure};
+use crate::sys::mount::attribute;
+use crate::sys::process::{self, Cloned};
+use crate::sys::{CallError, channel, mount, socket};
+
+/// A sandbox whose init has been told to go on.
+pub struct Created {
+    /// Of init, in our pid namespace.
+    pub pid: i32,
+    /// Of init.
+    pub pidfd: OwnedFd,
+    /// The server's end of the control socket.
+    pub control: OwnedFd,
+}
+
+/// Makes the process and does the outside steps.
+pub fn sandbox(plan: &Plan) -> Result<Created, StepFailure> {
+    let (ours, theirs) = socket::pair().map_err(|error| failure("init", "make the control socket", error))?;
+    let group = plan
+        .born_in
+        .as_ref()
+        .map(|directory| mount::open_directory(&path_text(directory)))
+        .transpose()
+        .map_err(|error| failure("cgroup", "open the group", error))?;
+    let flags = plan.namespaces | libc::CLONE_PIDFD as u64;
+    let cloned = process::clone(flags, group.as_ref().map(AsFd::as_fd));
+    match cloned.map_err(|error| failure("namespaces", "clone into new namespaces", error))? {
+        Cloned::Child => {
+            drop(ours);
+            init::main(plan, theirs)
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop(theirs);
+            let pidfd = pidfd.ok_or_else(|| failure("pid", "clone", CallError { call: "clone3", errno: Errno::BADF }))?;
+            match outside(&plan.outside, pid, &ours) {
+                Ok(()) => Ok(Created { pid, pidfd, control: ours }),
+                Err(failure) => {
+                    // It waits for word from us and can do no harm; it must be gone before the failure is told.
+                    process::kill_pidfd(pidfd.as_fd()).ok();
+                    rustix::process::waitid(
+                        rustix::process::WaitId::PidFd(pidfd.as_fd()),
+                        rustix::process::WaitIdOptions::EXITED,
+                    )
+                    .ok();
+                    Err(failure)
+                }
+            }
+        }
+    }
+}
+
+fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), StepFailure> {
+    let (mut slots, mut trees): (Vec<Slot>, Vec<OwnedFd>) = (Vec::new(), Vec::new());
+    let mut users = None;
+    for step in steps {
+        let done = match step {
+            OutsideStep::DenySetgroups => write(pid, "setgroups", "deny"),
+            OutsideStep::UidMap(map) => write(pid, "uid_map", map),
+            OutsideStep::GidMap(map) => write(pid, "gid_map", map),
+            OutsideStep::MapByHelper { program, arguments } => map_by_helper(program, pid, arguments),
+            OutsideStep::JoinCgroup { procs } => write_file(procs, &pid.to_string(), "write cgroup.procs"),
+            OutsideStep::OwnCgroup { procs, uid } => mount::give_to(&path_text(procs), *uid),
+            OutsideStep::CloneTree { slot, source } => clone_tree(source, pid, &mut users).map(|tree| {
+                slots.push(*slot);
+                trees.push(tree);
+            }),
+        };
+        done.map_err(|error| failure(step.wall(), &step.to_string(), error))?;
+    }
+    let descriptors: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+    channel::send(control.as_fd(), &Go { slots }, &descriptors)
+        .map_err(|_| failure("init", "tell init to go on", CallError { call: "sendmsg", errno: Errno::PIPE }))
+}
+
+fn clone_tree(source: &str, pid: i32, users: &mut Option<OwnedFd>) -> Result<OwnedFd, CallError> {
+    let tree = mount::clone_tree(mount::open_path(&path_text(source))?.as_fd(), c"")?;
+    let namespace = match users {
+        Some(namespace) => namespace,
+        None => users.insert(mount::open_readable(&path_text(&format!("/proc/{pid}/ns/user")))?),
+    };
+    let attributes = attribute::READ_ONLY | attribute::NO_SETUID | attribute::NO_DEVICES;
+    mount::map_ids(tree.as_fd(), namespace.as_fd(), attributes)?;
+    Ok(tree)
+}
+
+fn write(pid: i32, file: &'static str, text: &str) -> Result<(), CallError> {
+    let call = match file {
+        "setgroups" => "write setgroups",
+        "uid_map" => "write uid_map",
+        _ => "write gid_map",
+    };
+    write_file(&format!("/proc/{pid}/{file}"), text, call)
+}
+
+fn write_file(path: &str, text: &str, call: &'static str) -> Result<(), CallError> {
+    // One write: the kernel takes a map only whole. Nothing is created: the file is the kernel's.
+    let written = fs::OpenOptions::new().write(true).open(path).and_then(|mut file| {
+        use std::io::Write;
+        file.write_all(text.as_bytes())
+    });
+    written.map_err(|error| CallError { call, errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) })
+}
+
+fn map_by_helper(program: &str, pid: i32, arguments: &[String]) -> Result<(), CallError> {
+    let refused = CallError { call: "newuidmap", errno: Errno::PERM };
+    let status = Command::new(program)
+        .arg(pid.to_string())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .env_clear()
+        .status()
+        .map_err(|error| CallError { errno: Errno::from_io_error(&error).unwrap_or(Errno::IO), ..refused })?;
+    if status.success() { Ok(()) } else { Err(refused) }
+}
+
+/// A plan's strings hold no NUL; one that does is not found.
+fn path_text(path: &str) -> std::ffi::CString {
+    std::ffi::CString::new(path).unwrap_or_default()
+}
+
+fn failure(wall: &str, step: &str, error: CallError) -> StepFailure {
+    StepFailure { step: step.into(), wall: wall.into(), call: error.call.into(), errno: error.raw() }
+}

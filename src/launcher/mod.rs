@@ -1,0 +1,217 @@
+//! The only maker of sandboxes: a process of one thread, executed afresh from a sealed memory file, with none of the
+//! server's secrets in its memory.
+//!
+//! Invariants: one thread, so that cloning without exec is sound; it owns every sandbox's pidfd and cgroup directories until
+//! they are gone; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. Read `create` for
+//! the steps around the clone.
+
+mod create;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::event::epoll;
+
+use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag};
+use crate::sys::channel::{self, ChannelError};
+use crate::sys::process::{self, Reaped};
+use crate::sys::socket::Wait;
+use crate::sys::{CallError, error::Named};
+
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 64;
+
+/// How often a directory that is still busy is tried again, and how long between.
+const REMOVALS_MAX: u32 = 200;
+const REMOVAL_PAUSE_MS: u64 = 10;
+
+const SERVER_EVENT: u64 = u64::MAX;
+
+/// A sandbox that lives.
+struct Sandbox {
+    pid: i32,
+    pidfd: OwnedFd,
+    cgroups: Vec<String>,
+}
+
+struct Launcher {
+    server: OwnedFd,
+    events: OwnedFd,
+    sandboxes: BTreeMap<Tag, Sandbox>,
+    /// Directories that the kernel still called busy, with the number of tries.
+    removals: Vec<(String, u32)>,
+    /// What goes last.
+    at_end: Vec<String>,
+}
+
+/// Runs until the server is gone. The exit code is for nobody but a person who starts this by hand.
+pub fn main() -> u8 {
+    let Ok(server) = process::adopt_descriptor(SERVER_SOCKET) else {
+        eprintln!("error: `codebeaker launcher` is started by the server, with its socket as descriptor {SERVER_SOCKET}");
+        return 2;
+    };
+    match Launcher::new(server).and_then(|mut launcher| launcher.run()) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: the launcher ended: {error}");
+            1
+        }
+    }
+}
+
+impl Launcher {
+    fn new(server: OwnedFd) -> Result<Self, ChannelError> {
+        process::set_name(c"cb-launcher")?;
+        if rustix::process::geteuid().is_root() {
+            // Without privilege the maps of a process that is not dumpable could not be written: its files in /proc belong to
+            // root. Then only the server's own user could trace this process, who could trace the server as well.
+            process::hide_from_tracers()?;
+        }
+        process::new_session()?;
+        process::close_from(SERVER_SOCKET + 1)?;
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC).named("epoll_create1")?;
+        watch(events.as_fd(), server.as_fd(), SERVER_EVENT)?;
+        Ok(Self { server, events, sandboxes: BTreeMap::new(), removals: Vec::new(), at_end: Vec::new() })
+    }
+
+    fn run(&mut self) -> Result<(), ChannelError> {
+        let mut buffer = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            self.wait(&mut buffer)?;
+            let happened: Vec<u64> = buffer.drain(..).map(|event: epoll::Event| event.data.u64()).collect();
+            for tag in happened {
+                if tag != SERVER_EVENT {
+                    self.over(tag)?;
+                } else if !self.serve()? {
+                    return self.end_all();
+                }
+            }
+            self.remove_directories();
+        }
+    }
+
+    fn wait(&self, buffer: &mut Vec<epoll::Event>) -> Result<(), CallError> {
+        let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: REMOVAL_PAUSE_MS as i64 * 1_000_000 };
+        let timeout = (!self.removals.is_empty()).then_some(&pause);
+        match epoll::wait(self.events.as_fd(), rustix::buffer::spare_capacity(buffer), timeout) {
+            Ok(_) => Ok(()),
+            Err(errno) if process::interrupted(errno) => Ok(()),
+            Err(errno) => Err(CallError { call: "epoll_wait", errno }),
+        }
+    }
+
+    /// One request; false when the server is gone.
+    fn serve(&mut self) -> Result<bool, ChannelError> {
+        match channel::receive::<LauncherRequest>(self.server.as_fd(), Wait::No) {
+            Ok(received) => self.request(received.message).map(|()| true),
+            Err(ChannelError::Empty) => Ok(true),
+            Err(ChannelError::Closed) => Ok(false),
+            Err(error) => {
+                // The server is our own binary: garbage means that something is badly wrong, so everything ends.
+                eprintln!("error: the launcher can't read its socket: {error}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn request(&mut self, request: LauncherRequest) -> Result<(), ChannelError> {
+        match request {
+            LauncherRequest::Create(request) => self.create(*request),
+            LauncherRequest::RemoveAtEnd(directories) => {
+                self.at_end = directories;
+                Ok(())
+            }
+            LauncherRequest::End(tag) => {
+                if let Some(sandbox) = self.sandboxes.get(&tag) {
+                    // One that has just ended is reaped by its own event.
+                    process::kill_pidfd(sandbox.pidfd.as_fd()).ok();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn create(&mut self, request: CreateRequest) -> Result<(), ChannelError> {
+        let CreateRequest { sandbox: tag, plan, cgroups } = request;
+        match create::sandbox(&plan) {
+            Ok(created) => {
+                watch(self.events.as_fd(), created.pidfd.as_fd(), tag)?;
+                self.sandboxes.insert(tag, Sandbox { pid: created.pid, pidfd: created.pidfd, cgroups });
+                self.tell(&LauncherMessage::Created(tag), &[created.control.as_fd()])
+            }
+            Err(failure) => {
+                self.removals.extend(cgroups.into_iter().map(|directory| (directory, 0)));
+                self.tell(&LauncherMessage::Refused(tag, failure), &[])
+            }
+        }
+    }
+
+    /// The init of a sandbox has ended, and with it everything in it.
+    fn over(&mut self, tag: Tag) -> Result<(), ChannelError> {
+        let Some(pid) = self.sandboxes.get(&tag).map(|sandbox| sandbox.pid) else { return Ok(()) };
+        let Reaped::Ended(ended) = process::reap(pid)? else { return Ok(()) };
+        if let Some(sandbox) = self.sandboxes.remove(&tag) {
+            self.removals.extend(sandbox.cgroups.into_iter().map(|directory| (directory, 0)));
+        }
+        self.tell(&LauncherMessage::Gone { sandbox: tag, status: ended.status }, &[])
+    }
+
+    /// A server that is gone is noticed at the next event, not here.
+    fn tell(&self, message: &LauncherMessage, descriptors: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        match channel::send(self.server.as_fd(), message, descriptors) {
+            Err(ChannelError::Closed) => Ok(()),
+            sent => sent,
+        }
+    }
+
+    fn remove_directories(&mut self) {
+        let waiting = std::mem::take(&mut self.removals);
+        self.removals = waiting
+            .into_iter()
+            .filter_map(|(directory, tries)| match std::fs::remove_dir(PathBuf::from(&directory)) {
+                Ok(()) => None,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(_) if tries < REMOVALS_MAX => Some((directory, tries + 1)),
+                Err(error) => {
+                    eprintln!("warning: a cgroup could not be removed: {error}");
+                    None
+                }
+            })
+            .collect();
+    }
+
+    /// The server is gone: nothing may stay.
+    fn end_all(&mut self) -> Result<(), ChannelError> {
+        for sandbox in self.sandboxes.values() {
+            process::kill_pidfd(sandbox.pidfd.as_fd()).ok();
+        }
+        let mut buffer = Vec::with_capacity(EVENTS_MAX);
+        epoll::delete(self.events.as_fd(), self.server.as_fd()).named("epoll_ctl")?;
+        while !self.sandboxes.is_empty() {
+            self.wait(&mut buffer)?;
+            for event in buffer.drain(..) {
+                self.over(event.data.u64())?;
+            }
+        }
+        self.wait_for_removals();
+        for directory in std::mem::take(&mut self.at_end) {
+            // One that the launcher itself stands in stays for the next start.
+            std::fs::remove_dir(directory).ok();
+        }
+        Ok(())
+    }
+
+    fn wait_for_removals(&mut self) {
+        self.remove_directories();
+        while !self.removals.is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(REMOVAL_PAUSE_MS));
+            self.remove_directories();
+        }
+    }
+}
+
+fn watch(events: BorrowedFd<'_>, fd: BorrowedFd<'_>, data: u64) -> Result<(), CallError> {
+    debug_assert!(fd.as_raw_fd() >= 0);
+    epoll::add(events, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN).named("epoll_ctl")
+}

@@ -1,0 +1,142 @@
+//! What travels on the control sockets: server ↔ launcher, server ↔ init.
+//!
+//! Every receiver treats a message as untrusted: `sys::channel` bounds and decodes it, and a tag that nobody waits for is
+//! dropped.
+
+use serde::{Deserialize, Serialize};
+
+use super::files::{FileCommand, FileError, FileReply};
+use super::{Plan, StepFailure};
+
+/// Number that the server gives a sandbox, an execution or a file command, to tell answers apart.
+pub type Tag = u64;
+
+/// The descriptor under which the launcher finds the server's socket.
+pub const SERVER_SOCKET: i32 = 3;
+
+/// Server → launcher.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum LauncherRequest {
+    /// Make a sandbox.
+    Create(Box<CreateRequest>),
+    /// End a sandbox and all in it.
+    End(Tag),
+    /// Directories to remove when the server is gone and every sandbox with it, deepest first: its own cgroups.
+    RemoveAtEnd(Vec<String>),
+}
+
+/// One sandbox to make.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// Named in every answer.
+    pub sandbox: Tag,
+    /// What to do.
+    pub plan: Plan,
+    /// Cgroup directories to remove when it is over, deepest first.
+    pub cgroups: Vec<String>,
+}
+
+/// Launcher → server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum LauncherMessage {
+    /// The process exists; its control socket comes along. It reports [`InitMessage::Ready`] there.
+    Created(Tag),
+    /// It could not be made, and nothing is left of it.
+    Refused(Tag, StepFailure),
+    /// No process of it lives any more; its cgroups are removed or about to be.
+    Gone {
+        /// Which.
+        sandbox: Tag,
+        /// The raw wait status of its init.
+        status: i32,
+    },
+}
+
+/// Launcher → init, the first message on the control socket: the maps are written, the detached trees come along.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Go {
+    /// Slot of each descriptor, in order.
+    pub slots: Vec<u8>,
+}
+
+/// Server → init.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum InitRequest {
+    /// Start a program; stdin, stdout, stderr come along.
+    Execute(ExecuteRequest),
+    /// Do something with files.
+    File(Tag, FileCommand),
+    /// Send a signal to the process group of a program.
+    Signal(Tag, i32),
+    /// End a program and all its descendants.
+    End(Tag),
+}
+
+/// A program to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecuteRequest {
+    /// Named in every answer.
+    pub execution: Tag,
+    /// Program and arguments; the first is searched in `PATH` of `environment` unless it holds a slash.
+    pub arguments: Vec<Vec<u8>>,
+    /// `NAME=value` each.
+    pub environment: Vec<Vec<u8>>,
+    /// Where it starts, with the program's own rights.
+    pub directory: Vec<u8>,
+}
+
+/// Init → server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum InitMessage {
+    /// Every wall stands.
+    Ready,
+    /// A wall could not be built; init ends.
+    Failed(StepFailure),
+    /// A program ended, and with it all its descendants.
+    Ended {
+        /// Which.
+        execution: Tag,
+        /// How.
+        end: ProgramEnd,
+    },
+    /// A file command is done.
+    FileDone(Tag, Result<FileReply, FileError>),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProgramEnd {
+    /// It ran.
+    Ran {
+        /// The raw wait status.
+        status: i32,
+        /// Time of it and what it waited for, in microseconds.
+        cpu_us: u64,
+        /// The session's quota had no byte or no inode left at its end.
+        quota_full: bool,
+    },
+    /// It never ran.
+    NotStarted(StartFailure),
+}
+
+/// Why a program did not start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFailure {
+    /// At what.
+    pub stage: StartStage,
+    /// The kernel's answer.
+    pub errno: i32,
+}
+
+/// Where a program's start failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartStage {
+    /// `clone3`: a pids limit, as a rule.
+    Fork,
+    /// A wall: its name. The program did not run.
+    Wall(String),
+    /// Its working directory.
+    Directory,
+    /// Finding or executing it.
+    Execute,
+}

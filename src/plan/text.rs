@@ -1,0 +1,197 @@
+//! How a plan reads: one line a step, as `codebeaker plan` prints it, and the wall each step belongs to.
+
+use std::fmt;
+
+use super::{Missing, OutsideStep, Place, Plan, ProgramStep, Step};
+
+/// The namespaces in the order they are named.
+pub const NAMESPACES: [(u64, &str); 8] = [
+    (libc::CLONE_NEWUSER as u64, "user"),
+    (libc::CLONE_NEWNS as u64, "mount"),
+    (libc::CLONE_NEWPID as u64, "pid"),
+    (libc::CLONE_NEWNET as u64, "network"),
+    (libc::CLONE_NEWIPC as u64, "ipc"),
+    (libc::CLONE_NEWUTS as u64, "uts"),
+    (libc::CLONE_NEWCGROUP as u64, "cgroup"),
+    (libc::CLONE_NEWTIME as u64, "time"),
+];
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> =
+            NAMESPACES.iter().filter(|(flag, _)| self.namespaces & flag != 0).map(|(_, name)| *name).collect();
+        writeln!(f, "clone new namespaces: {}", names.join(" "))?;
+        if let Some(group) = &self.born_in {
+            writeln!(f, "  born in the group {group}")?;
+        }
+        writeln!(f, "\noutside, by the launcher:")?;
+        for step in &self.outside {
+            writeln!(f, "  {:<14} {step}", step.wall())?;
+        }
+        writeln!(f, "\ninside, by init:")?;
+        for step in &self.inside {
+            writeln!(f, "  {:<14} {step}", step.wall())?;
+        }
+        writeln!(f, "\neach program, between fork and exec:")?;
+        for step in &self.program {
+            writeln!(f, "  {:<14} {step}", step.wall())?;
+        }
+        writeln!(f, "\nfile commands act as {}:{}", self.file_uid, self.file_gid)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(path) => write!(f, "host:{path}"),
+            Self::Root(path) => write!(f, "{path}"),
+        }
+    }
+}
+
+impl OutsideStep {
+    /// The wall this step belongs to.
+    pub fn wall(&self) -> &'static str {
+        match self {
+            Self::DenySetgroups | Self::UidMap(_) | Self::GidMap(_) | Self::MapByHelper { .. } => "user",
+            Self::JoinCgroup { .. } | Self::OwnCgroup { .. } => "cgroup",
+            Self::CloneTree { .. } => "mount",
+        }
+    }
+}
+
+impl fmt::Display for OutsideStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DenySetgroups => f.write_str("setgroups deny"),
+            Self::UidMap(map) => write!(f, "uid_map {map}"),
+            Self::GidMap(map) => write!(f, "gid_map {map}"),
+            Self::MapByHelper { program, arguments } => write!(f, "{program} PID {}", arguments.join(" ")),
+            Self::JoinCgroup { procs } => write!(f, "write the pid to {procs}"),
+            Self::OwnCgroup { procs, uid } => write!(f, "chown {procs} {uid}"),
+            Self::CloneTree { slot, source } => write!(f, "open_tree {source} -> #{slot}, read-only, ids mapped"),
+        }
+    }
+}
+
+impl Step {
+    /// The wall this step belongs to.
+    pub fn wall(&self) -> &'static str {
+        match self {
+            Self::PrivateMounts
+            | Self::Mount { .. }
+            | Self::CloneTree { .. }
+            | Self::CloneHostTree { .. }
+            | Self::Attach { .. }
+            | Self::Directory { .. }
+            | Self::Own { .. }
+            | Self::Cover { .. }
+            | Self::File { .. }
+            | Self::Symlink { .. }
+            | Self::TakeRoot { .. }
+            | Self::WatchQuota { .. }
+            | Self::PivotRoot
+            | Self::Restrict { .. } => "mount",
+            Self::Hostname(_) => "uts",
+            Self::LoopbackUp => "network",
+            Self::CgroupNamespace => "cgroup",
+            Self::LandlockScopes | Self::LandlockRules { .. } => "landlock",
+            Self::BecomeRoot => "user",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PrivateMounts => f.write_str("mount / private, recursively"),
+            Self::Mount { slot, kind, options, attributes } => {
+                let options: Vec<String> = options
+                    .iter()
+                    .map(|(key, value)| if value.is_empty() { key.clone() } else { format!("{key}={value}") })
+                    .collect();
+                write!(f, "fsmount {kind} [{}]{} -> #{slot}", options.join(","), Attributes(*attributes))
+            }
+            Self::CloneTree { slot, source, attributes } => {
+                write!(f, "open_tree {source}{} -> #{slot}", Attributes(*attributes))
+            }
+            Self::CloneHostTree { slot, source, attributes } => {
+                write!(f, "open_tree host:{source}, recursively{} -> #{slot}", Attributes(*attributes))
+            }
+            Self::Attach { slot, target } => write!(f, "move_mount #{slot} -> {target}"),
+            Self::Directory { path, mode, owner } => write!(f, "mkdir {path} {mode:04o} {}:{}", owner.0, owner.1),
+            Self::Own { path, owner } => write!(f, "chown {path} {}:{}", owner.0, owner.1),
+            Self::Cover { path, source, attributes, missing } => {
+                let condition = match missing {
+                    Missing::Fails => "",
+                    Missing::Skips => " where it exists",
+                };
+                write!(f, "cover {path} with {source}{}{condition}", Attributes(*attributes))
+            }
+            Self::File { path } => write!(f, "create {path}"),
+            Self::Symlink { target, path } => write!(f, "symlink {path} -> {target}"),
+            Self::TakeRoot { slot } => write!(f, "take #{slot} as the root"),
+            Self::WatchQuota { path } => write!(f, "watch the quota of {path}"),
+            Self::PivotRoot => f.write_str("pivot_root, detach the host's"),
+            Self::Restrict { path, attributes } => write!(f, "mount_setattr {path}{}", Attributes(*attributes)),
+            Self::Hostname(name) => write!(f, "sethostname {name}"),
+            Self::LoopbackUp => f.write_str("loopback up"),
+            Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
+            Self::LandlockScopes => f.write_str("scope signals and abstract sockets"),
+            Self::LandlockRules { writable } => write!(f, "rules: change only below {}", writable.join(" ")),
+            Self::BecomeRoot => f.write_str("become 0:0, no other groups"),
+        }
+    }
+}
+
+/// Mount attributes as words.
+struct Attributes(u64);
+
+impl fmt::Display for Attributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use crate::sys::mount::attribute as a;
+        for (bit, word) in [(a::READ_ONLY, "ro"), (a::NO_SETUID, "nosuid"), (a::NO_DEVICES, "nodev"), (a::NO_EXEC, "noexec")] {
+            if self.0 & bit != 0 {
+                write!(f, " {word}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ProgramStep {
+    /// The wall this step belongs to.
+    pub fn wall(&self) -> &'static str {
+        match self {
+            Self::Rlimit { .. } => "rlimits",
+            Self::CgroupNamespace | Self::OomScore(_) => "cgroup",
+            Self::Securebits(_) | Self::BoundingSet { .. } | Self::Capabilities { .. } => "capabilities",
+            Self::ClearGroups | Self::Gid(_) | Self::Uid(_) => "user",
+            Self::AdoptOrphans | Self::DieWithInit => "pid",
+            Self::NoNewPrivs => "no_new_privs",
+            Self::Landlock => "landlock",
+            Self::Seccomp(_) => "seccomp",
+        }
+    }
+}
+
+impl fmt::Display for ProgramStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rlimit { name, limit, .. } => write!(f, "{name} {limit}"),
+            Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
+            Self::OomScore(score) => write!(f, "oom_score_adj {score}"),
+            Self::Securebits(bits) => write!(f, "securebits {bits:#x}"),
+            Self::BoundingSet { keep } => write!(f, "bounding set {keep:#x}"),
+            Self::ClearGroups => f.write_str("setgroups to none"),
+            Self::Gid(gid) => write!(f, "setresgid {gid}"),
+            Self::Uid(uid) => write!(f, "setresuid {uid}"),
+            Self::Capabilities { keep } => write!(f, "capset {keep:#x}, ambient empty"),
+            Self::AdoptOrphans => f.write_str("child subreaper"),
+            Self::DieWithInit => f.write_str("die with init"),
+            Self::NoNewPrivs => f.write_str("no_new_privs"),
+            Self::Landlock => f.write_str("apply the file rules"),
+            Self::Seccomp(program) => write!(f, "filter of {} instructions", program.len() / 8),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! One session's groups: what the launcher needs to fill them, what the server reads from them.
+//!
+//! Invariant: groups that nobody has taken over are removed when the value is dropped.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use super::CgroupError;
+use crate::command::Usage;
+use crate::sandbox::enforcement::WallState;
+
+/// Groups of one session.
+#[derive(Debug)]
+pub struct SessionCgroup {
+    /// `cgroup.procs` files that take the pid of init (v1 hierarchies).
+    pub join: Vec<PathBuf>,
+    /// v2 group that init is born in (CLONE_INTO_CGROUP).
+    pub born_in: Option<PathBuf>,
+    /// v2 leaf that programs are born in; absent: they share init's group.
+    pub run: Option<PathBuf>,
+    /// `cgroup.kill` of the whole session.
+    pub kill: Option<PathBuf>,
+    /// Every group, deepest first, for rmdir(2).
+    pub directories: Vec<PathBuf>,
+    /// `memory`, `pids`, `cpu`, for `enforcement`.
+    pub limits: Vec<WallState>,
+    pub(super) memory: Option<PathBuf>,
+    pub(super) pids: Option<PathBuf>,
+    pub(super) cpuacct: Option<PathBuf>,
+    pub(super) v2: Option<PathBuf>,
+    remover: Remover,
+}
+
+/// Who removes the groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remover {
+    ThisValue,
+    SomebodyElse,
+}
+
+/// Counters since the groups were made; compare two readings to judge one execution.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CgroupEvents {
+    /// Processes that the kernel ended for want of memory.
+    pub oom_kills: u64,
+    /// Forks and clones that were refused.
+    pub pids_refusals: u64,
+}
+
+/// Whether the peaks start anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeakReset {
+    /// The memory peak counts from now.
+    Reset,
+    /// The kernel keeps the session's peak; an execution's own can't be told.
+    Kept,
+}
+
+impl SessionCgroup {
+    /// No group at all.
+    pub(super) fn empty() -> Self {
+        Self {
+            join: Vec::new(),
+            born_in: None,
+            run: None,
+            kill: None,
+            directories: Vec::new(),
+            limits: Vec::new(),
+            memory: None,
+            pids: None,
+            cpuacct: None,
+            v2: None,
+            remover: Remover::ThisValue,
+        }
+    }
+
+    /// From now on somebody else (the launcher, who ends the processes) removes `directories`.
+    pub fn hand_over(&mut self) {
+        self.remover = Remover::SomebodyElse;
+    }
+
+    /// What happened so far. A file that is gone counts nothing: the session has ended.
+    pub fn events(&self) -> CgroupEvents {
+        let oom = |group: &Path| {
+            let file = if self.memory_is_v2() { "memory.events" } else { "memory.oom_control" };
+            counter(&group.join(file), "oom_kill")
+        };
+        let refused = |group: &Path| counter(&group.join("pids.events"), "max");
+        // Kernels before 6.11 count a refusal in the group that tried to fork, later ones in the group that has the limit.
+        let leaves: u64 = if self.pids.is_some() && self.pids == self.v2 {
+            self.directories.iter().filter(|group| Some(*group) != self.v2.as_ref()).map(|leaf| refused(leaf)).sum()
+        } else {
+            0
+        };
+        CgroupEvents {
+            oom_kills: self.memory.as_deref().map_or(0, oom),
+            pids_refusals: self.pids.as_deref().map_or(0, refused) + leaves,
+        }
+    }
+
+    /// What the session used so far; absent where the kernel does not tell.
+    pub fn usage(&self) -> Usage {
+        let memory_file = if self.memory_is_v2() { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        let cpu_ms = match (&self.v2, &self.cpuacct) {
+            (Some(group), _) => keyed(&group.join("cpu.stat"), "usage_usec").map(|us| us / 1_000),
+            (None, Some(group)) => number(&group.join("cpuacct.usage")).map(|ns| ns / 1_000_000),
+            (None, None) => None,
+        };
+        Usage {
+            cpu_ms,
+            memory_peak_bytes: self.memory.as_ref().and_then(|group| number(&group.join(memory_file))),
+            pids_peak: self.pids.as_ref().and_then(|group| number(&group.join("pids.peak"))),
+        }
+    }
+
+    /// Lets the memory peak count from now. v2 keeps a peak per open descriptor only, so there it stays the session's.
+    pub fn reset_peak(&self) -> Result<PeakReset, CgroupError> {
+        match &self.memory {
+            Some(group) if !self.memory_is_v2() => {
+                let path = group.join("memory.max_usage_in_bytes");
+                fs::write(&path, "0").map_err(|source| CgroupError::Write { path, source })?;
+                Ok(PeakReset::Reset)
+            }
+            Some(_) | None => Ok(PeakReset::Kept),
+        }
+    }
+
+    /// Removes the groups. Everything in them must have been killed; the last exits may still be under way.
+    pub fn remove(mut self) -> Result<(), CgroupError> {
+        self.remover = Remover::SomebodyElse;
+        remove_directories(&self.directories)
+    }
+
+    fn memory_is_v2(&self) -> bool {
+        self.memory.is_some() && self.memory == self.v2
+    }
+}
+
+impl Drop for SessionCgroup {
+    fn drop(&mut self) {
+        if self.remover == Remover::ThisValue
+            && let Err(error) = remove_directories(&self.directories)
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a control group was left behind");
+        }
+    }
+}
+
+/// Removes groups in the given order (deepest first); goes on after a failure and returns the first.
+pub fn remove_directories(directories: &[PathBuf]) -> Result<(), CgroupError> {
+    let mut result = Ok(());
+    for directory in directories {
+        result = result.and(remove_directory(directory));
+    }
+    result
+}
+
+/// Removes one group, with patience for processes that are still exiting: at most 64 tries within about 0.3 s.
+pub(super) fn remove_directory(path: &Path) -> Result<(), CgroupError> {
+    const TRIES_MAX: u32 = 64;
+    const PAUSE: Duration = Duration::from_millis(5);
+    for attempt in 1.. {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && attempt < TRIES_MAX => thread::sleep(PAUSE),
+            Err(source) => return Err(CgroupError::Remove { path: path.to_owned(), source }),
+        }
+    }
+    Ok(())
+}
+
+/// The number after `key` in a flat-keyed file.
+fn keyed(path: &Path, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
+    value.trim().parse().ok()
+}
+
+fn counter(path: &Path, key: &str) -> u64 {
+    keyed(path, key).unwrap_or(0)
+}
+
+/// The only number in a file.
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,300 @@
+//! The server's own groups, and making a session's groups below them.
+//!
+//! Invariant: a half-made session group is removed before an error is returned.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use cgroups_rs::fs::MaxValue;
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::pid::PidController;
+
+use super::session::remove_directory;
+use super::{CPU_PERIOD_US, Carrier, CgroupError, CgroupHost, GROUP_PREFIX, SessionCgroup, V2Entry, cpu_quota_us, cpu_weight};
+use crate::id::EnvironmentId;
+use crate::sandbox::enforcement::{WallState, WallStatus};
+use crate::sandbox::spec::Limits;
+
+/// The groups `codebeaker-<server>`, one in each hierarchy that is used.
+#[derive(Debug)]
+pub struct CgroupTree {
+    memory: Place,
+    pids: Place,
+    cpu: Place,
+    cpuacct: Option<PathBuf>,
+    v2: Option<PathBuf>,
+    v2_controllers: Vec<&'static str>,
+    swap: SwapAccounting,
+}
+
+/// Where a limit is written: below which of the server's groups.
+#[derive(Debug, Clone)]
+enum Place {
+    V1(PathBuf),
+    V2(PathBuf),
+    Absent(String),
+}
+
+/// Whether the kernel counts swap per group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SwapAccounting {
+    Counted,
+    NotCounted,
+}
+
+impl CgroupTree {
+    /// Makes the server's groups. `None` when this process may make none (rootless without delegation).
+    ///
+    /// `server` is the server's id (`sandbox::state::ServerId`); [`Self::remove_stale`] judges by it whether the server lives.
+    pub fn open(host: &CgroupHost, server: &str) -> Result<Option<Self>, CgroupError> {
+        check_name(server)?;
+        if host.bases().is_empty() {
+            return Ok(None);
+        }
+        let name = format!("{GROUP_PREFIX}{server}");
+        for base in host.bases() {
+            ensure_directory(&base.join(&name))?;
+        }
+        let v2 = host.v2.as_ref().map(|tree| tree.base.join(&name));
+        let v2_controllers = host.v2_controllers();
+        if let Some(tree) = &host.v2 {
+            hand_down(&tree.base, &tree.base.join(&name), tree.entry, &v2_controllers)?;
+        }
+        let place = |carrier: &Carrier| match (carrier, &v2) {
+            (Carrier::V1(group), _) => Place::V1(group.join(&name)),
+            (Carrier::V2, Some(group)) => Place::V2(group.clone()),
+            (Carrier::V2, None) => Place::Absent("the v2 tree is gone".into()),
+            (Carrier::Absent { why }, _) => Place::Absent(why.clone()),
+        };
+        let memory = place(&host.memory);
+        Ok(Some(Self {
+            swap: swap_accounting(&memory),
+            memory,
+            pids: place(&host.pids),
+            cpu: place(&host.cpu),
+            cpuacct: host.cpuacct.as_ref().map(|group| group.join(&name)),
+            v2,
+            v2_controllers,
+        }))
+    }
+
+    /// Makes a session's groups and puts its limits in force.
+    pub fn create(&self, environment: &EnvironmentId, limits: &Limits) -> Result<SessionCgroup, CgroupError> {
+        let name = environment.as_str();
+        check_name(name)?;
+        let mut session = SessionCgroup::empty();
+        for parent in self.v1_parents() {
+            let group = parent.join(name);
+            make_directory(&group)?;
+            session.join.push(group.join("cgroup.procs"));
+            session.directories.push(group);
+        }
+        if let Some(parent) = &self.v2 {
+            self.create_v2(&parent.join(name), &mut session)?;
+        }
+        self.limit_memory(name, limits, &mut session)?;
+        self.limit_pids(name, limits, &mut session)?;
+        self.limit_cpu(name, limits, &mut session)?;
+        session.cpuacct = self.cpuacct.as_ref().map(|parent| parent.join(name));
+        Ok(session)
+    }
+
+    /// The server's own groups: what the launcher, which outlives the server, removes last.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        self.v1_parents().into_iter().chain(self.v2.as_deref()).map(Path::to_owned).collect()
+    }
+
+    /// Removes the server's own groups, once its sessions are gone. A group that this process itself stands in stays for
+    /// the next start to remove.
+    pub fn close(self) -> Result<(), CgroupError> {
+        let mut result = Ok(());
+        for group in self.v1_parents().into_iter().chain(self.v2.as_deref()) {
+            if group.join("server").exists() {
+                continue;
+            }
+            result = result.and(remove_directory(group));
+        }
+        result
+    }
+
+    /// The server's v1 groups, each once though several controllers may share a mount.
+    fn v1_parents(&self) -> Vec<&Path> {
+        let mut parents: Vec<&Path> = Vec::with_capacity(4);
+        for place in [&self.memory, &self.pids, &self.cpu] {
+            match place {
+                Place::V1(group) if !parents.contains(&group.as_path()) => parents.push(group),
+                Place::V1(_) | Place::V2(_) | Place::Absent(_) => {}
+            }
+        }
+        parents.extend(self.cpuacct.as_deref().filter(|group| !parents.contains(group)));
+        parents
+    }
+
+    /// With controllers: the group and its leaves `init` and `run`. Without (hybrid): one group, for birth and for killing.
+    fn create_v2(&self, group: &Path, session: &mut SessionCgroup) -> Result<(), CgroupError> {
+        make_directory(group)?;
+        session.directories.push(group.to_owned());
+        session.v2 = Some(group.to_owned());
+        let kill = group.join("cgroup.kill");
+        session.kill = kill.exists().then_some(kill);
+        if self.v2_controllers.is_empty() {
+            session.born_in = Some(group.to_owned());
+            return Ok(());
+        }
+        // Only these two: `run` needs memory for oom.group, and older kernels count a refused fork where it was tried.
+        let handed: Vec<&str> = self.v2_controllers.iter().copied().filter(|name| *name != "cpu").collect();
+        enable(group, &handed)?;
+        let (init, run) = (group.join("init"), group.join("run"));
+        for leaf in [&init, &run] {
+            make_directory(leaf)?;
+            session.directories.insert(0, leaf.clone());
+        }
+        if handed.contains(&"memory") {
+            write(&run.join("memory.oom.group"), "1")?;
+        }
+        session.born_in = Some(init);
+        session.run = Some(run);
+        Ok(())
+    }
+
+    fn limit_memory(&self, name: &str, limits: &Limits, session: &mut SessionCgroup) -> Result<(), CgroupError> {
+        let (group, v2) = match &self.memory {
+            Place::V1(parent) => (parent.join(name), false),
+            Place::V2(parent) => (parent.join(name), true),
+            Place::Absent(why) => {
+                session.limits.push(row("memory", WallStatus::Absent, why));
+                return Ok(());
+            }
+        };
+        let controller = MemController::new(group.clone(), PathBuf::new(), v2);
+        let bytes = i64::try_from(limits.memory_bytes.get()).unwrap_or(i64::MAX);
+        let failed = |limit| {
+            let path = group.clone();
+            move |source| CgroupError::Limit { limit, path, source }
+        };
+        controller.set_limit(bytes).map_err(failed("memory"))?;
+        let file = if v2 { "v2 memory.max" } else { "v1 memory.limit_in_bytes" };
+        if self.swap == SwapAccounting::Counted {
+            // v1 counts memory and swap together, v2 swap alone: either way nothing is left for swap.
+            controller.set_memswap_limit(if v2 { 0 } else { bytes }).map_err(failed("swap"))?;
+            session.limits.push(row("memory", WallStatus::Enforced, &format!("cgroup {file}, no swap")));
+        } else {
+            let detail = format!("cgroup {file}; the kernel does not count swap per group");
+            session.limits.push(row("memory", WallStatus::Degraded, &detail));
+        }
+        session.memory = Some(group);
+        Ok(())
+    }
+
+    fn limit_pids(&self, name: &str, limits: &Limits, session: &mut SessionCgroup) -> Result<(), CgroupError> {
+        let (group, version) = match &self.pids {
+            Place::V1(parent) => (parent.join(name), "v1"),
+            Place::V2(parent) => (parent.join(name), "v2"),
+            Place::Absent(why) => {
+                session.limits.push(row("pids", WallStatus::Absent, why));
+                return Ok(());
+            }
+        };
+        let most = i64::try_from(limits.pids).unwrap_or(i64::MAX);
+        PidController::new(group.clone(), PathBuf::new(), version == "v2")
+            .set_pid_max(MaxValue::Value(most))
+            .map_err(|source| CgroupError::Limit { limit: "pids", path: group.clone(), source })?;
+        session.limits.push(row("pids", WallStatus::Enforced, &format!("cgroup {version} pids.max")));
+        session.pids = Some(group);
+        Ok(())
+    }
+
+    fn limit_cpu(&self, name: &str, limits: &Limits, session: &mut SessionCgroup) -> Result<(), CgroupError> {
+        let (group, v2) = match &self.cpu {
+            Place::V1(parent) => (parent.join(name), false),
+            Place::V2(parent) => (parent.join(name), true),
+            Place::Absent(why) => {
+                session.limits.push(row("cpu", WallStatus::Absent, why));
+                return Ok(());
+            }
+        };
+        let failed = |source| CgroupError::Limit { limit: "cpu", path: group.clone(), source };
+        let controller = CpuController::new(group.clone(), PathBuf::new(), v2);
+        let weight = if v2 { cpu_weight(limits.cpu_shares) } else { limits.cpu_shares };
+        let default_weight = if v2 { 100 } else { 1024 };
+        if weight != default_weight {
+            controller.set_shares(weight).map_err(failed)?;
+        }
+        if let Some(cores) = limits.cpu_cores {
+            // A new v1 group has this period already; on v2 one line holds both.
+            let period = v2.then_some(CPU_PERIOD_US);
+            controller.set_cfs_quota_and_period(Some(cpu_quota_us(cores)), period).map_err(failed)?;
+        }
+        let words = if v2 { "cgroup v2 cpu.weight and cpu.max" } else { "cgroup v1 cpu.shares and cpu.cfs_quota_us" };
+        session.limits.push(row("cpu", WallStatus::Enforced, words));
+        Ok(())
+    }
+}
+
+fn row(name: &str, state: WallStatus, detail: &str) -> WallState {
+    WallState { name: name.to_owned(), state, detail: detail.to_owned() }
+}
+
+/// Lets the groups below `own` have the controllers; moves this process out of `base` first where it stands in the way.
+fn hand_down(base: &Path, own: &Path, entry: V2Entry, controllers: &[&str]) -> Result<(), CgroupError> {
+    if controllers.is_empty() {
+        return Ok(());
+    }
+    if entry == V2Entry::MoveSelf {
+        let leaf = own.join("server");
+        ensure_directory(&leaf)?;
+        write(&leaf.join("cgroup.procs"), "0")?;
+    }
+    enable(base, controllers)?;
+    enable(own, controllers)
+}
+
+/// Writes the controllers that `group` does not hand down yet.
+fn enable(group: &Path, controllers: &[&str]) -> Result<(), CgroupError> {
+    let file = group.join("cgroup.subtree_control");
+    let present = fs::read_to_string(&file).unwrap_or_default();
+    let is_missing = |name: &&&str| !present.split_whitespace().any(|word| word == **name);
+    let missing: Vec<String> = controllers.iter().filter(is_missing).map(|name| format!("+{name}")).collect();
+    if missing.is_empty() { Ok(()) } else { write(&file, &missing.join(" ")) }
+}
+
+fn swap_accounting(memory: &Place) -> SwapAccounting {
+    let file = match memory {
+        Place::V1(group) => group.join("memory.memsw.limit_in_bytes"),
+        Place::V2(group) => group.join("memory.swap.max"),
+        Place::Absent(_) => return SwapAccounting::NotCounted,
+    };
+    if file.exists() { SwapAccounting::Counted } else { SwapAccounting::NotCounted }
+}
+
+/// Server and environment ids are such words; anything else never becomes a path.
+fn check_name(name: &str) -> Result<(), CgroupError> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
+    if !name.is_empty() && name.len() <= 128 && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(CgroupError::Name { name: name.to_owned() })
+}
+
+/// A session's group must be new: one that exists would be shared with whoever made it.
+fn make_directory(path: &Path) -> Result<(), CgroupError> {
+    fs::create_dir(path).map_err(|source| CgroupError::Create { path: path.to_owned(), source })
+}
+
+/// The server's own groups may be there already: this process made them before.
+fn ensure_directory(path: &Path) -> Result<(), CgroupError> {
+    match make_directory(path) {
+        Err(CgroupError::Create { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
+    fs::write(path, text).map_err(|source| CgroupError::Write { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

@@ -1,0 +1,76 @@
+//! Profiles: `profiles/*.toml` parsed once into types. The three built-in ones are embedded in the binary.
+//!
+//! Invariant: a `Profile` is whole – its limits agree with each other, its filters are compiled and keep what no profile may
+//! allow shut. `profile::load` reads and checks the files; `seccomp` makes the filters.
+
+pub mod load;
+
+mod file;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use load::{ProfileError, Profiles};
+
+/// A named set of walls, seccomp filters and default limits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// `strict`, `default`, `permissive` or the operator's.
+    pub name: String,
+    /// As its file says.
+    pub version: String,
+    /// Of the profile file followed by its seccomp file, hexadecimal.
+    pub sha256: String,
+    /// Uid and gid of programs inside the session (65534, 1000, 0).
+    pub uid: u32,
+    /// Group of programs.
+    pub gid: u32,
+    /// Names of the capabilities(7) that programs keep (`CAP_CHOWN`), empty except in permissive.
+    pub capabilities: Vec<String>,
+    /// How `/` is built.
+    pub root_filesystem: RootFilesystem,
+    /// What the network namespace holds.
+    pub network: Network,
+    /// The compiled seccomp filters, in the order they are installed: the allow-list first, the deny-list last.
+    /// Each is an array of `struct sock_filter`, 8 bytes an instruction, native byte order.
+    pub seccomp: Vec<Vec<u8>>,
+    /// What a request that names no limits gets.
+    pub defaults: ProfileLimits,
+    /// The most a request may ask for.
+    pub maximum: ProfileLimits,
+}
+
+/// How `/` is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootFilesystem {
+    /// Read-only; `/workspace`, `/tmp` and `/dev/shm` are on a tmpfs.
+    ReadOnly,
+    /// An overlay whose upper layer is a tmpfs with a quota.
+    Overlay,
+}
+
+/// What the network namespace holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Nothing, loopback down.
+    None,
+    /// Loopback up.
+    Loopback,
+}
+
+/// The limits a profile states.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the fields of `spec::Limits`, in the same units")]
+pub struct ProfileLimits {
+    pub memory_bytes: u64,
+    pub pids: u64,
+    pub cpu_cores: Option<f64>,
+    pub disk_bytes: u64,
+    pub inodes: u64,
+    pub output_kept_bytes: u64,
+    pub output_killed_bytes: u64,
+    pub timeout: Duration,
+    pub open_files: u64,
+}

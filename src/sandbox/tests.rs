@@ -1,0 +1,149 @@
+//! What a plan holds, seen without root: one snapshot a profile kind, and the order that the kernel asks for.
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::plan::{Plan, ProgramStep, Step};
+
+use super::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
+use super::enforcement::WallStatus;
+use super::profile::{Network, Profile, ProfileLimits, RootFilesystem};
+use super::spec::Limits;
+
+fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
+    let limits = ProfileLimits {
+        memory_bytes: 512 << 20,
+        pids: 256,
+        cpu_cores: None,
+        disk_bytes: 256 << 20,
+        inodes: 65_536,
+        output_kept_bytes: 4 << 20,
+        output_killed_bytes: 64 << 20,
+        timeout: Duration::from_secs(60),
+        open_files: 4096,
+    };
+    Profile {
+        name: "test".into(),
+        version: "1".into(),
+        sha256: String::new(),
+        uid: 1000,
+        gid: 1000,
+        capabilities: Vec::new(),
+        root_filesystem,
+        network,
+        seccomp: vec![vec![0; 16], vec![0; 8]],
+        defaults: limits.clone(),
+        maximum: limits,
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        memory_bytes: NonZeroU64::new(512 << 20).expect("not zero"),
+        cpu_shares: 1024,
+        cpu_cores: None,
+        pids: 256,
+        disk_bytes: 256 << 20,
+        inodes: 65_536,
+        output_kept_bytes: 4 << 20,
+        output_killed_bytes: 64 << 20,
+        timeout: Duration::from_secs(60),
+        timeout_max: Duration::from_secs(300),
+        open_files: 4096,
+    }
+}
+
+fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -> Compiled {
+    let limits = limits();
+    compile(&Spec {
+        profile,
+        limits: &limits,
+        root: Root { lower: PathBuf::from("/images/host"), binds: vec![(PathBuf::from("/usr"), "/usr".into())] },
+        ids,
+        cgroup,
+        kernel: Kernel { time_namespace: true, landlock_abi, version: (6, 18) },
+    })
+}
+
+fn placed() -> Placement {
+    Placement { join: vec![PathBuf::from("/cgroup/memory/one/cgroup.procs")], ..Placement::default() }
+}
+
+const RANGE: Ids = Ids::Range { start: 0x1000_0000, count: 65_536 };
+
+fn default_plan() -> Plan {
+    compiled(&profile(RootFilesystem::Overlay, Network::Loopback), RANGE, placed(), 7).plan
+}
+
+#[test]
+fn the_plan_of_an_overlay_profile_as_root() {
+    insta::assert_snapshot!(default_plan().to_string());
+}
+
+#[test]
+fn the_plan_of_a_read_only_profile_with_a_single_id() {
+    let strict = profile(RootFilesystem::ReadOnly, Network::None);
+    let plan = compiled(&strict, Ids::Single { uid: 1001, gid: 1001 }, Placement::default(), 4).plan;
+    insta::assert_snapshot!(plan.to_string());
+}
+
+fn position(steps: &[ProgramStep], wanted: fn(&ProgramStep) -> bool) -> usize {
+    steps.iter().position(wanted).expect("the step is there")
+}
+
+#[test]
+fn a_program_loses_its_rights_in_the_order_that_the_kernel_allows() {
+    let steps = default_plan().program;
+    let bounding = position(&steps, |step| matches!(step, ProgramStep::BoundingSet { .. }));
+    let uid = position(&steps, |step| matches!(step, ProgramStep::Uid(_)));
+    let capabilities = position(&steps, |step| matches!(step, ProgramStep::Capabilities { .. }));
+    let death = position(&steps, |step| matches!(step, ProgramStep::DieWithInit));
+    let privileges = position(&steps, |step| matches!(step, ProgramStep::NoNewPrivs));
+    let landlock = position(&steps, |step| matches!(step, ProgramStep::Landlock));
+    let seccomp = position(&steps, |step| matches!(step, ProgramStep::Seccomp(_)));
+    assert!(bounding < uid && uid < capabilities && capabilities < death);
+    assert!(death < privileges && privileges < landlock && landlock < seccomp);
+    assert!(steps[seccomp..].iter().all(|step| matches!(step, ProgramStep::Seccomp(_))), "nothing comes after the filters");
+}
+
+#[test]
+fn everything_is_masked_before_the_host_goes_out_of_view() {
+    let steps = default_plan().inside;
+    let pivot = steps.iter().position(|step| matches!(step, Step::PivotRoot)).expect("a pivot");
+    let mask = steps.iter().rposition(|step| matches!(step, Step::Cover { .. })).expect("a mask");
+    assert!(mask < pivot, "the empty directory that covers others is on the host's side of the pivot");
+}
+
+#[test]
+fn a_read_only_profile_restricts_its_root_and_an_overlay_profile_does_not() {
+    let restricted = |profile: &Profile| {
+        compiled(profile, RANGE, placed(), 7)
+            .plan
+            .inside
+            .iter()
+            .any(|step| matches!(step, Step::Restrict { path: crate::plan::Place::Root(path), .. } if path == "/"))
+    };
+    assert!(restricted(&profile(RootFilesystem::ReadOnly, Network::None)));
+    assert!(!restricted(&profile(RootFilesystem::Overlay, Network::Loopback)));
+}
+
+#[test]
+fn what_the_host_lacks_is_told_and_not_hidden() {
+    let overlay = profile(RootFilesystem::Overlay, Network::Loopback);
+    let state = |compiled: &Compiled, name: &str| {
+        compiled.walls.iter().find(|row| row.name == name).map(|row| row.state).expect("a row for every wall")
+    };
+    let full = compiled(&overlay, RANGE, placed(), 7);
+    let poor = compiled(&overlay, Ids::Single { uid: 1, gid: 1 }, Placement::default(), 0);
+    assert_eq!(
+        (state(&full, "user"), state(&full, "cgroup"), state(&full, "landlock")),
+        (WallStatus::Enforced, WallStatus::Enforced, WallStatus::Enforced)
+    );
+    assert_eq!(
+        (state(&poor, "user"), state(&poor, "cgroup"), state(&poor, "landlock")),
+        (WallStatus::Degraded, WallStatus::Degraded, WallStatus::Absent)
+    );
+    assert!(poor.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
+    assert!(!full.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
+}

@@ -1,0 +1,67 @@
+//! A minimal `/dev`: six devices, its own pseudo-terminals, shared memory inside the quota.
+
+use crate::plan::{Place, Step};
+use crate::sandbox::compile::{Draft, Spec};
+use crate::sys::mount::attribute::{NO_DEVICES, NO_EXEC, NO_SETUID, READ_ONLY};
+
+use super::root::{host, inside};
+
+/// The devices of the OCI runtime specification's default list.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// The links of the same list.
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+];
+
+/// Group `tty` of Debian and most others, when groups are mapped.
+const TTY_GROUP: &str = "5";
+
+pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
+    let dev = draft.slot();
+    let options = vec![("size".into(), "65536".into()), ("nr_inodes".into(), "64".into()), ("mode".into(), "755".into())];
+    draft.inside.extend([
+        Step::Mount { slot: dev, kind: "tmpfs".into(), options, attributes: NO_SETUID | NO_EXEC },
+        Step::Attach { slot: dev, target: inside("/dev") },
+    ]);
+    for name in DEVICES {
+        let (slot, path) = (draft.slot(), inside(&format!("/dev/{name}")));
+        draft.inside.extend([
+            Step::CloneTree { slot, source: Place::Host(format!("/dev/{name}")), attributes: NO_SETUID | NO_EXEC },
+            Step::File { path: path.clone() },
+            Step::Attach { slot, target: path },
+        ]);
+    }
+    for (target, path) in LINKS {
+        draft.inside.push(Step::Symlink { target: target.into(), path: inside(path) });
+    }
+    for (path, mode) in [("/dev/pts", 0o755), ("/dev/shm", 0o1777)] {
+        draft.inside.push(Step::Directory { path: inside(path), mode, owner: (0, 0) });
+    }
+    terminals(draft, spec);
+    let shm = draft.slot();
+    let attributes = NO_SETUID | NO_DEVICES | NO_EXEC;
+    draft.inside.extend([
+        Step::CloneTree { slot: shm, source: host("/shm"), attributes },
+        Step::Attach { slot: shm, target: inside("/dev/shm") },
+        Step::Restrict { path: inside("/dev"), attributes: READ_ONLY },
+    ]);
+    draft.enforced("devices", "null, zero, full, random, urandom, tty and its own terminals");
+}
+
+fn terminals(draft: &mut Draft, spec: &Spec<'_>) {
+    let slot = draft.slot();
+    let mut options: Vec<(String, String)> =
+        vec![("newinstance".into(), String::new()), ("ptmxmode".into(), "0666".into()), ("mode".into(), "0620".into())];
+    if spec.has_id_range() {
+        options.push(("gid".into(), TTY_GROUP.into()));
+    }
+    draft.inside.extend([
+        Step::Mount { slot, kind: "devpts".into(), options, attributes: NO_SETUID | NO_EXEC },
+        Step::Attach { slot, target: inside("/dev/pts") },
+    ]);
+}

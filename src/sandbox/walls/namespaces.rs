@@ -1,0 +1,37 @@
+//! The namespaces besides user and cgroup, and what is set inside them.
+
+use crate::plan::Step;
+use crate::sandbox::compile::{Draft, Spec};
+use crate::sandbox::profile::Network;
+
+/// The name every sandbox has inside.
+const HOSTNAME: &str = "codebeaker";
+
+pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
+    let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    draft.namespaces |= flags as u64;
+    draft.inside.push(Step::PrivateMounts);
+    draft.enforced("pid", "its own pid namespace; init can't be signalled or traced from inside");
+    draft.enforced("ipc", "its own System V and POSIX queues");
+    if spec.kernel.time_namespace {
+        draft.namespaces |= libc::CLONE_NEWTIME as u64;
+        draft.enforced("time", "its own monotonic and boot clocks");
+    } else {
+        draft.absent("time", "the kernel has no time namespaces (Linux 5.6)");
+    }
+}
+
+pub(in crate::sandbox) fn hostname(draft: &mut Draft) {
+    draft.inside.push(Step::Hostname(HOSTNAME.into()));
+    draft.enforced("uts", "its own host name");
+}
+
+pub(in crate::sandbox) fn network(draft: &mut Draft, spec: &Spec<'_>) {
+    match spec.network() {
+        Network::None => draft.enforced("network", "empty, loopback down"),
+        Network::Loopback => {
+            draft.inside.push(Step::LoopbackUp);
+            draft.enforced("network", "empty but for its own loopback");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What every program gives up between fork and exec: capabilities, users, privileges, system calls – in the order in which
+//! the kernel allows it. Dropping the bounding set after setuid is EPERM; a change of credentials disarms the death signal.
+
+use crate::plan::ProgramStep;
+use crate::sandbox::compile::{Draft, Spec};
+
+/// `SECBIT_*` of linux/securebits.h: noroot, no setuid fix-up, keep-caps off and no ambient raise, each locked; keep-caps itself
+/// stays 0 and is locked.
+const SECUREBITS_LOCKED: u32 = 0b1110_1111;
+
+/// The same without noroot: in a profile whose user is root, exec gives root what the bounding set has left.
+const SECUREBITS_ROOT: u32 = 0b1110_1100;
+
+pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
+    let keep = capability_bits(&spec.profile.capabilities);
+    let securebits = if spec.profile.uid == 0 { SECUREBITS_ROOT } else { SECUREBITS_LOCKED };
+    draft.program.extend([ProgramStep::Securebits(securebits), ProgramStep::BoundingSet { keep }]);
+    if spec.has_id_range() {
+        draft.program.push(ProgramStep::ClearGroups);
+    }
+    draft.program.extend([
+        ProgramStep::Gid(spec.profile.gid),
+        ProgramStep::Uid(spec.profile.uid),
+        ProgramStep::Capabilities { keep },
+        ProgramStep::AdoptOrphans,
+        ProgramStep::DieWithInit,
+        ProgramStep::NoNewPrivs,
+    ]);
+    super::landlock::apply(draft, spec);
+    draft.program.extend(spec.profile.seccomp.iter().cloned().map(ProgramStep::Seccomp));
+    match spec.profile.capabilities.len() {
+        0 => draft.enforced("capabilities", "none in any set, securebits locked"),
+        kept => draft.enforced("capabilities", format!("{kept} kept inside its user namespace, none outside")),
+    }
+    draft.enforced("no_new_privs", "set");
+    draft.enforced("seccomp", format!("{} stacked filters", spec.profile.seccomp.len()));
+}
+
+/// Names of capabilities(7) as bits; a name that the `caps` crate does not know was refused when the profile was read.
+fn capability_bits(names: &[String]) -> u64 {
+    names
+        .iter()
+        .filter_map(|name| name.parse::<caps::Capability>().ok())
+        .fold(0, |bits, capability| bits | capability.bitmask())
+}

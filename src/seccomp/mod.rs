@@ -1,0 +1,77 @@
+//! Seccomp from the OCI profile to BPF programs and back: `model` (JSON) → `resolve` (flat rules for one architecture,
+//! kernel and set of capabilities) → `compile` (stacked filters) → `simulate` (what the kernel would answer).
+//!
+//! Invariant: no I/O and no system call here, and a profile is refused rather than softened: whatever `resolve` accepts,
+//! the compiled filters decide exactly so. Foreign architectures (i386 by `int 0x80`) are killed by every filter; x32 numbers
+//! match no rule and so get the default action, which may not be an allowing one. Read `resolve` next.
+
+pub mod arch;
+pub mod compile;
+pub mod floor;
+pub mod model;
+pub mod resolve;
+pub mod simulate;
+mod table;
+mod width;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+pub use arch::{Arch, KernelVersion, names};
+pub use simulate::{Invocation, decide};
+
+/// What happens to a system call; seccomp(2), `SECCOMP_RET_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It runs.
+    Allow,
+    /// It runs and the audit log has a line.
+    Log,
+    /// It fails with this errno.
+    Errno(u16),
+    /// The thread gets SIGSYS.
+    Trap,
+    /// The thread ends.
+    KillThread,
+    /// The process ends.
+    KillProcess,
+}
+
+impl Action {
+    /// How strong it is among several filters' answers: the kernel takes the strongest.
+    pub fn rank(self) -> u8 {
+        match self {
+            Self::Allow => 0,
+            Self::Log => 1,
+            Self::Errno(_) => 2,
+            Self::Trap => 3,
+            Self::KillThread => 4,
+            Self::KillProcess => 5,
+        }
+    }
+
+    /// True when the call is carried out.
+    pub fn permits(self) -> bool {
+        match self {
+            Self::Allow | Self::Log => true,
+            Self::Errno(_) | Self::Trap | Self::KillThread | Self::KillProcess => false,
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow => f.write_str("allow"),
+            Self::Log => f.write_str("log"),
+            Self::Errno(1) => f.write_str("EPERM"),
+            Self::Errno(38) => f.write_str("ENOSYS"),
+            Self::Errno(number) => write!(f, "errno {number}"),
+            Self::Trap => f.write_str("trap"),
+            Self::KillThread => f.write_str("kill thread"),
+            Self::KillProcess => f.write_str("kill process"),
+        }
+    }
+}

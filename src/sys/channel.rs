@@ -1,0 +1,166 @@
+//! Typed messages over a sequenced-packet socket: the control sockets between server, launcher and init.
+//!
+//! A small message is one datagram. A large one is a datagram that carries a memory file with the encoding. The receiver
+//! trusts neither length nor content: both are bounded, and a message that does not decode is an error, never a panic.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::error::CallError;
+use super::memory;
+use super::socket::{self, Packet, Wait};
+
+/// Encodings up to this travel inline.
+const INLINE_BYTES_MAX: usize = 48 << 10;
+
+/// No message is larger, whatever its sender says: the response bound of the server with room for the envelope.
+pub const MESSAGE_BYTES_MAX: u64 = 80 << 20;
+
+const INLINE: u8 = 0;
+const CARRIED: u8 = 1;
+
+/// Why a message could not be sent or taken.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The peer has closed its end.
+    #[error("the other end is closed")]
+    Closed,
+    /// Nothing is there, and the caller did not want to wait.
+    #[error("nothing to receive")]
+    Empty,
+    /// The kernel refused.
+    #[error("a control socket failed")]
+    Call(#[from] CallError),
+    /// The memory file of a large message could not be written or read.
+    #[error("the carrier of a large message failed")]
+    Carrier(#[source] io::Error),
+    /// Larger than [`MESSAGE_BYTES_MAX`], cut off, or not of the expected shape.
+    #[error("a message is malformed: {0}")]
+    Malformed(&'static str),
+}
+
+/// A message with the descriptors that came along.
+#[derive(Debug)]
+pub struct Received<T> {
+    /// The decoded message.
+    pub message: T,
+    /// In the order sent.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Sends one message; waits while the socket is full unless it was made non-blocking.
+pub fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, descriptors: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+    let encoded = postcard::to_extend(message, vec![INLINE]).map_err(|_| ChannelError::Malformed("it can't be encoded"))?;
+    let sent = if encoded.len() <= INLINE_BYTES_MAX {
+        socket::send(socket, &encoded, descriptors)
+    } else {
+        let mut carrier = memory::message_carrier()?;
+        carrier.write_all(&encoded[1..]).map_err(ChannelError::Carrier)?;
+        let mut all: Vec<BorrowedFd<'_>> = descriptors.to_vec();
+        all.push(carrier.as_fd());
+        socket::send(socket, &[CARRIED], &all)
+    };
+    sent.map_err(|error| match error.errno {
+        rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => ChannelError::Closed,
+        _ => ChannelError::Call(error),
+    })
+}
+
+/// Takes one message.
+pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, wait: Wait) -> Result<Received<T>, ChannelError> {
+    let mut buffer = vec![0; INLINE_BYTES_MAX + 1];
+    let packet = match socket::receive(socket, &mut buffer, wait) {
+        Ok(packet) => packet,
+        Err(error) if error.errno == rustix::io::Errno::AGAIN => return Err(ChannelError::Empty),
+        Err(error) if error.errno == rustix::io::Errno::CONNRESET => return Err(ChannelError::Closed),
+        Err(error) => return Err(error.into()),
+    };
+    decode(&buffer, packet)
+}
+
+fn decode<T: DeserializeOwned>(buffer: &[u8], packet: Packet) -> Result<Received<T>, ChannelError> {
+    let Packet { bytes, mut descriptors, truncated } = packet;
+    if bytes == 0 {
+        return Err(ChannelError::Closed);
+    }
+    if truncated {
+        return Err(ChannelError::Malformed("it is cut off"));
+    }
+    let message = match buffer[0] {
+        INLINE => postcard::from_bytes(&buffer[1..bytes]).map_err(|_| ChannelError::Malformed("it does not decode"))?,
+        CARRIED => {
+            let carrier = descriptors.pop().ok_or(ChannelError::Malformed("its carrier is missing"))?;
+            let encoded = read_carrier(File::from(carrier))?;
+            postcard::from_bytes(&encoded).map_err(|_| ChannelError::Malformed("it does not decode"))?
+        }
+        _ => return Err(ChannelError::Malformed("its kind is unknown")),
+    };
+    Ok(Received { message, descriptors })
+}
+
+/// Reads by position, so that the sender's own offset does not matter, and never more than the bound.
+fn read_carrier(carrier: File) -> Result<Vec<u8>, ChannelError> {
+    let length = carrier.metadata().map_err(ChannelError::Carrier)?;
+    if !length.file_type().is_file() || length.len() > MESSAGE_BYTES_MAX {
+        return Err(ChannelError::Malformed("its carrier is no file, or too large"));
+    }
+    let mut encoded = Vec::with_capacity(length.len() as usize);
+    PositionedReader { file: carrier, offset: 0 }
+        .take(MESSAGE_BYTES_MAX)
+        .read_to_end(&mut encoded)
+        .map_err(ChannelError::Carrier)?;
+    Ok(encoded)
+}
+
+struct PositionedReader {
+    file: File,
+    offset: u64,
+}
+
+impl Read for PositionedReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(content: &Vec<u8>) -> Received<Vec<u8>> {
+        let (left, right) = socket::pair().expect("a socket pair");
+        send(left.as_fd(), content, &[left.as_fd()]).expect("sent");
+        receive(right.as_fd(), Wait::Yes).expect("received")
+    }
+
+    #[test]
+    fn a_small_message_arrives_with_its_descriptor() {
+        let received = round_trip(&b"hello".to_vec());
+        assert_eq!((received.message.as_slice(), received.descriptors.len()), (&b"hello"[..], 1));
+    }
+
+    #[test]
+    fn a_message_larger_than_any_datagram_arrives_whole_and_without_its_carrier() {
+        let content = vec![7; 9 << 20];
+        let received = round_trip(&content);
+        assert_eq!((received.message == content, received.descriptors.len()), (true, 1));
+    }
+
+    #[test]
+    fn a_closed_peer_and_garbage_are_told_apart() {
+        let (left, right) = socket::pair().expect("a socket pair");
+        socket::send(left.as_fd(), &[9, 9], &[]).expect("sent");
+        assert!(matches!(receive::<u32>(right.as_fd(), Wait::Yes), Err(ChannelError::Malformed(_))));
+        assert!(matches!(receive::<u32>(right.as_fd(), Wait::No), Err(ChannelError::Empty)));
+        drop(left);
+        assert!(matches!(receive::<u32>(right.as_fd(), Wait::Yes), Err(ChannelError::Closed)));
+    }
+}

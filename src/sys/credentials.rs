@@ -1,0 +1,107 @@
+//! Users, groups, capabilities(7) and securebits.
+
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::error::{CallError, Named};
+
+/// `setgroups(2)` with an empty list, by the raw call: one thread.
+pub fn clear_groups() -> Result<(), CallError> {
+    // SAFETY: an empty list needs no pointer.
+    match unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("setgroups")),
+    }
+}
+
+/// `setresgid(2)` with one id for all three, by the raw call: one thread.
+pub fn set_gid(gid: u32) -> Result<(), CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("setresgid")),
+    }
+}
+
+/// `setresuid(2)` with one id for all three, by the raw call: one thread.
+pub fn set_uid(uid: u32) -> Result<(), CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("setresuid")),
+    }
+}
+
+/// `setfsuid(2)` and `setfsgid(2)`: whose files the next calls touch. These calls report no error; the second call asks what
+/// holds now, so a refusal is seen.
+pub fn set_file_ids(uid: u32, gid: u32) -> Result<(), CallError> {
+    // SAFETY: integers only; an id of -1 changes nothing and returns the one in force.
+    let in_force = unsafe {
+        libc::syscall(libc::SYS_setfsgid, gid);
+        libc::syscall(libc::SYS_setfsuid, uid);
+        (libc::syscall(libc::SYS_setfsuid, -1), libc::syscall(libc::SYS_setfsgid, -1))
+    };
+    if in_force == (i64::from(uid), i64::from(gid)) {
+        Ok(())
+    } else {
+        Err(CallError { call: "setfsuid", errno: rustix::io::Errno::PERM })
+    }
+}
+
+/// `capset(2)` with these bits (bit n is capability n) in the effective, permitted and inheritable set.
+pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<(), CallError> {
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: CapabilitySet::from_bits_retain(effective),
+            permitted: CapabilitySet::from_bits_retain(permitted),
+            inheritable: CapabilitySet::from_bits_retain(inheritable),
+        },
+    )
+    .named("capset")
+}
+
+/// `capget(2)`: the effective and permitted set of this process.
+pub fn capabilities() -> Result<(u64, u64), CallError> {
+    let sets = rustix::thread::capabilities(None).named("capget")?;
+    Ok((sets.effective.bits(), sets.permitted.bits()))
+}
+
+/// `prctl(PR_CAPBSET_DROP)` for one capability; a number the kernel does not know is no error.
+pub fn drop_from_bounding_set(capability: u32) -> Result<(), CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::prctl(libc::PR_CAPBSET_DROP, u64::from(capability), 0, 0, 0) } {
+        0 => Ok(()),
+        _ if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        _ => Err(CallError::last("prctl(PR_CAPBSET_DROP)")),
+    }
+}
+
+/// `prctl(PR_CAP_AMBIENT_CLEAR_ALL)`.
+pub fn clear_ambient_set() -> Result<(), CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("prctl(PR_CAP_AMBIENT)")),
+    }
+}
+
+/// `prctl(PR_SET_SECUREBITS)`, bits of `linux/securebits.h`.
+pub fn set_securebits(bits: u32) -> Result<(), CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::prctl(libc::PR_SET_SECUREBITS, u64::from(bits), 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("prctl(PR_SET_SECUREBITS)")),
+    }
+}
+
+/// `seccomp(SECCOMP_SET_MODE_FILTER)`; `program` is an array of `struct sock_filter`, 8 bytes an instruction.
+pub fn install_seccomp_filter(program: &[u8]) -> Result<(), CallError> {
+    let instructions = program.len() / size_of::<libc::sock_filter>();
+    // The kernel copies the program before it looks at it, so the bytes need no alignment.
+    let header = libc::sock_fprog { len: instructions as u16, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: `header` and the bytes behind it live through the call; `len` counts whole instructions within them.
+    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("seccomp(SECCOMP_SET_MODE_FILTER)")),
+    }
+}

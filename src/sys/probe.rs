@@ -1,0 +1,60 @@
+//! Harmless questions to the kernel: what does it offer, may this process write here, who holds that lock?
+//!
+//! Invariant: nothing in this file changes the host or this process. The trials that do change something run in a child of
+//! `trial`, in namespaces of its own.
+
+#![allow(unsafe_code, reason = "the fence: one function, one system call")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::unistd::AccessFlags;
+
+/// The version of Landlock the kernel offers; 0 when it offers none.
+pub fn landlock_abi() -> u32 {
+    const VERSION: libc::c_ulong = 1; // LANDLOCK_CREATE_RULESET_VERSION
+    // SAFETY: with this flag the kernel takes a null attribute of size 0, makes nothing and answers with a number.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
+    u32::try_from(answer).unwrap_or(0)
+}
+
+/// Whether the real user may write to `path`: access(2), so a read-only mount counts as "no".
+pub fn writable(path: &Path) -> bool {
+    nix::unistd::access(path, AccessFlags::W_OK).is_ok()
+}
+
+/// What an attempt at flock(2) found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockAttempt {
+    /// This process holds the lock as long as the file is open.
+    Locked,
+    /// Another open file holds it.
+    HeldElsewhere,
+}
+
+/// Takes an exclusive flock(2) on `file` without waiting.
+pub fn lock_exclusive(file: &File) -> io::Result<LockAttempt> {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed, and flock touches no memory.
+    let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if answer == 0 {
+        return Ok(LockAttempt::Locked);
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock { Ok(LockAttempt::HeldElsewhere) } else { Err(error) }
+}
+
+/// Sends SIGKILL to a process found in a group this project made; a process that is gone already is no error.
+pub fn kill_process(pid: i32) -> io::Result<()> {
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// ESRCH, which std has no word for: what reading `/proc/PID/…` gives when the process ends in between.
+pub fn is_no_such_process(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH)
+}

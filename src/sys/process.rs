@@ -1,0 +1,318 @@
+//! Processes: clone, wait, signals, prctl, exec.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use std::process::{Child, Command, Stdio};
+
+use super::error::{CallError, Named};
+
+/// `CLONE_INTO_CGROUP` of linux/sched.h; libc's constant overflows its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Which side of a clone this is.
+#[derive(Debug)]
+pub enum Cloned {
+    /// The new process.
+    Child,
+    /// The caller, with the child's pid as it sees it and, when asked for, its pidfd.
+    Parent {
+        /// Process id in the caller's pid namespace.
+        pid: i32,
+        /// Present when `CLONE_PIDFD` was among the flags.
+        pidfd: Option<OwnedFd>,
+    },
+}
+
+/// `clone3(2)` with a copied address space. `flags` are `CLONE_*`; `cgroup` is a cgroup v2 directory to be born in.
+///
+/// The caller must have one thread (launcher and init do): then the child may run ordinary code, allocation included.
+pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, CallError> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: `clone_args` is plain integers, for which all zeroes is a valid value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if flags & libc::CLONE_PIDFD as u64 != 0 {
+        arguments.pidfd = &raw mut pidfd as u64;
+    }
+    if let Some(directory) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = directory.as_raw_fd() as u64;
+    }
+    // SAFETY: no CLONE_VM and no new stack: the child goes on with a copy of this one. `arguments` and `pidfd` outlive the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    match pid {
+        -1 => Err(CallError::last("clone3")),
+        0 => Ok(Cloned::Child),
+        pid => {
+            // SAFETY: the kernel has stored a fresh descriptor that nobody else owns.
+            let pidfd = (pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) });
+            Ok(Cloned::Parent { pid: pid as i32, pidfd })
+        }
+    }
+}
+
+/// A child that ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// Which.
+    pub pid: i32,
+    /// The raw wait status.
+    pub status: i32,
+    /// User and system time of it and the descendants it waited for, in microseconds.
+    pub cpu_us: u64,
+}
+
+/// What [`reap`] found.
+#[derive(Debug, Clone, Copy)]
+pub enum Reaped {
+    /// This one ended and is reaped.
+    Ended(Ended),
+    /// Children exist, none has ended.
+    StillRunning,
+    /// There is no child at all.
+    NoChild,
+}
+
+/// `wait4(2)` for any child (`pid` -1) or one, without waiting.
+pub fn reap(pid: i32) -> Result<Reaped, CallError> {
+    let mut status = 0;
+    // SAFETY: `rusage` is plain integers, for which all zeroes is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live locals of the right type.
+    let ended = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG | libc::__WALL, &raw mut usage) };
+    match ended {
+        -1 if std::io::Error::last_os_error().raw_os_error() == Some(libc::ECHILD) => Ok(Reaped::NoChild),
+        -1 => Err(CallError::last("wait4")),
+        0 => Ok(Reaped::StillRunning),
+        pid => {
+            let micros = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+            Ok(Reaped::Ended(Ended { pid, status, cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime) }))
+        }
+    }
+}
+
+/// `kill(2)`: `pid` > 0 a process, < -1 a group, -1 everything the caller may signal (for pid 1: its whole namespace but itself).
+pub fn kill(pid: i32, signal: i32) -> Result<(), CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("kill")),
+    }
+}
+
+/// `pidfd_send_signal(2)` with SIGKILL.
+pub fn kill_pidfd(pidfd: BorrowedFd<'_>) -> Result<(), CallError> {
+    rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL).named("pidfd_send_signal")
+}
+
+/// `prctl(PR_SET_PDEATHSIG)`: SIGKILL when the parent's thread ends.
+pub fn die_with_parent() -> Result<(), CallError> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).named("prctl(PR_SET_PDEATHSIG)")
+}
+
+/// `prctl(PR_SET_DUMPABLE, 0)`: nobody without CAP_SYS_PTRACE may look into this process.
+pub fn hide_from_tracers() -> Result<(), CallError> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).named("prctl(PR_SET_DUMPABLE)")
+}
+
+/// `prctl(PR_SET_DUMPABLE, 1)`: what [`hide_from_tracers`] took away.
+pub fn show_to_tracers() -> Result<(), CallError> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable).named("prctl(PR_SET_DUMPABLE)")
+}
+
+/// `prctl(PR_SET_CHILD_SUBREAPER)`: orphaned descendants become this process's children.
+pub fn adopt_orphans() -> Result<(), CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("prctl(PR_SET_CHILD_SUBREAPER)")),
+    }
+}
+
+/// `prctl(PR_SET_NO_NEW_PRIVS)`.
+pub fn set_no_new_privs() -> Result<(), CallError> {
+    rustix::thread::set_no_new_privs(true).named("prctl(PR_SET_NO_NEW_PRIVS)")
+}
+
+/// `prctl(PR_SET_NAME)`.
+pub fn set_name(name: &CStr) -> Result<(), CallError> {
+    rustix::thread::set_name(name).named("prctl(PR_SET_NAME)")
+}
+
+/// `setsid(2)`.
+pub fn new_session() -> Result<(), CallError> {
+    rustix::process::setsid().map(drop).named("setsid")
+}
+
+/// `close_range(2)`: every descriptor from `first` on.
+pub fn close_from(first: RawFd) -> Result<(), CallError> {
+    // SAFETY: the callers own no descriptor at or above `first` that they use again; both have one thread.
+    match unsafe { libc::syscall(libc::SYS_close_range, first as u32, u32::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("close_range")),
+    }
+}
+
+/// `dup3(2)` onto a fixed number, not inherited across exec when `close_on_exec` says so.
+pub fn duplicate_to(from: BorrowedFd<'_>, to: RawFd, close_on_exec: CloseOnExec) -> Result<(), CallError> {
+    let flags = match close_on_exec {
+        CloseOnExec::Yes => libc::O_CLOEXEC,
+        CloseOnExec::No => 0,
+    };
+    // SAFETY: integers only; the number `to` is not wrapped in an OwnedFd by the callers.
+    match unsafe { libc::dup3(from.as_raw_fd(), to, flags) } {
+        -1 => Err(CallError::last("dup3")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a descriptor is closed by exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the two states of FD_CLOEXEC")]
+pub enum CloseOnExec {
+    Yes,
+    No,
+}
+
+/// Takes ownership of a descriptor that was put at a known number before exec or clone.
+pub fn adopt_descriptor(number: RawFd) -> Result<OwnedFd, CallError> {
+    // SAFETY: F_GETFD only asks.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+        return Err(CallError::last("fcntl(F_GETFD)"));
+    }
+    // SAFETY: it is open, and by the contract between parent and child nobody else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// `setrlimit(2)`; `soft` and `hard` are cut to the hard limit in force, which only CAP_SYS_RESOURCE may raise.
+pub fn set_rlimit(resource: u32, limit: u64) -> Result<(), CallError> {
+    let mut current = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live local.
+    if unsafe { libc::getrlimit(resource, &raw mut current) } != 0 {
+        return Err(CallError::last("getrlimit"));
+    }
+    let value = limit.min(current.rlim_max);
+    let wanted = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: the pointer is to a live local.
+    match unsafe { libc::setrlimit(resource, &raw const wanted) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("setrlimit")),
+    }
+}
+
+/// Every signal back to its default action and none blocked: what a program expects at its start.
+pub fn reset_signals() -> Result<(), CallError> {
+    for signal in 1..=64 {
+        // SIGKILL, SIGSTOP and the two numbers of the C library refuse; for them the default is all there is.
+        // SAFETY: SIG_DFL is a valid handler for every number.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: the set is filled by sigemptyset before it is used.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        match libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) {
+            0 => Ok(()),
+            _ => Err(CallError::last("sigprocmask")),
+        }
+    }
+}
+
+/// Blocks every signal, so that they are read from a [`child_signals`] descriptor or ignored.
+pub fn block_signals() -> Result<(), CallError> {
+    // SAFETY: the set is filled by sigfillset before it is used.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        match libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut()) {
+            0 => Ok(()),
+            _ => Err(CallError::last("sigprocmask")),
+        }
+    }
+}
+
+/// `signalfd(2)` for SIGCHLD, non-blocking.
+pub fn child_signals() -> Result<OwnedFd, CallError> {
+    // SAFETY: the set is filled before use; the descriptor returned is fresh.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(CallError::last("signalfd")),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Reads and drops what a [`child_signals`] descriptor holds.
+pub fn drain_signals(signals: BorrowedFd<'_>) {
+    let mut buffer = [0; 8 * size_of::<libc::signalfd_siginfo>()];
+    while rustix::io::read(signals, &mut buffer).is_ok_and(|bytes| bytes > 0) {}
+}
+
+/// `execve(2)`; returns only on failure. `arguments` and `environment` end with a null pointer.
+pub fn execute(program: &CStr, arguments: &[*const libc::c_char], environment: &[*const libc::c_char]) -> CallError {
+    debug_assert!(arguments.last().is_some_and(|last| last.is_null()));
+    debug_assert!(environment.last().is_some_and(|last| last.is_null()));
+    // SAFETY: both arrays end with null, their strings outlive the call, and the program replaces this one.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    CallError::last("execve")
+}
+
+/// Starts `binary` (a memory file) as `codebeaker launcher` with `socket` under the number `number`, an empty environment and
+/// nothing else open. Sound in a process with threads: between fork and exec only two calls on integers are made.
+pub fn spawn_launcher(binary: BorrowedFd<'_>, socket: BorrowedFd<'_>, number: RawFd) -> std::io::Result<Child> {
+    use std::os::unix::process::CommandExt;
+    // Above the number that the socket takes.
+    let binary = rustix::io::fcntl_dupfd_cloexec(binary, number + 1)?;
+    let socket = socket.as_raw_fd();
+    let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
+    command.arg0("codebeaker").arg("launcher").env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+    // SAFETY: the closure makes async-signal-safe calls only. When the numbers are equal dup2 would leave FD_CLOEXEC set.
+    unsafe {
+        command.pre_exec(move || {
+            let done = if socket == number { libc::fcntl(socket, libc::F_SETFD, 0) } else { libc::dup2(socket, number) };
+            if done == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+    command.spawn()
+}
+
+/// Ends this process at once, without running destructors or exit handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns.
+    unsafe { libc::_exit(code) }
+}
+
+/// `chdir(2)`.
+pub fn change_directory(path: &CStr) -> Result<(), CallError> {
+    rustix::process::chdir(path).named("chdir")
+}
+
+/// `umask(2)`.
+pub fn set_umask(mask: u32) {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+}
+
+/// `unshare(CLONE_NEWCGROUP)`: the group this process is in becomes the root that it sees.
+pub fn unshare_cgroup_namespace() -> Result<(), CallError> {
+    // SAFETY: integers only; a cgroup namespace holds no descriptors or memory.
+    match unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("unshare(CLONE_NEWCGROUP)")),
+    }
+}
+
+/// `sethostname(2)`.
+pub fn set_hostname(name: &str) -> Result<(), CallError> {
+    rustix::system::sethostname(name.as_bytes()).named("sethostname")
+}
+
+/// True for an errno that means "try again".
+pub fn interrupted(errno: Errno) -> bool {
+    errno == Errno::INTR || errno == Errno::AGAIN
+}

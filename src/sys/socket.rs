@@ -1,0 +1,86 @@
+//! Sequenced-packet sockets that carry bytes and descriptors: one datagram is one message, its end is seen.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use super::error::{CallError, Named};
+
+/// Descriptors that one message can carry.
+pub const DESCRIPTORS_MAX: usize = 16;
+
+/// A pair of connected sockets, closed by exec.
+pub fn pair() -> Result<(OwnedFd, OwnedFd), CallError> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).named("socketpair")
+}
+
+/// One received datagram.
+#[derive(Debug, Default)]
+pub struct Packet {
+    /// How many bytes of the caller's buffer are filled; 0 = the peer is gone.
+    pub bytes: usize,
+    /// Descriptors that came with it, closed by exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// The datagram or its descriptors did not fit; the rest is lost.
+    pub truncated: bool,
+}
+
+/// `sendmsg(2)` of one datagram; never raises SIGPIPE.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), CallError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(CallError { call: "sendmsg", errno: Errno::TOOBIG });
+    }
+    loop {
+        match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(CallError { call: "sendmsg", errno }),
+        }
+    }
+}
+
+/// `recvmsg(2)` of one datagram into `buffer`.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> Result<Packet, CallError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut flags = RecvFlags::CMSG_CLOEXEC;
+    if wait == Wait::No {
+        flags |= RecvFlags::DONTWAIT;
+    }
+    loop {
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags) {
+            Ok(message) => {
+                let mut packet = Packet {
+                    bytes: message.bytes,
+                    descriptors: Vec::new(),
+                    truncated: message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC),
+                };
+                for part in ancillary.drain() {
+                    if let RecvAncillaryMessage::ScmRights(descriptors) = part {
+                        packet.descriptors.extend(descriptors);
+                    }
+                }
+                return Ok(packet);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(CallError { call: "recvmsg", errno }),
+        }
+    }
+}
+
+/// Whether a call may sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Until something comes.
+    Yes,
+    /// EAGAIN when nothing is there.
+    No,
+}
