@@ -3,8 +3,17 @@
 //! Modules in reading order; arrows point down only: cli → rpc → session → {selector, runtime, image} → sandbox →
 //! {plan, seccomp, sys}; launcher and init → {plan, sys}.
 
+pub mod config;
+
+pub mod session;
+
 pub mod command;
 pub mod id;
+pub mod language;
+
+pub mod image;
+pub mod runtime;
+pub mod selector;
 
 pub mod sandbox;
 

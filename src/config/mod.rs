@@ -1,0 +1,217 @@
+//! Every bound of the server, parsed once: TOML file, then `CODEBEAKER_*` variables, then flags.
+//!
+//! Invariant: a value of `Config` has been checked; no other module reads configuration from a file or the
+//! environment (the client's `CODEBEAKER_URL` and `CODEBEAKER_TOKEN` are arguments of `cli`).
+//! Units come last in names (`_bytes_max`, `_s`).
+//!
+//! This page is the vocabulary; read `load` next (where values come from), then `check` (what values are taken).
+
+mod check;
+mod error;
+mod load;
+
+pub use check::REQUIRED_WALLS;
+pub use error::{ConfigError, Origin};
+pub use load::{FlagOverrides, Loaded, Sources, load};
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where state lives.
+    pub state_dir: PathBuf,
+    /// The wire.
+    pub server: ServerConfig,
+    /// Sessions.
+    pub session: SessionConfig,
+    /// Sandboxes.
+    pub sandbox: SandboxConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// `[server]`: bounds of PROTOCOL section 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Default 127.0.0.1:5000.
+    pub listen: SocketAddr,
+    /// All clients are one principal; on a loopback address only.
+    pub no_auth: bool,
+    /// Names besides loopback ones and the listen address that `Host` may hold (without port).
+    pub allowed_hosts: Vec<String>,
+    /// Values of `Origin` that may connect.
+    pub allowed_origins: Vec<String>,
+    /// Default 16 MiB.
+    pub request_bytes_max: u32,
+    /// Default 64 MiB.
+    pub response_bytes_max: u32,
+    /// Requests in a batch, default 64.
+    pub batch_max: u32,
+    /// Default 1024.
+    pub connections_max: u32,
+    /// Default 256.
+    pub requests_in_flight_max: u32,
+    /// Default 120.
+    pub ping_interval_s: u64,
+    /// Silent pings before a peer is dropped, default 2.
+    pub ping_misses_max: u32,
+    /// Calls per second and principal; 0 = no limit (default).
+    pub rate_limit_per_s: u32,
+    /// What a burst may hold; 0 = the same as `rate_limit_per_s`.
+    pub rate_limit_burst: u32,
+    /// Seconds running commands get after SIGTERM, default 10.
+    pub shutdown_grace_s: u64,
+    /// Worker threads, each a current-thread runtime; 0 = one per core (default).
+    pub workers: u32,
+}
+
+/// `[session]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionConfig {
+    /// Sessions at once, default 256; 0 = what memory allows.
+    pub sessions_max: u32,
+    /// Of one principal; 0 = no own bound (default).
+    pub sessions_per_principal_max: u32,
+    /// Default 30.
+    pub idle_timeout_minutes: u32,
+    /// Default 120.
+    pub lifetime_minutes: u32,
+    /// Default 60.
+    pub sweep_interval_s: u64,
+    /// How long a closed session's id and an outcome stay known, default 3600.
+    pub remember_s: u64,
+    /// Commands waiting in one session's queue, default 256.
+    pub queue_max: u32,
+    /// Background executions at once in one session, default 16.
+    pub background_max: u32,
+    /// Bytes of events waiting for one slow reader, default 1 MiB.
+    pub stream_buffer_bytes_max: u64,
+    /// Outcomes kept for `execution.status`, of one principal, default 1000.
+    pub outcomes_max: u32,
+}
+
+/// `[sandbox]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxConfig {
+    /// Required walls that may be missing; empty by default.
+    pub allow_degraded: Vec<String>,
+    /// Profiles a client may ask for, default `default` and `strict`.
+    pub profiles: Vec<String>,
+    /// Directory of the operator's own profiles (`NAME.toml`).
+    pub profile_dir: Option<PathBuf>,
+    /// Directory of the operator's own languages (`NAME.toml`).
+    pub language_dir: Option<PathBuf>,
+    /// Lowest isolation level (0 to 10) a runtime must have, default 0.
+    pub isolation_level_min: u8,
+    /// Directory of wheels and tarballs that package installs may use.
+    pub package_dir: Option<PathBuf>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// A tracing filter, default `info`.
+    pub filter: String,
+    /// `auto` (text on a terminal, JSON otherwise), `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "said at `LogConfig::format`")]
+pub enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
+impl LogFormat {
+    /// The word in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::from("/var/lib/codebeaker"),
+            server: ServerConfig::default(),
+            session: SessionConfig::default(),
+            sandbox: SandboxConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
+            no_auth: false,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            request_bytes_max: 16 << 20,
+            response_bytes_max: 64 << 20,
+            batch_max: 64,
+            connections_max: 1024,
+            requests_in_flight_max: 256,
+            ping_interval_s: 120,
+            ping_misses_max: 2,
+            rate_limit_per_s: 0,
+            rate_limit_burst: 0,
+            shutdown_grace_s: 10,
+            workers: 0,
+        }
+    }
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self {
+            sessions_max: 256,
+            sessions_per_principal_max: 0,
+            idle_timeout_minutes: 30,
+            lifetime_minutes: 120,
+            sweep_interval_s: 60,
+            remember_s: 3600,
+            queue_max: 256,
+            background_max: 16,
+            stream_buffer_bytes_max: 1 << 20,
+            outcomes_max: 1000,
+        }
+    }
+}
+
+impl Default for SandboxConfig {
+    fn default() -> Self {
+        Self {
+            allow_degraded: Vec::new(),
+            profiles: vec!["default".into(), "strict".into()],
+            profile_dir: None,
+            language_dir: None,
+            isolation_level_min: 0,
+            package_dir: None,
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Auto }
+    }
+}

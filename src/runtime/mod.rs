@@ -1,0 +1,156 @@
+//! What runs code: the two traits every runtime implements.
+//!
+//! Invariant: a runtime never runs anything outside a sandbox; when it can't build one it is unavailable and says why.
+//! Every runtime gives the same result shapes (`command`). Read `native` next, then `registry`.
+
+pub mod features;
+pub mod native;
+pub mod registry;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+
+use crate::command::{Command, CommandKind, CommandResult, Control, Stream, Usage};
+use crate::id::{EnvironmentId, ExecutionId};
+use crate::language::Language;
+use crate::sandbox::enforcement::Enforcement;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::profile::Profile;
+use crate::sandbox::spec::{Limits, NamedLimits};
+use features::Features;
+
+/// `runtimeType` on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the types of DESIGN section 4")]
+pub enum RuntimeKind {
+    NativeProcess,
+    Deno,
+    Bun,
+    NodeJs,
+    WebAssembly,
+    V8Isolate,
+    Docker,
+}
+
+impl RuntimeKind {
+    /// All of them, in DESIGN's order.
+    pub const ALL: [Self; 7] =
+        [Self::NativeProcess, Self::Deno, Self::Bun, Self::NodeJs, Self::WebAssembly, Self::V8Isolate, Self::Docker];
+
+    /// The word on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NativeProcess => "NativeProcess",
+            Self::Deno => "Deno",
+            Self::Bun => "Bun",
+            Self::NodeJs => "NodeJs",
+            Self::WebAssembly => "WebAssembly",
+            Self::V8Isolate => "V8Isolate",
+            Self::Docker => "Docker",
+        }
+    }
+
+    /// The runtime of that name on the wire; exact spelling.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// Whether a runtime can serve, and if not, why and what mends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Availability {
+    /// It can.
+    Available,
+    /// It can't: a sentence with the cause and the mend.
+    Unavailable(String),
+}
+
+/// What a session asks of a runtime; every default has been filled in and every bound checked.
+#[derive(Debug, Clone)]
+pub struct InstanceConfig {
+    /// Name of the environment to make.
+    pub environment_id: EnvironmentId,
+    /// The session's language.
+    pub language: Arc<Language>,
+    /// Name of an image in the store; `host` is always there.
+    pub image: String,
+    /// The profile (walls, seccomp, defaults).
+    pub profile: Arc<Profile>,
+    /// The limits in force.
+    pub limits: Limits,
+    /// Which of them the request itself named (those fail with `limit_unenforceable` when the host can't).
+    pub named_limits: NamedLimits,
+    /// Environment of every program.
+    pub env: BTreeMap<String, String>,
+    /// False: everything outside the image is as new before each execution.
+    pub persist_filesystem: bool,
+}
+
+/// A way to run code.
+pub trait Runtime: Send + Sync {
+    /// Name for people.
+    fn name(&self) -> &str;
+    /// `type` on the wire.
+    fn kind(&self) -> RuntimeKind;
+    /// Names (not aliases) of the languages it serves.
+    fn languages(&self) -> Vec<String>;
+    /// Commands it can carry out.
+    fn commands(&self) -> Vec<CommandKind>;
+    /// Speed, memory, isolation: `capabilities` on the wire.
+    fn features(&self) -> Features;
+    /// Whether it can serve on this host now.
+    fn availability(&self) -> Availability;
+    /// Makes an environment; nothing is left behind when it fails.
+    fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>>;
+}
+
+/// Takes a program's output as it comes. Never blocks.
+pub trait OutputSink: Send + Sync {
+    /// The program has been started.
+    fn started(&self);
+    /// Bytes of one stream, in order. The answer says whether the program may go on.
+    fn write(&self, stream: Stream, data: &[u8]) -> OutputVerdict;
+}
+
+/// What a sink thinks of the amount so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputVerdict {
+    /// Go on.
+    Continue,
+    /// The kill limit is passed: end the program, verdict `output_limit`.
+    LimitReached,
+}
+
+/// One execution, handed to an instance.
+pub struct ExecutionRequest {
+    /// Its id.
+    pub id: ExecutionId,
+    /// What to do.
+    pub command: Command,
+    /// Where output goes.
+    pub sink: Arc<dyn OutputSink>,
+    /// Input, signals, cancel. When the sender is dropped nothing more comes; that is not a cancel.
+    pub control: mpsc::Receiver<Control>,
+}
+
+/// An environment that a runtime made; it lives as long as its session.
+pub trait Instance: Send + Sync {
+    /// Its name.
+    fn environment_id(&self) -> &EnvironmentId;
+    /// Which runtime made it.
+    fn kind(&self) -> RuntimeKind;
+    /// Carries out one command to its end. The session calls it for one foreground command at a time; background executions
+    /// overlap. Dropping the future cancels the execution. `stdout` and `stderr` of the report are left empty: the sink has them.
+    fn execute(&self, request: ExecutionRequest) -> BoxFuture<'_, CommandResult>;
+    /// What holds for this environment.
+    fn enforcement(&self) -> Enforcement;
+    /// What it used so far.
+    fn usage(&self) -> Usage;
+    /// Becomes `Some(reason)` when the environment ends by itself (init died, engine gone).
+    fn gone(&self) -> watch::Receiver<Option<String>>;
+    /// Ends everything; returns when no process of it lives. Doing it twice is no error.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}

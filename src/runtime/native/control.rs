@@ -1,0 +1,158 @@
+//! The server's side of an init's control socket.
+//!
+//! Init is untrusted: its messages are bounded by `sys::channel`, and an answer that nobody waits for is dropped.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use crate::plan::StepFailure;
+use crate::plan::files::{FileCommand, FileError, FileReply};
+use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd, Tag};
+use crate::sys::channel::{self, ChannelError};
+use crate::sys::socket::Wait;
+
+/// The sandbox ended before it answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone;
+
+enum Waiter {
+    Program(oneshot::Sender<ProgramEnd>),
+    File(oneshot::Sender<Result<FileReply, FileError>>),
+}
+
+struct Shared {
+    socket: AsyncFd<OwnedFd>,
+    /// None once the socket is closed.
+    waiters: Mutex<Option<HashMap<Tag, Waiter>>>,
+    next: AtomicU64,
+}
+
+/// A connection to one init.
+#[derive(Clone)]
+pub struct InitClient(Arc<Shared>);
+
+impl InitClient {
+    /// Waits until every wall stands, then listens for answers on a task of its own.
+    pub async fn connect(control: OwnedFd) -> Result<Self, Result<StepFailure, Gone>> {
+        rustix::io::ioctl_fionbio(&control, true).map_err(|_| Err(Gone))?;
+        #[expect(
+            deprecated,
+            reason = "sound for an OwnedFd, which stays open and the same; its successor is an unsafe function"
+        )]
+        let socket = AsyncFd::new(control).map_err(|_| Err(Gone))?;
+        let shared = Shared { socket, waiters: Mutex::new(Some(HashMap::new())), next: AtomicU64::new(1) };
+        match shared.receive().await {
+            Ok(InitMessage::Ready) => {}
+            Ok(InitMessage::Failed(failure)) => return Err(Ok(failure)),
+            Ok(InitMessage::Ended { .. } | InitMessage::FileDone(..)) | Err(_) => return Err(Err(Gone)),
+        }
+        let shared = Arc::new(shared);
+        let listener = Arc::clone(&shared);
+        tokio::spawn(async move { listener.listen().await });
+        Ok(Self(shared))
+    }
+
+    /// Starts a program; the streams are stdin, stdout, stderr. The answer comes when no descendant of it lives.
+    pub async fn execute(
+        &self,
+        mut request: ExecuteRequest,
+        streams: &[OwnedFd; 3],
+    ) -> Result<(Tag, oneshot::Receiver<ProgramEnd>), Gone> {
+        let (sender, receiver) = oneshot::channel();
+        let tag = self.expect(Waiter::Program(sender))?;
+        request.execution = tag;
+        let streams: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+        self.0.send(&InitRequest::Execute(request), &streams).await?;
+        Ok((tag, receiver))
+    }
+
+    /// Carries out a file command.
+    pub async fn file(&self, command: FileCommand) -> Result<Result<FileReply, FileError>, Gone> {
+        let (sender, receiver) = oneshot::channel();
+        let tag = self.expect(Waiter::File(sender))?;
+        self.0.send(&InitRequest::File(tag, command), &[]).await?;
+        receiver.await.map_err(|_| Gone)
+    }
+
+    /// Signals a program's process group.
+    pub async fn signal(&self, execution: Tag, signal: i32) -> Result<(), Gone> {
+        self.0.send(&InitRequest::Signal(execution, signal), &[]).await
+    }
+
+    /// Ends a program and all its descendants.
+    pub async fn end(&self, execution: Tag) -> Result<(), Gone> {
+        self.0.send(&InitRequest::End(execution), &[]).await
+    }
+
+    /// The same where nothing can be awaited: false when the socket is full or closed.
+    pub fn end_now(&self, execution: Tag) -> bool {
+        channel::send(self.0.socket.get_ref().as_fd(), &InitRequest::End(execution), &[]).is_ok()
+    }
+
+    fn expect(&self, waiter: Waiter) -> Result<Tag, Gone> {
+        let tag = self.0.next.fetch_add(1, Ordering::Relaxed);
+        self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or(Gone)?.insert(tag, waiter);
+        Ok(tag)
+    }
+}
+
+impl Shared {
+    async fn send(&self, request: &InitRequest, descriptors: &[BorrowedFd<'_>]) -> Result<(), Gone> {
+        let sent = self
+            .socket
+            .async_io(Interest::WRITABLE, |socket| channel::send(socket.as_fd(), request, descriptors).map_err(into_io))
+            .await;
+        sent.map_err(|_| Gone)
+    }
+
+    async fn receive(&self) -> io::Result<InitMessage> {
+        self.socket
+            .async_io(Interest::READABLE, |socket| {
+                channel::receive(socket.as_fd(), Wait::No).map(|received| received.message).map_err(into_io)
+            })
+            .await
+    }
+
+    async fn listen(&self) {
+        while let Ok(message) = self.receive().await {
+            self.take(message);
+        }
+        // Every waiter learns by its sender's end that the sandbox is gone.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn take(&self, message: InitMessage) {
+        let mut guard = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiters) = guard.as_mut() else { return };
+        match message {
+            InitMessage::Ended { execution, end } => {
+                if let Some(Waiter::Program(waiter)) = waiters.remove(&execution) {
+                    waiter.send(end).ok();
+                }
+            }
+            InitMessage::FileDone(tag, result) => {
+                if let Some(Waiter::File(waiter)) = waiters.remove(&tag) {
+                    waiter.send(result).ok();
+                }
+            }
+            // Said once, before anybody listened.
+            InitMessage::Ready | InitMessage::Failed(_) => {}
+        }
+    }
+}
+
+fn into_io(error: ChannelError) -> io::Error {
+    match error {
+        ChannelError::Empty => io::ErrorKind::WouldBlock.into(),
+        ChannelError::Call(call) => io::Error::from_raw_os_error(call.raw()),
+        ChannelError::Carrier(source) => source,
+        ChannelError::Closed | ChannelError::Malformed(_) => io::ErrorKind::BrokenPipe.into(),
+    }
+}

@@ -1,0 +1,113 @@
+//! File commands in init's words, and init's answers in the client's. Pure.
+
+use crate::command::{Command, CommandOutput, Failure, FailureKind};
+use crate::plan::files::{FileCommand, FileError, FileErrorKind, FileReply};
+use crate::sys::error::describe;
+
+/// Bytes read at most: as base64 they fit into the response bound.
+const READ_BYTES_MAX: u64 = 45 << 20;
+
+/// Bytes read when the request names no length: they fit into the response bound even if JSON writes each as six.
+const READ_BYTES_DEFAULT: u64 = 10 << 20;
+
+/// Entries listed at most.
+const ENTRIES_MAX: u64 = 200_000;
+
+/// What init is asked; none for the commands that run a program.
+pub fn request(command: &mut Command) -> Option<FileCommand> {
+    let bytes = |path: &crate::command::SessionPath| path.as_str().as_bytes().to_vec();
+    Some(match command {
+        Command::WriteFile(write) => FileCommand::Write {
+            path: bytes(&write.path),
+            content: std::mem::take(&mut write.content),
+            mode: write.mode,
+            permissions: write.permissions,
+        },
+        Command::ReadFile(read) => FileCommand::Read {
+            path: bytes(&read.path),
+            offset: read.offset,
+            length: read.length.unwrap_or(READ_BYTES_DEFAULT).min(READ_BYTES_MAX),
+        },
+        Command::CreateDirectory(create) => FileCommand::CreateDirectory {
+            path: bytes(&create.path),
+            recursive: create.recursive,
+            permissions: create.permissions,
+        },
+        Command::CopyFile(copy) => FileCommand::Copy {
+            source: bytes(&copy.source),
+            destination: bytes(&copy.destination),
+            overwrite: copy.overwrite,
+            recursive: copy.recursive,
+        },
+        Command::DeleteFile(delete) => FileCommand::Delete { path: bytes(&delete.path), recursive: delete.recursive },
+        Command::ListDirectory(list) => FileCommand::List {
+            path: bytes(&list.path),
+            recursive: list.recursive,
+            pattern: list.pattern.clone(),
+            include_hidden: list.include_hidden,
+            depth_max: list.depth_max,
+            limit: list.limit.unwrap_or(ENTRIES_MAX).min(ENTRIES_MAX),
+        },
+        Command::ExecuteShell(_) | Command::ExecuteCode(_) | Command::InstallPackages(_) => return None,
+    })
+}
+
+/// Init's answer to `command`; none when it answers something else, which a sound init never does.
+pub fn output(command: &Command, reply: FileReply) -> Option<CommandOutput> {
+    Some(match (command, reply) {
+        (Command::WriteFile(write), FileReply::Written { bytes }) => {
+            CommandOutput::Written { path: write.path.as_str().into(), bytes }
+        }
+        (Command::ReadFile(read), FileReply::Read { content, size, truncated }) => {
+            CommandOutput::Read { path: read.path.as_str().into(), content, encoding: read.encoding, size, truncated }
+        }
+        (Command::CreateDirectory(create), FileReply::DirectoryCreated { created }) => {
+            CommandOutput::DirectoryCreated { path: create.path.as_str().into(), created }
+        }
+        (Command::CopyFile(copy), FileReply::Copied { bytes }) => {
+            CommandOutput::Copied { source: copy.source.as_str().into(), destination: copy.destination.as_str().into(), bytes }
+        }
+        (Command::DeleteFile(delete), FileReply::Deleted { entries }) => {
+            CommandOutput::Deleted { path: delete.path.as_str().into(), deleted: entries }
+        }
+        (Command::ListDirectory(list), FileReply::Listed { entries, truncated }) => {
+            CommandOutput::Listing { path: list.path.as_str().into(), entries, truncated }
+        }
+        _ => return None,
+    })
+}
+
+/// The path a failure speaks of.
+fn subject(command: &Command) -> &str {
+    match command {
+        Command::WriteFile(write) => write.path.as_str(),
+        Command::ReadFile(read) => read.path.as_str(),
+        Command::CreateDirectory(create) => create.path.as_str(),
+        Command::CopyFile(copy) => copy.source.as_str(),
+        Command::DeleteFile(delete) => delete.path.as_str(),
+        Command::ListDirectory(list) => list.path.as_str(),
+        Command::ExecuteShell(_) | Command::ExecuteCode(_) | Command::InstallPackages(_) => "",
+    }
+}
+
+/// Init's refusal as a verdict and a sentence.
+pub fn failure(command: &Command, error: &FileError) -> Failure {
+    let kind = match error.kind {
+        FileErrorKind::PermissionDenied => FailureKind::PermissionDenied,
+        FileErrorKind::FileNotFound => FailureKind::FileNotFound,
+        FileErrorKind::AlreadyExists => FailureKind::AlreadyExists,
+        FileErrorKind::NotARegularFile => FailureKind::NotARegularFile,
+        FileErrorKind::NotADirectory => FailureKind::NotADirectory,
+        FileErrorKind::DirectoryNotEmpty => FailureKind::DirectoryNotEmpty,
+        FileErrorKind::PathInvalid => FailureKind::PathInvalid,
+        FileErrorKind::DiskFull => FailureKind::DiskFull,
+        FileErrorKind::LimitExceeded => FailureKind::LimitExceeded,
+        FileErrorKind::IoError => FailureKind::IoError,
+    };
+    let path = subject(command);
+    let message = match error.errno {
+        0 => format!("`{path}`: {}", error.operation),
+        errno => format!("`{path}`: could not {}: {}", error.operation, describe(errno)),
+    };
+    Failure { kind, message }
+}

@@ -1,0 +1,352 @@
+//! One environment of the native runtime: its sandbox, and each command carried out in it.
+//!
+//! `persistFilesystem: false` replaces the sandbox: the first command after an execution that could change something gets a
+//! new one, so the files written between two executions are there for the second, and nothing else is. An execution that
+//! still runs in the background keeps the sandbox it was started in.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+
+use crate::command::*;
+use crate::id::EnvironmentId;
+use crate::language::{Language, LanguageError, execution_plan, install_file_plan, install_plan, source_path};
+use crate::plan::files::FileCommand;
+use crate::plan::messages::ExecuteRequest;
+use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, RuntimeKind};
+use crate::sandbox::enforcement::Enforcement;
+
+use super::NativeRuntime;
+use super::files;
+use super::program::{DriveError, Program, drive};
+use super::sandbox::Sandbox;
+use super::verdict;
+
+/// Time of a file command, past which its sandbox is taken for stuck; init's own bound is shorter.
+const FILE_COMMAND_TIME: Duration = Duration::from_secs(60);
+
+/// Where programs start and relative paths begin.
+const WORKSPACE: &str = "/workspace";
+
+/// An environment.
+pub struct NativeInstance {
+    runtime: Arc<NativeRuntime>,
+    config: InstanceConfig,
+    current: tokio::sync::Mutex<Arc<Sandbox>>,
+    /// For what can't wait: the same as `current`.
+    latest: Mutex<Arc<Sandbox>>,
+    used: AtomicBool,
+    /// Number of the next sandbox.
+    generation: AtomicU64,
+    cpu_ms: AtomicU64,
+    gone: watch::Sender<Option<String>>,
+    itself: Weak<Self>,
+}
+
+impl NativeInstance {
+    /// Around a sandbox that is ready.
+    pub fn new(runtime: Arc<NativeRuntime>, config: InstanceConfig, sandbox: Sandbox) -> Arc<Self> {
+        let sandbox = Arc::new(sandbox);
+        let instance = Arc::new_cyclic(|itself| Self {
+            runtime,
+            config,
+            current: tokio::sync::Mutex::new(Arc::clone(&sandbox)),
+            latest: Mutex::new(Arc::clone(&sandbox)),
+            used: AtomicBool::new(false),
+            generation: AtomicU64::new(1),
+            cpu_ms: AtomicU64::new(0),
+            gone: watch::Sender::new(None),
+            itself: Weak::clone(itself),
+        });
+        instance.watch(&sandbox);
+        instance
+    }
+
+    /// Tells when the sandbox in use ends by itself.
+    fn watch(&self, sandbox: &Arc<Sandbox>) {
+        let instance = Weak::clone(&self.itself);
+        let mut gone = sandbox.gone();
+        let sandbox = Arc::downgrade(sandbox);
+        tokio::spawn(async move {
+            let reason = match gone.wait_for(Option::is_some).await {
+                Ok(_) => "its init ended",
+                Err(_) => "the launcher ended",
+            };
+            let (Some(instance), Some(sandbox)) = (instance.upgrade(), sandbox.upgrade()) else { return };
+            if Arc::ptr_eq(&instance.latest(), &sandbox) {
+                instance.gone.send_replace(Some(reason.to_owned()));
+            }
+        });
+    }
+
+    fn latest(&self) -> Arc<Sandbox> {
+        Arc::clone(&self.latest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The sandbox for a command: a fresh one when what an execution left must not be seen.
+    async fn sandbox(&self, command: &Command) -> Result<Arc<Sandbox>, Failure> {
+        let mut current = self.current.lock().await;
+        let looks_only = matches!(command.kind(), CommandKind::ReadFile | CommandKind::ListDirectory);
+        if !self.config.persist_filesystem && !looks_only && self.used.swap(command.kind().executes(), Ordering::AcqRel) {
+            let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+            let fresh = self.runtime.sandbox(&self.config, generation).await.map_err(|error| Failure {
+                kind: FailureKind::SandboxGone,
+                message: format!("the session could not be made as new: {error}"),
+            })?;
+            let fresh = Arc::new(fresh);
+            *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
+            // The old one ends when the last execution in it has ended.
+            *current = Arc::clone(&fresh);
+            self.watch(&fresh);
+        }
+        Ok(Arc::clone(&current))
+    }
+
+    async fn carry_out(&self, mut command: Command, sink: &dyn OutputSink, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let sandbox = self.sandbox(&command).await?;
+        if let Some(request) = files::request(&mut command) {
+            return file(&sandbox, &command, request).await;
+        }
+        let run = Run { instance: self, sandbox: &sandbox, sink };
+        match command {
+            Command::ExecuteShell(shell) => run.shell(shell, control).await,
+            Command::ExecuteCode(code) => run.code(code, control).await,
+            Command::InstallPackages(install) => run.install(install, control).await,
+            Command::WriteFile(_)
+            | Command::ReadFile(_)
+            | Command::CreateDirectory(_)
+            | Command::CopyFile(_)
+            | Command::DeleteFile(_)
+            | Command::ListDirectory(_) => Err(broken()),
+        }
+    }
+}
+
+/// What a command gave, and why it failed all the same.
+type Answer = Result<(CommandOutput, Option<Failure>), Failure>;
+
+fn broken() -> Failure {
+    Failure { kind: FailureKind::SandboxGone, message: "the sandbox gave no sound answer".into() }
+}
+
+fn gone() -> Failure {
+    Failure { kind: FailureKind::SandboxGone, message: "the sandbox ended under the command".into() }
+}
+
+async fn file(sandbox: &Sandbox, command: &Command, request: FileCommand) -> Answer {
+    let answer = tokio::time::timeout(FILE_COMMAND_TIME, sandbox.init().file(request)).await;
+    let Ok(Ok(answer)) = answer else { return Err(gone()) };
+    match answer {
+        Ok(reply) => files::output(command, reply).map(|output| (output, None)).ok_or_else(broken),
+        Err(error) => Err(files::failure(command, &error)),
+    }
+}
+
+/// The commands that run programs.
+struct Run<'a> {
+    instance: &'a NativeInstance,
+    sandbox: &'a Sandbox,
+    sink: &'a dyn OutputSink,
+}
+
+impl Run<'_> {
+    async fn shell(&self, shell: ExecuteShell, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
+        let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
+        let request = ExecuteRequest {
+            execution: 0,
+            arguments: arguments.into_iter().map(String::into_bytes).collect(),
+            environment: self.environment(&shell.env),
+            directory: directory.into_bytes(),
+        };
+        self.program(Program { request, stdin: shell.stdin, timeout: self.timeout(shell.timeout) }, control).await
+    }
+
+    async fn code(&self, code: ExecuteCode, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let language = match &code.language {
+            None => Arc::clone(&self.instance.config.language),
+            Some(name) => self.instance.runtime.language(name).ok_or_else(|| Failure {
+                kind: FailureKind::ProgramNotFound,
+                message: format!("there is no language `{name}`"),
+            })?,
+        };
+        if !code.packages.is_empty() {
+            let (output, failure) = self.install_packages(&language, &code.packages, control).await?;
+            if failure.is_some() {
+                return Ok((output, failure));
+            }
+        }
+        let plan = execution_plan(&language, &code.code, &code.args).map_err(|error| unplanned(&error))?;
+        let mut answer = Err(broken());
+        for step in plan {
+            answer = self.step(step, &code, control).await;
+            if !matches!(answer, Ok((_, None))) {
+                break;
+            }
+        }
+        self.forget(&source_path(&language)).await;
+        answer
+    }
+
+    /// Removes the source that a plan wrote; the session goes on without it in any case.
+    async fn forget(&self, path: &str) {
+        let command = FileCommand::Delete { path: path.into(), recursive: false };
+        if let Ok(Err(error)) = self.sandbox.init().file(command).await {
+            tracing::debug!(?error, "a source file stays");
+        }
+    }
+
+    /// One command of a language's plan, with what the request said of input, time and environment.
+    async fn step(&self, mut step: Command, code: &ExecuteCode, control: &mut mpsc::Receiver<Control>) -> Answer {
+        if let Some(request) = files::request(&mut step) {
+            return file(self.sandbox, &step, request).await;
+        }
+        let Command::ExecuteShell(mut shell) = step else { return Err(broken()) };
+        shell.stdin = code.stdin.clone();
+        shell.timeout = code.timeout;
+        shell.env.extend(code.env.clone());
+        self.shell(shell, control).await
+    }
+
+    async fn install(&self, install: InstallPackages, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let language = Arc::clone(&self.instance.config.language);
+        let mut answer = None;
+        if !install.packages.is_empty() {
+            answer = Some(self.install_packages(&language, &install.packages, control).await?);
+        }
+        match (&answer, &install.requirements_file) {
+            (None | Some((_, None)), Some(path)) => {
+                let plan = install_file_plan(&language, path).map_err(|error| unplanned(&error))?;
+                self.installed(plan, control).await
+            }
+            _ => answer.ok_or_else(broken),
+        }
+    }
+
+    async fn install_packages(
+        &self,
+        language: &Language,
+        packages: &[String],
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Answer {
+        let plan = install_plan(language, packages).map_err(|error| unplanned(&error))?;
+        self.installed(plan, control).await
+    }
+
+    async fn installed(&self, plan: Command, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let Command::ExecuteShell(mut shell) = plan else { return Err(broken()) };
+        shell.timeout = u32::try_from(self.instance.config.limits.timeout_max.as_secs()).ok().and_then(NonZeroU32::new);
+        let (output, failure) = self.shell(shell, control).await?;
+        let failure = failure.map(|failure| match failure.kind {
+            FailureKind::NonzeroExit => Failure {
+                kind: FailureKind::PackageUnavailable,
+                message: "the packages could not be installed: a session has no network, so they must be in its image".into(),
+            },
+            _ => failure,
+        });
+        Ok((output, failure))
+    }
+
+    fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
+        let limits = &self.instance.config.limits;
+        asked.map_or(limits.timeout, |seconds| Duration::from_secs(seconds.get().into())).min(limits.timeout_max)
+    }
+
+    /// Defaults, then image, session, command (a language's own stand in the commands of its plan): the later wins.
+    fn environment(&self, own: &BTreeMap<String, String>) -> Vec<Vec<u8>> {
+        let config = &self.instance.config;
+        let mut all: BTreeMap<&str, &str> = BTreeMap::from(ENVIRONMENT);
+        for layer in [self.sandbox.environment(), &config.language.env, &config.env, own] {
+            all.extend(layer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        }
+        all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
+    }
+
+    async fn program(&self, program: Program, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let before = self.sandbox.counters();
+        self.sandbox.reset_peaks();
+        let timeout = program.timeout;
+        let driven = drive(self.sandbox.init(), program, self.sink, control).await;
+        let driven = driven.map_err(|error| match error {
+            DriveError::Gone => gone(),
+            DriveError::Pipes(source) => {
+                tracing::warn!(%source, "no pipes for a program");
+                Failure {
+                    kind: FailureKind::IoError,
+                    message: "the server has no descriptor left for the program's streams".into(),
+                }
+            }
+        })?;
+        let after = self.sandbox.counters();
+        let counters = verdict::Counters {
+            oom_kills: after.oom_kills.saturating_sub(before.oom_kills),
+            pids_refusals: after.pids_refusals.saturating_sub(before.pids_refusals),
+        };
+        let (report, failure) = verdict::of(&driven, counters, self.sandbox.usage(), &self.instance.config.limits, timeout);
+        self.instance.cpu_ms.fetch_add(report.usage.cpu_ms.unwrap_or(0), Ordering::Relaxed);
+        Ok((CommandOutput::Execution(report), failure))
+    }
+}
+
+/// What a program finds when nobody says otherwise.
+const ENVIRONMENT: [(&str, &str); 5] = [
+    ("HOME", WORKSPACE),
+    ("LANG", "C.UTF-8"),
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("TMPDIR", "/tmp"),
+    ("USER", "user"),
+];
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.into() } else { format!("{WORKSPACE}/{path}") }
+}
+
+fn unplanned(error: &LanguageError) -> Failure {
+    Failure { kind: FailureKind::PackageUnavailable, message: error.to_string() }
+}
+
+impl Instance for NativeInstance {
+    fn environment_id(&self) -> &EnvironmentId {
+        &self.config.environment_id
+    }
+
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::NativeProcess
+    }
+
+    fn execute(&self, request: ExecutionRequest) -> BoxFuture<'_, CommandResult> {
+        async move {
+            let started = Instant::now();
+            let ExecutionRequest { id, command, sink, mut control } = request;
+            let (output, failure) = match self.carry_out(command, sink.as_ref(), &mut control).await {
+                Ok((output, failure)) => (Some(output), failure),
+                Err(failure) => (None, Some(failure)),
+            };
+            CommandResult { execution_id: id, output, failure, duration: started.elapsed() }
+        }
+        .boxed()
+    }
+
+    fn enforcement(&self) -> Enforcement {
+        self.latest().enforcement().clone()
+    }
+
+    fn usage(&self) -> Usage {
+        let total = self.latest().usage();
+        Usage { cpu_ms: total.cpu_ms.or(Some(self.cpu_ms.load(Ordering::Relaxed))), ..total }
+    }
+
+    fn gone(&self) -> watch::Receiver<Option<String>> {
+        self.gone.subscribe()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async move { self.latest().end().await }.boxed()
+    }
+}

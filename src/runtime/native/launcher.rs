@@ -1,0 +1,162 @@
+//! The server's side of the launcher's socket.
+//!
+//! Invariant: what a sandbox needs on the host (its uid range, its image) is held here until the launcher says that no
+//! process of it lives; when the launcher itself is gone, everything is.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::{oneshot, watch};
+
+use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag};
+use crate::plan::{Plan, StepFailure};
+use crate::sys::channel::{self, ChannelError};
+use crate::sys::socket::{self, Wait};
+use crate::sys::{memory, process};
+
+/// What a sandbox holds on the host besides its processes.
+pub type Held = Box<dyn Any + Send>;
+
+/// Why a sandbox was not made.
+#[derive(Debug)]
+pub enum CreateFailure {
+    /// A step failed.
+    Step(StepFailure),
+    /// The launcher is gone.
+    LauncherGone,
+}
+
+struct Waiter {
+    created: Option<oneshot::Sender<Result<OwnedFd, StepFailure>>>,
+    gone: watch::Sender<Option<i32>>,
+    held: Held,
+}
+
+/// A sandbox that the launcher has made.
+pub struct Launched {
+    /// Its number.
+    pub tag: Tag,
+    /// The control socket of its init.
+    pub control: OwnedFd,
+    /// Becomes the wait status of its init when no process of it lives.
+    pub gone: watch::Receiver<Option<i32>>,
+}
+
+/// The launcher process.
+pub struct LauncherClient {
+    socket: OwnedFd,
+    waiters: Mutex<Option<HashMap<Tag, Waiter>>>,
+    next: AtomicU64,
+}
+
+impl LauncherClient {
+    /// Starts the launcher from a sealed copy of this binary.
+    pub fn start() -> std::io::Result<Arc<Self>> {
+        let binary = memory::sealed_copy_of_self()?;
+        let to_io = |error: crate::sys::CallError| std::io::Error::from_raw_os_error(error.raw());
+        let (ours, theirs) = socket::pair().map_err(to_io)?;
+        let child = process::spawn_launcher(binary.as_fd(), theirs.as_fd(), SERVER_SOCKET)?;
+        let client = Arc::new(Self { socket: ours, waiters: Mutex::new(Some(HashMap::new())), next: AtomicU64::new(1) });
+        let reader = Arc::clone(&client);
+        thread::Builder::new().name("launcher-socket".into()).spawn(move || reader.listen(child))?;
+        Ok(client)
+    }
+
+    /// Asks for a sandbox. `held` is dropped when no process of it lives, or at once when it can't be made.
+    pub async fn create(&self, plan: Plan, cgroups: Vec<String>, held: Held) -> Result<Launched, CreateFailure> {
+        let tag = self.next.fetch_add(1, Ordering::Relaxed);
+        let (created, answer) = oneshot::channel();
+        let (gone, watcher) = watch::channel(None);
+        match self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(waiters) => waiters.insert(tag, Waiter { created: Some(created), gone, held }),
+            None => return Err(CreateFailure::LauncherGone),
+        };
+        let abandoned = Abandoned { client: self, tag: Some(tag) };
+        let request = LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups }));
+        self.send(&request).map_err(|_| CreateFailure::LauncherGone)?;
+        match answer.await {
+            Ok(Ok(control)) => {
+                abandoned.keep();
+                Ok(Launched { tag, control, gone: watcher })
+            }
+            Ok(Err(failure)) => Err(CreateFailure::Step(failure)),
+            Err(_) => Err(CreateFailure::LauncherGone),
+        }
+    }
+
+    /// Directories that the launcher removes when the server is gone, however it went.
+    pub fn remove_at_end(&self, directories: Vec<String>) {
+        self.send(&LauncherRequest::RemoveAtEnd(directories)).ok();
+    }
+
+    /// Ends a sandbox; `Launched::gone` tells when it is over.
+    pub fn end(&self, tag: Tag) {
+        // A launcher that is gone has taken the sandbox with it.
+        self.send(&LauncherRequest::End(tag)).ok();
+    }
+
+    fn send(&self, request: &LauncherRequest) -> Result<(), ChannelError> {
+        channel::send(self.socket.as_fd(), request, &[])
+    }
+
+    fn listen(&self, mut child: Child) {
+        while let Ok(received) = channel::receive::<LauncherMessage>(self.socket.as_fd(), Wait::Yes) {
+            self.take(received.message, received.descriptors);
+        }
+        // Nobody waits any more: every watcher and every pending create learns it by its sender's end.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(error) = child.wait() {
+            tracing::warn!(%error, "the launcher could not be reaped");
+        }
+    }
+
+    fn take(&self, message: LauncherMessage, mut descriptors: Vec<OwnedFd>) {
+        let mut guard = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiters) = guard.as_mut() else { return };
+        match message {
+            LauncherMessage::Created(tag) => {
+                let (Some(waiter), Some(control)) = (waiters.get_mut(&tag), descriptors.pop()) else { return };
+                if let Some(created) = waiter.created.take() {
+                    // When nobody waits any more, `Abandoned` has asked for its end; the socket closes here.
+                    created.send(Ok(control)).ok();
+                }
+            }
+            LauncherMessage::Refused(tag, failure) => {
+                if let Some(created) = waiters.remove(&tag).and_then(|waiter| waiter.created) {
+                    created.send(Err(failure)).ok();
+                }
+            }
+            LauncherMessage::Gone { sandbox, status } => {
+                if let Some(Waiter { gone, held, .. }) = waiters.remove(&sandbox) {
+                    drop(held);
+                    gone.send_replace(Some(status));
+                }
+            }
+        }
+    }
+}
+
+/// A create whose caller went away before the answer: the sandbox must not stay.
+struct Abandoned<'a> {
+    client: &'a LauncherClient,
+    tag: Option<Tag>,
+}
+
+impl Abandoned<'_> {
+    fn keep(mut self) {
+        self.tag = None;
+    }
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if let Some(tag) = self.tag {
+            self.client.end(tag);
+        }
+    }
+}

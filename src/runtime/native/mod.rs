@@ -1,0 +1,358 @@
+//! The main runtime: the OS sandbox, any image, any language.
+//!
+//! From a request to a sandbox: image → limits in a group → ids → `sandbox::compile` → the launcher → init's word that every
+//! wall stands. Nothing is left behind when a step fails. Read `instance` for commands, `program` for the life of a program.
+
+mod control;
+mod files;
+mod instance;
+mod launcher;
+mod program;
+mod sandbox;
+mod verdict;
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use crate::command::CommandKind;
+use crate::id::EnvironmentId;
+use crate::image::{ImageError, ImageRoot, Store};
+use crate::language::{Language, Languages};
+use crate::plan::StepFailure;
+use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
+use crate::sandbox::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
+use crate::sandbox::enforcement::{Enforcement, ProfileIdentity, WallState, WallStatus};
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::host::{HostFacts, UserNamespaces};
+use crate::sandbox::uid_ranges::UidRanges;
+use crate::sys::error::describe;
+
+use super::features::Features;
+use super::{Availability, Instance, InstanceConfig, Runtime, RuntimeKind};
+use control::InitClient;
+use instance::NativeInstance;
+use launcher::{CreateFailure, Held, LauncherClient};
+use sandbox::Sandbox;
+
+/// A sandbox that does not stand after this long is taken for stuck.
+const CREATE_TIME: Duration = Duration::from_secs(20);
+
+/// Ids that one sandbox has when there are so many.
+const IDS_OF_A_SANDBOX: u32 = 65_536;
+
+/// What the runtime works with.
+pub struct NativeParts {
+    /// What the host offers.
+    pub host: HostFacts,
+    /// Images.
+    pub images: Arc<Store>,
+    /// Languages that `execute_code` may name.
+    pub languages: Arc<Languages>,
+    /// The server's groups; none where none is writable.
+    pub cgroups: Option<CgroupTree>,
+    /// Required walls that may be missing.
+    pub allow_degraded: Vec<String>,
+}
+
+/// The runtime.
+pub struct NativeRuntime {
+    parts: NativeParts,
+    launcher: Arc<LauncherClient>,
+    uids: Option<UidRanges>,
+    itself: Weak<Self>,
+}
+
+impl NativeRuntime {
+    /// Starts the launcher; from then on it removes the server's groups, however the server ends.
+    pub fn start(parts: NativeParts) -> std::io::Result<Arc<Self>> {
+        match Self::launch(&parts) {
+            Ok((launcher, uids)) => Ok(Arc::new_cyclic(|itself| Self { parts, launcher, uids, itself: Weak::clone(itself) })),
+            Err(error) => {
+                if let Some(cgroups) = parts.cgroups {
+                    cgroups.close().map_err(std::io::Error::other)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn launch(parts: &NativeParts) -> std::io::Result<(Arc<LauncherClient>, Option<UidRanges>)> {
+        let uids = parts.host.root.then(UidRanges::new).transpose().map_err(std::io::Error::other)?;
+        let launcher = LauncherClient::start()?;
+        if let Some(cgroups) = &parts.cgroups {
+            launcher.remove_at_end(cgroups.directories().iter().map(|path| path.to_string_lossy().into_owned()).collect());
+        }
+        Ok((launcher, uids))
+    }
+
+    pub(in crate::runtime::native) fn language(&self, name: &str) -> Option<Arc<Language>> {
+        self.parts.languages.get(name)
+    }
+
+    /// The steps that would build a sandbox, for `codebeaker plan`.
+    pub fn plan(&self, config: &InstanceConfig) -> Result<Compiled, SandboxError> {
+        let image = self.image(config)?;
+        let ids = match &self.uids {
+            Some(_) => Ids::Range { start: 0x1000_0000, count: IDS_OF_A_SANDBOX },
+            None => self.own_ids(),
+        };
+        Ok(compile(&self.spec(config, &image, ids, Placement::default())))
+    }
+
+    fn image(&self, config: &InstanceConfig) -> Result<ImageRoot, SandboxError> {
+        self.parts.images.resolve(&config.image).map_err(|error| match error {
+            ImageError::NotFound { .. } | ImageError::NameInvalid { .. } => {
+                SandboxError::ImageNotFound { image: config.image.clone() }
+            }
+            error => SandboxError::Internal(error.to_string()),
+        })
+    }
+
+    fn own_ids(&self) -> Ids {
+        let host = &self.parts.host;
+        let subordinate = &host.subordinate;
+        match (&subordinate.newuidmap, &subordinate.newgidmap, subordinate.uids.first(), subordinate.gids.first()) {
+            (Some(newuidmap), Some(newgidmap), Some(uids), Some(gids)) => Ids::Helper {
+                newuidmap: newuidmap.to_string_lossy().into_owned(),
+                newgidmap: newgidmap.to_string_lossy().into_owned(),
+                uids: (uids.start, uids.count.min(IDS_OF_A_SANDBOX)),
+                gids: (gids.start, gids.count.min(IDS_OF_A_SANDBOX)),
+            },
+            _ => Ids::Single { uid: host.uid, gid: host.gid },
+        }
+    }
+
+    fn spec<'a>(&self, config: &'a InstanceConfig, image: &ImageRoot, ids: Ids, cgroup: Placement) -> Spec<'a> {
+        let host = &self.parts.host;
+        Spec {
+            profile: &config.profile,
+            limits: &config.limits,
+            root: Root {
+                lower: image.lower.clone(),
+                binds: image.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
+            },
+            ids,
+            cgroup,
+            kernel: Kernel {
+                time_namespace: host.time_namespace,
+                landlock_abi: host.landlock_abi,
+                version: (host.kernel.0, host.kernel.1),
+            },
+        }
+    }
+
+    /// A sandbox whose walls stand; `generation` counts those that an instance has had.
+    pub(in crate::runtime::native) async fn sandbox(
+        &self,
+        config: &InstanceConfig,
+        generation: u64,
+    ) -> Result<Sandbox, SandboxError> {
+        match tokio::time::timeout(CREATE_TIME, self.build(config, generation)).await {
+            Ok(built) => built,
+            Err(_) => Err(SandboxError::Busy { cause: format!("it did not stand after {} s", CREATE_TIME.as_secs()) }),
+        }
+    }
+
+    async fn build(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
+        let image = self.image(config)?;
+        let (ids, range) = match &self.uids {
+            Some(uids) => {
+                let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
+                (Ids::Range { start: range.start, count: range.count }, Some(range))
+            }
+            None => (self.own_ids(), None),
+        };
+        let mut cgroup = self.group(config, generation)?;
+        let limits = Self::limits(config, cgroup.as_ref())?;
+        let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
+        let compiled = compile(&self.spec(config, &image, ids, placement));
+        self.required_walls(&compiled.walls)?;
+        let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
+        let environment = image.env.clone();
+        let held: Held = Box::new((range, image));
+        let launched = self.launcher.create(compiled.plan, directories, held).await.map_err(|failure| match failure {
+            CreateFailure::Step(failure) => wall_error(&failure),
+            CreateFailure::LauncherGone => SandboxError::Internal("the launcher is gone".into()),
+        })?;
+        let profile = &config.profile;
+        let enforcement = Enforcement {
+            walls: compiled.walls,
+            limits,
+            profile: ProfileIdentity {
+                name: profile.name.clone(),
+                version: profile.version.clone(),
+                sha256: profile.sha256.clone(),
+            },
+            rootless: !self.parts.host.root,
+        };
+        let ended = Ended { launcher: &self.launcher, tag: Some(launched.tag) };
+        let init = InitClient::connect(launched.control).await.map_err(|failure| match failure {
+            Ok(failure) => wall_error(&failure),
+            Err(_) => SandboxError::Internal("init ended before its walls stood".into()),
+        })?;
+        ended.keep();
+        let (launcher, tag, gone) = (Arc::clone(&self.launcher), launched.tag, launched.gone);
+        Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment })
+    }
+
+    fn group(&self, config: &InstanceConfig, generation: u64) -> Result<Option<SessionCgroup>, SandboxError> {
+        let Some(tree) = &self.parts.cgroups else { return Ok(None) };
+        // The sandbox that is replaced may still have its group.
+        let name = match generation {
+            0 => config.environment_id.clone(),
+            later => EnvironmentId::from_client(&format!("{}_{later}", config.environment_id)),
+        };
+        tree.create(&name, &config.limits).map(Some).map_err(|error| SandboxError::IsolationUnavailable {
+            wall: "cgroup".into(),
+            cause: error.to_string(),
+            mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
+        })
+    }
+
+    /// One row a limit; a limit that the request named and nothing here can hold is an error.
+    fn limits(config: &InstanceConfig, cgroup: Option<&SessionCgroup>) -> Result<Vec<WallState>, SandboxError> {
+        let mut rows = match cgroup {
+            Some(cgroup) => cgroup.limits.clone(),
+            None => ["memory", "pids", "cpu"].map(without_group).to_vec(),
+        };
+        let limits = &config.limits;
+        for (name, detail) in [
+            ("disk", format!("{} MiB on the session's tmpfs", limits.disk_bytes >> 20)),
+            ("inodes", format!("{} on the session's tmpfs", limits.inodes)),
+            ("output", format!("ended past {} MiB", limits.output_killed_bytes >> 20)),
+            ("wall_time", format!("{} s, at most {} s", limits.timeout.as_secs(), limits.timeout_max.as_secs())),
+        ] {
+            rows.push(WallState { name: name.into(), state: WallStatus::Enforced, detail });
+        }
+        let named = &config.named_limits;
+        for (limit, asked) in [("memory", named.memory), ("pids", named.pids), ("cpu", named.cpu_cores || named.cpu_shares)] {
+            let absent = rows.iter().find(|row| row.name == limit && row.state == WallStatus::Absent);
+            if let Some(row) = absent.filter(|_| asked) {
+                return Err(SandboxError::LimitUnenforceable {
+                    limit: limit.into(),
+                    cause: row.detail.clone(),
+                    mend: "delegate a cgroup to the server (systemd: Delegate=yes), or leave the limit out".into(),
+                });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
+    fn required_walls(&self, walls: &[WallState]) -> Result<(), SandboxError> {
+        const REQUIRED: [&str; 10] =
+            ["user", "mount", "pid", "network", "ipc", "uts", "capabilities", "no_new_privs", "seccomp", "masked_paths"];
+        for name in REQUIRED {
+            let stands = walls.iter().any(|row| row.name == name && row.state != WallStatus::Absent);
+            if !stands && !self.parts.allow_degraded.iter().any(|allowed| allowed == name) {
+                return Err(SandboxError::IsolationUnavailable {
+                    wall: name.into(),
+                    cause: "it is not among the walls that this host can build".into(),
+                    mend: "run `codebeaker doctor`".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn placement(cgroup: &SessionCgroup, ids: &Ids) -> Placement {
+    let programs_born_in = match ids {
+        Ids::Range { .. } | Ids::Single { .. } => cgroup.run.clone(),
+        // Init is then another host user than the one the groups were delegated to, and may not move anything in them.
+        Ids::Helper { .. } => None,
+    };
+    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in }
+}
+
+/// The launcher removes the groups from here on: it knows when nothing is in them.
+fn hand_over(cgroup: &mut SessionCgroup) -> Vec<String> {
+    cgroup.hand_over();
+    cgroup.directories.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
+fn without_group(name: &str) -> WallState {
+    let (state, detail) = match name {
+        "pids" => (WallStatus::Degraded, "RLIMIT_NPROC of the host id: no group is writable here"),
+        _ => (WallStatus::Absent, "no group is writable here; systemd: Delegate=yes"),
+    };
+    WallState { name: name.into(), state, detail: detail.into() }
+}
+
+fn wall_error(failure: &StepFailure) -> SandboxError {
+    SandboxError::IsolationUnavailable {
+        wall: failure.wall.clone(),
+        cause: format!("{} failed with {}", failure.call, describe(failure.errno)),
+        mend: "run `codebeaker doctor`: it tries each wall and names what mends it".into(),
+    }
+}
+
+/// A sandbox that was launched but never stood.
+struct Ended<'a> {
+    launcher: &'a LauncherClient,
+    tag: Option<u64>,
+}
+
+impl Ended<'_> {
+    fn keep(mut self) {
+        self.tag = None;
+    }
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Some(tag) = self.tag {
+            self.launcher.end(tag);
+        }
+    }
+}
+
+impl Runtime for NativeRuntime {
+    fn name(&self) -> &'static str {
+        "OS sandbox"
+    }
+
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::NativeProcess
+    }
+
+    fn languages(&self) -> Vec<String> {
+        self.parts.languages.all().iter().map(|language| language.name.clone()).collect()
+    }
+
+    fn commands(&self) -> Vec<CommandKind> {
+        CommandKind::ALL.to_vec()
+    }
+
+    fn features(&self) -> Features {
+        Features {
+            startup_time_ms: 5.0,
+            memory_overhead_mb: 1.0,
+            isolation_level: if self.parts.host.root { 9 } else { 8 },
+            filesystem_persistence: true,
+            network_access: false,
+            concurrent_executions_max: 16,
+            measured: false,
+        }
+    }
+
+    fn availability(&self) -> Availability {
+        match &self.parts.host.user_namespaces {
+            UserNamespaces::Allowed => Availability::Available,
+            UserNamespaces::Refused { cause, mend } => Availability::Unavailable(format!("{cause}; {mend}")),
+        }
+    }
+
+    fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {
+        async move {
+            let sandbox = self.sandbox(&config, 0).await?;
+            let runtime = self.itself.upgrade().ok_or_else(|| SandboxError::Internal("the runtime is going down".into()))?;
+            let instance: Arc<dyn Instance> = NativeInstance::new(runtime, config, sandbox);
+            Ok(instance)
+        }
+        .boxed()
+    }
+}

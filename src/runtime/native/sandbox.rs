@@ -1,0 +1,82 @@
+//! One sandbox as the server holds it: a control socket, a number at the launcher, a group to read counters from.
+//!
+//! Invariant: dropping it ends it. What it holds on the host is released by the launcher's word, not by ours.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::command::Usage;
+use crate::plan::messages::Tag;
+use crate::sandbox::cgroups::SessionCgroup;
+use crate::sandbox::enforcement::Enforcement;
+
+use super::control::InitClient;
+use super::launcher::LauncherClient;
+use super::verdict::Counters;
+
+/// A sandbox whose walls stand.
+pub struct Sandbox {
+    pub(super) launcher: Arc<LauncherClient>,
+    pub(super) tag: Tag,
+    pub(super) init: InitClient,
+    pub(super) gone: watch::Receiver<Option<i32>>,
+    pub(super) cgroup: Option<SessionCgroup>,
+    pub(super) enforcement: Enforcement,
+    pub(super) environment: BTreeMap<String, String>,
+}
+
+impl Sandbox {
+    /// Its init.
+    pub fn init(&self) -> &InitClient {
+        &self.init
+    }
+
+    /// Becomes something when no process of it lives.
+    pub fn gone(&self) -> watch::Receiver<Option<i32>> {
+        self.gone.clone()
+    }
+
+    /// What holds.
+    pub fn enforcement(&self) -> &Enforcement {
+        &self.enforcement
+    }
+
+    /// The image's environment.
+    pub fn environment(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
+    /// Kills and refusals so far.
+    pub fn counters(&self) -> Counters {
+        let events = self.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default();
+        Counters { oom_kills: events.oom_kills, pids_refusals: events.pids_refusals }
+    }
+
+    /// What it used so far, as far as the host tells.
+    pub fn usage(&self) -> Usage {
+        self.cgroup.as_ref().map(SessionCgroup::usage).unwrap_or_default()
+    }
+
+    /// Peaks count from here on.
+    pub fn reset_peaks(&self) {
+        if let Some(cgroup) = &self.cgroup {
+            // Where it can't be reset the peak stays the session's, which `usage` may tell.
+            cgroup.reset_peak().ok();
+        }
+    }
+
+    /// Ends it; returns when no process of it lives.
+    pub async fn end(&self) {
+        self.launcher.end(self.tag);
+        // An error means that the launcher is gone, and every sandbox with it.
+        self.gone.clone().wait_for(Option::is_some).await.ok();
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.launcher.end(self.tag);
+    }
+}

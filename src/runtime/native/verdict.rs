@@ -1,0 +1,254 @@
+//! From how a program ended to what the client is told. Pure.
+//!
+//! Where several verdicts hold, the first of PROTOCOL's list counts: cancelled, timeout, out of memory, output limit, disk
+//! full, pids limit, seccomp violation, signaled, nonzero exit.
+
+use std::time::Duration;
+
+use crate::command::{ExecutionReport, Failure, FailureKind, Usage};
+use crate::plan::messages::{ProgramEnd, StartFailure, StartStage};
+use crate::sandbox::spec::Limits;
+use crate::sys::error::describe;
+
+use super::program::{Driven, EndedBy};
+
+/// What the group's counters said over the program's time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Kills for want of memory.
+    pub oom_kills: u64,
+    /// Forks that the pids limit refused.
+    pub pids_refusals: u64,
+}
+
+/// The report (its streams still empty) and why it is no success.
+pub fn of(
+    driven: &Driven,
+    counters: Counters,
+    usage: Usage,
+    limits: &Limits,
+    timeout: Duration,
+) -> (ExecutionReport, Option<Failure>) {
+    match &driven.end {
+        ProgramEnd::NotStarted(failure) => (ExecutionReport::default(), Some(not_started(failure, driven.ended_by))),
+        ProgramEnd::Ran { status, cpu_us, quota_full } => {
+            let exit = Exit::of(*status);
+            let failed = exit != Exit::Code(0);
+            let mut report = ExecutionReport {
+                exit_code: Some(exit.code()),
+                signal: exit.signal_name(),
+                timed_out: driven.ended_by == EndedBy::Timeout && failed,
+                oom_killed: counters.oom_kills > 0,
+                usage: Usage { cpu_ms: Some(cpu_us / 1000), ..usage },
+                ..ExecutionReport::default()
+            };
+            let facts = Facts { exit, ended_by: driven.ended_by, counters, quota_full: *quota_full };
+            let failure = failed.then(|| verdict(&facts, limits, timeout));
+            report.limit = failure.as_ref().and_then(|failure| limit_text(failure.kind, limits, timeout));
+            (report, failure)
+        }
+    }
+}
+
+struct Facts {
+    exit: Exit,
+    ended_by: EndedBy,
+    counters: Counters,
+    quota_full: bool,
+}
+
+fn verdict(facts: &Facts, limits: &Limits, timeout: Duration) -> Failure {
+    let failure = |kind, message: String| Failure { kind, message };
+    let mib = |bytes: u64| bytes >> 20;
+    match facts.ended_by {
+        EndedBy::Cancel => return failure(FailureKind::Cancelled, "the execution was cancelled".into()),
+        EndedBy::Timeout => {
+            let message = format!("the program was ended after its time of {} s", timeout.as_secs_f64());
+            return failure(FailureKind::Timeout, message);
+        }
+        EndedBy::Output | EndedBy::Itself => {}
+    }
+    if facts.counters.oom_kills > 0 {
+        let message = format!("the program needed more than the {} MiB of memory it may have", mib(limits.memory_bytes.get()));
+        return failure(FailureKind::OutOfMemory, message);
+    }
+    if facts.ended_by == EndedBy::Output {
+        let message = format!("the program was ended after writing more than {} MiB", mib(limits.output_killed_bytes));
+        return failure(FailureKind::OutputLimit, message);
+    }
+    if facts.quota_full {
+        let message = format!("the session's disk is full: {} MiB or {} files", mib(limits.disk_bytes), limits.inodes);
+        return failure(FailureKind::DiskFull, message);
+    }
+    if facts.counters.pids_refusals > 0 {
+        let message = format!("the program needed more than the {} processes and threads it may have", limits.pids);
+        return failure(FailureKind::PidsLimit, message);
+    }
+    match facts.exit {
+        Exit::Signal(signal) if signal == libc::SIGSYS => {
+            failure(FailureKind::SeccompViolation, "the program made a system call that its profile ends programs for".into())
+        }
+        Exit::Signal(signal) => failure(FailureKind::Signaled, format!("the program was ended by {}", signal_name(signal))),
+        Exit::Code(code) => failure(FailureKind::NonzeroExit, format!("the program ended with exit code {code}")),
+    }
+}
+
+fn not_started(failed: &StartFailure, ended_by: EndedBy) -> Failure {
+    let reason = describe(failed.errno);
+    let (kind, message) = match (&failed.stage, failed.errno) {
+        _ if ended_by == EndedBy::Cancel => (FailureKind::Cancelled, "the execution was cancelled".into()),
+        (StartStage::Fork, libc::EAGAIN) => {
+            (FailureKind::PidsLimit, "the program could not be started: the session has no process left".into())
+        }
+        (StartStage::Fork, libc::ENOMEM) => (FailureKind::OutOfMemory, format!("the program could not be started: {reason}")),
+        (StartStage::Fork, _) => (FailureKind::IoError, format!("the program could not be started: {reason}")),
+        (StartStage::Wall(wall), _) => {
+            (FailureKind::IoError, format!("the program was not started: its wall `{wall}` could not be built: {reason}"))
+        }
+        (StartStage::Directory, libc::ENOENT) => (FailureKind::FileNotFound, "the working directory does not exist".into()),
+        (StartStage::Directory, _) => (FailureKind::PathInvalid, format!("the working directory can't be entered: {reason}")),
+        (StartStage::Execute, libc::ENOENT | libc::ENOTDIR) => {
+            (FailureKind::ProgramNotFound, "there is no such program, or its interpreter is missing".into())
+        }
+        (StartStage::Execute, libc::EACCES | libc::EPERM) => {
+            (FailureKind::PermissionDenied, format!("the program may not be executed: {reason}"))
+        }
+        (StartStage::Execute, libc::ENOEXEC) => {
+            (FailureKind::PermissionDenied, "the file is not a program this machine can execute".into())
+        }
+        (StartStage::Execute, _) => (FailureKind::IoError, format!("the program could not be executed: {reason}")),
+    };
+    Failure { kind, message }
+}
+
+fn limit_text(kind: FailureKind, limits: &Limits, timeout: Duration) -> Option<String> {
+    match kind {
+        FailureKind::Timeout => Some(format!("wall time {} s", timeout.as_secs_f64())),
+        FailureKind::OutOfMemory => Some(format!("memory {} MiB", limits.memory_bytes.get() >> 20)),
+        FailureKind::OutputLimit => Some(format!("output {} MiB", limits.output_killed_bytes >> 20)),
+        FailureKind::DiskFull => Some(format!("disk {} MiB, {} files", limits.disk_bytes >> 20, limits.inodes)),
+        FailureKind::PidsLimit => Some(format!("pids {}", limits.pids)),
+        FailureKind::NonzeroExit
+        | FailureKind::Signaled
+        | FailureKind::SeccompViolation
+        | FailureKind::Cancelled
+        | FailureKind::ProgramNotFound
+        | FailureKind::PermissionDenied
+        | FailureKind::FileNotFound
+        | FailureKind::AlreadyExists
+        | FailureKind::NotARegularFile
+        | FailureKind::PathInvalid
+        | FailureKind::LimitExceeded
+        | FailureKind::DirectoryNotEmpty
+        | FailureKind::NotADirectory
+        | FailureKind::PackageUnavailable
+        | FailureKind::SandboxGone
+        | FailureKind::IoError => None,
+    }
+}
+
+/// A wait status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+impl Exit {
+    fn of(status: i32) -> Self {
+        if libc::WIFSIGNALED(status) { Self::Signal(libc::WTERMSIG(status)) } else { Self::Code(libc::WEXITSTATUS(status)) }
+    }
+
+    fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+
+    fn signal_name(self) -> Option<String> {
+        match self {
+            Self::Code(_) => None,
+            Self::Signal(signal) => Some(signal_name(signal)),
+        }
+    }
+}
+
+/// `SIGKILL` for 9; a number without a name reads `SIGRTMIN+n` or `signal n`.
+pub fn signal_name(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(signal) => signal.as_str().to_owned(),
+        Err(_) if (34..=64).contains(&signal) => format!("SIGRTMIN+{}", signal - 34),
+        Err(_) => format!("signal {signal}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU64;
+
+    fn limits() -> Limits {
+        Limits {
+            memory_bytes: NonZeroU64::new(512 << 20).expect("not zero"),
+            cpu_shares: 1024,
+            cpu_cores: None,
+            pids: 256,
+            disk_bytes: 256 << 20,
+            inodes: 65536,
+            output_kept_bytes: 4 << 20,
+            output_killed_bytes: 64 << 20,
+            timeout: Duration::from_secs(60),
+            timeout_max: Duration::from_secs(300),
+            open_files: 4096,
+        }
+    }
+
+    fn judge(status: i32, ended_by: EndedBy, counters: Counters, quota_full: bool) -> (ExecutionReport, Option<FailureKind>) {
+        let driven = Driven { end: ProgramEnd::Ran { status, cpu_us: 1500, quota_full }, ended_by };
+        let (report, failure) = of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(60));
+        (report, failure.map(|failure| failure.kind))
+    }
+
+    const KILLED: i32 = libc::SIGKILL;
+    const EXIT_1: i32 = 1 << 8;
+
+    #[test]
+    fn a_clean_exit_is_a_success_whatever_the_counters_say() {
+        let (report, failure) = judge(0, EndedBy::Itself, Counters { oom_kills: 1, pids_refusals: 1 }, true);
+        assert_eq!((report.exit_code, failure, report.oom_killed), (Some(0), None, true));
+    }
+
+    #[test]
+    fn the_first_verdict_of_the_list_counts() {
+        let all = Counters { oom_kills: 1, pids_refusals: 1 };
+        let pids = Counters { pids_refusals: 1, ..Counters::default() };
+        assert_eq!(judge(KILLED, EndedBy::Cancel, all, true).1, Some(FailureKind::Cancelled));
+        assert_eq!(judge(KILLED, EndedBy::Timeout, all, true).1, Some(FailureKind::Timeout));
+        assert_eq!(judge(KILLED, EndedBy::Output, all, true).1, Some(FailureKind::OutOfMemory));
+        assert_eq!(judge(KILLED, EndedBy::Output, pids, true).1, Some(FailureKind::OutputLimit));
+        assert_eq!(judge(EXIT_1, EndedBy::Itself, pids, true).1, Some(FailureKind::DiskFull));
+        assert_eq!(judge(EXIT_1, EndedBy::Itself, pids, false).1, Some(FailureKind::PidsLimit));
+        assert_eq!(judge(libc::SIGSYS, EndedBy::Itself, Counters::default(), false).1, Some(FailureKind::SeccompViolation));
+        assert_eq!(judge(KILLED, EndedBy::Itself, Counters::default(), false).1, Some(FailureKind::Signaled));
+        assert_eq!(judge(EXIT_1, EndedBy::Itself, Counters::default(), false).1, Some(FailureKind::NonzeroExit));
+    }
+
+    #[test]
+    fn a_signal_has_its_name_and_the_shell_s_exit_code() {
+        let (report, _) = judge(libc::SIGSEGV, EndedBy::Itself, Counters::default(), false);
+        assert_eq!((report.exit_code, report.signal.as_deref()), (Some(139), Some("SIGSEGV")));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_and_a_full_process_table_are_told_apart() {
+        let kind = |stage, errno| {
+            let driven = Driven { end: ProgramEnd::NotStarted(StartFailure { stage, errno }), ended_by: EndedBy::Itself };
+            of(&driven, Counters::default(), Usage::default(), &limits(), Duration::from_secs(1)).1.map(|failure| failure.kind)
+        };
+        assert_eq!(kind(StartStage::Execute, libc::ENOENT), Some(FailureKind::ProgramNotFound));
+        assert_eq!(kind(StartStage::Execute, libc::EACCES), Some(FailureKind::PermissionDenied));
+        assert_eq!(kind(StartStage::Fork, libc::EAGAIN), Some(FailureKind::PidsLimit));
+        assert_eq!(kind(StartStage::Directory, libc::ENOENT), Some(FailureKind::FileNotFound));
+    }
+}

@@ -1,0 +1,30 @@
+//! What the manager asks of languages, profiles and images, as traits so that it stands without them.
+//!
+//! Invariant: answers come from memory; none of these calls blocks. Read `manager` next.
+
+use std::sync::Arc;
+
+use crate::language::Language;
+use crate::sandbox::profile::Profile;
+
+/// The languages that are configured.
+pub trait LanguageSource: Send + Sync {
+    /// The language of that name or alias.
+    fn get(&self, name_or_alias: &str) -> Option<Arc<Language>>;
+    /// All of them, by name.
+    fn all(&self) -> Vec<Arc<Language>>;
+}
+
+/// The profiles that are loaded.
+pub trait ProfileSource: Send + Sync {
+    /// The profile of that name.
+    fn get(&self, name: &str) -> Option<Arc<Profile>>;
+}
+
+/// The images that are installed.
+pub trait ImageSource: Send + Sync {
+    /// Whether an image of that name can be used; `host` always can.
+    fn installed(&self, image: &str) -> bool;
+    /// Whether one of the language's programs is in that image.
+    fn language_installed(&self, image: &str, language: &Language) -> bool;
+}
