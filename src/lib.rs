@@ -4,6 +4,9 @@
 //! {plan, seccomp, sys}; launcher and init → {plan, sys}.
 
 pub mod config;
+pub mod telemetry;
+
+pub mod rpc;
 
 pub mod session;
 
