@@ -3,6 +3,9 @@
 //! Modules in reading order; arrows point down only: cli → rpc → session → {selector, runtime, image} → sandbox →
 //! {plan, seccomp, sys}; launcher and init → {plan, sys}.
 
+#[cfg(test)]
+mod arrows;
+pub mod cli;
 pub mod config;
 pub mod telemetry;
 

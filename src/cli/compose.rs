@@ -1,0 +1,359 @@
+//! Where the parts are put together: each function makes one part (or one answer) out of a configuration.
+//!
+//! Invariant: subcommands never name a concrete runtime, store or server; they ask here. [`runtime`] and [`serve`] must be
+//! called before the process has a second thread, because they start the launcher.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::CliError;
+use crate::config::Config;
+use crate::image::{self, ImageInfo, Store, program_exists};
+use crate::language::{Language, Languages};
+use crate::rpc::auth::Tokens;
+use crate::rpc::server::{Authentication, Server, ServerParts};
+use crate::runtime::native::{NativeParts, NativeRuntime};
+use crate::runtime::registry::Registry;
+use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
+use crate::sandbox::cgroups::CgroupTree;
+use crate::sandbox::host::HostFacts;
+use crate::sandbox::profile::{Profile, Profiles};
+use crate::sandbox::state::{ServerId, StateDir};
+use crate::session::api::{LanguageRow, RuntimeRow};
+use crate::session::manager::{Manager, ManagerParts};
+use crate::session::sources::{ImageSource, LanguageSource, ProfileSource};
+use crate::telemetry;
+
+/// One image of the store.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageRow {
+    /// As given at import.
+    pub name: String,
+    /// `sha256:…` of its configuration or, for a bare root file system, of its layer.
+    pub digest: String,
+    /// Unpacked size.
+    pub size_bytes: u64,
+    /// RFC 3339, when it came into the store.
+    pub created: String,
+    /// Where it came from (`docker-archive`, `oci-layout`, `rootfs-tar`, `directory`, `host`).
+    pub source: String,
+}
+
+/// One step of a plan, in the order it is carried out.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PlanRow {
+    /// Who carries it out: `launcher`, `init` or `program`.
+    pub process: String,
+    /// Which wall it belongs to.
+    pub wall: String,
+    /// The system call with its arguments.
+    pub call: String,
+}
+
+/// One principal's token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct TokenRow {
+    /// The principal.
+    pub name: String,
+    /// RFC 3339.
+    pub created: String,
+}
+
+/// An error with all its sources, as one line.
+fn failed(error: &dyn Error) -> CliError {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    CliError::new(text)
+}
+
+impl LanguageSource for Languages {
+    fn get(&self, name_or_alias: &str) -> Option<Arc<Language>> {
+        Self::get(self, name_or_alias)
+    }
+
+    fn all(&self) -> Vec<Arc<Language>> {
+        Self::all(self).to_vec()
+    }
+}
+
+impl ProfileSource for Profiles {
+    fn get(&self, name: &str) -> Option<Arc<Profile>> {
+        Self::get(self, name)
+    }
+}
+
+impl ImageSource for Store {
+    fn installed(&self, image: &str) -> bool {
+        self.resolve(image).is_ok()
+    }
+
+    fn language_installed(&self, image: &str, language: &Language) -> bool {
+        self.resolve(image).is_ok_and(|root| language.programs.iter().any(|program| program_exists(&root, program)))
+    }
+}
+
+fn store(config: &Config) -> Result<Store, CliError> {
+    StateDir::open(&config.state_dir).map_err(|error| failed(&error))?;
+    Store::open(&config.state_dir).map_err(|error| failed(&error))
+}
+
+fn load_languages(config: &Config) -> Result<Arc<Languages>, CliError> {
+    let languages = Languages::load(config.sandbox.language_dir.as_deref()).map_err(|error| failed(&error))?;
+    Ok(Arc::new(languages))
+}
+
+fn load_profiles(config: &Config) -> Result<Arc<Profiles>, CliError> {
+    Profiles::load(config.sandbox.profile_dir.as_deref()).map(Arc::new).map_err(|error| failed(&error))
+}
+
+/// Starts the launcher; `server` names the groups this process makes.
+fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliError> {
+    let host = HostFacts::probe();
+    let cgroups = CgroupTree::open(&host.cgroup, server.as_str()).map_err(|error| failed(&error))?;
+    let parts = NativeParts {
+        host,
+        images: Arc::new(store(config)?),
+        languages: load_languages(config)?,
+        cgroups,
+        allow_degraded: config.sandbox.allow_degraded.clone(),
+    };
+    NativeRuntime::start(parts).map_err(|error| failed(&error))
+}
+
+/// Runs the server until a signal ends it; `ready` is called once connections are accepted.
+pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>) -> Result<(), CliError> {
+    telemetry::init_logs(&config.log).map_err(|error| failed(&error))?;
+    let metrics = telemetry::init_metrics().map_err(|error| failed(&error))?;
+    let state = StateDir::open(&config.state_dir).and_then(StateDir::lock).map_err(|error| failed(&error))?;
+    match CgroupTree::remove_stale(&HostFacts::probe().cgroup) {
+        Ok(report) => tracing::debug!(?report, "control groups of servers that are gone"),
+        Err(error) => tracing::warn!(error = &error as &dyn Error, "control groups of a server that is gone stay behind"),
+    }
+    let native = native(config, state.server_id())?;
+    let manager = Manager::new(ManagerParts {
+        config: Arc::new(config.clone()),
+        registry: Arc::new(Registry::new(vec![native])),
+        languages: load_languages(config)?,
+        profiles: load_profiles(config)?,
+        images: Arc::new(store(config)?),
+    });
+    let authentication = if config.server.no_auth {
+        Authentication::Off
+    } else {
+        Authentication::Tokens(Arc::new(Tokens::open(&config.state_dir).map_err(|error| failed(&error))?))
+    };
+    let (stop, shutdown) = watch::channel(false);
+    let service = Arc::clone(&manager);
+    let parts = ServerParts { config: config.server.clone(), service, authentication, metrics: Some(metrics), shutdown };
+    let server = Server::bind(parts).map_err(|error| failed(&error))?;
+    let address = server.local_addr();
+    let upkeep = upkeep(manager, stop)?;
+    let mut told = Ok(());
+    let served = server.run(|| told = ready(address)).map_err(|error| failed(&error));
+    upkeep.shutdown_timeout(Duration::from_secs(1));
+    served.and(told)
+}
+
+/// What happens beside connections, on a thread of its own: signals, sweeps, the versions of languages.
+fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::runtime::Runtime, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("upkeep")
+        .enable_all()
+        .build()
+        .map_err(|error| failed(&error))?;
+    runtime.spawn(async move {
+        manager.start();
+        let versions = Arc::clone(&manager);
+        tokio::spawn(async move { versions.probe_languages().await });
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            tracing::error!("signals can't be caught; the server ends by SIGKILL only");
+            return;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.send_replace(true);
+    });
+    Ok(runtime)
+}
+
+/// All languages: the embedded ones and those of `sandbox.language_dir`.
+pub fn languages(config: &Config) -> Result<Vec<Arc<Language>>, CliError> {
+    Ok(load_languages(config)?.all().to_vec())
+}
+
+/// The rows of `language.list`; versions are known to a running server only.
+pub fn language_rows(config: &Config) -> Result<Vec<LanguageRow>, CliError> {
+    let store = store(config)?;
+    let languages = load_languages(config)?;
+    let rows = languages.all().iter().map(|language| {
+        let image = image_of(&store, language);
+        LanguageRow {
+            name: language.name.clone(),
+            display_name: language.display_name.clone(),
+            aliases: language.aliases.clone(),
+            version: None,
+            runtimes: vec![RuntimeKind::NativeProcess],
+            installed: store.language_installed(&image, language),
+            image,
+        }
+    });
+    Ok(rows.collect())
+}
+
+/// The rows of `runtime.list`.
+pub fn runtime_rows(config: &Config) -> Result<Vec<RuntimeRow>, CliError> {
+    let id = ServerId::current().map_err(|error| failed(&error))?;
+    Ok(Registry::new(vec![native(config, &id)?]).rows())
+}
+
+/// A profile by name; the error lists what there is.
+pub fn profile(config: &Config, name: &str) -> Result<Arc<Profile>, CliError> {
+    let profiles = load_profiles(config)?;
+    profiles.get(name).ok_or_else(|| {
+        let names: Vec<&str> = profiles.names().collect();
+        CliError::new(format!("there is no profile `{name}`")).hint(format!("there are: {}", names.join(", ")))
+    })
+}
+
+/// A runtime that serves the language: the one of that kind, else the best one here; the error says why not.
+pub fn runtime(config: &Config, kind: Option<RuntimeKind>, _language: &Language) -> Result<Arc<dyn Runtime>, CliError> {
+    match kind {
+        None | Some(RuntimeKind::NativeProcess) => {}
+        Some(other) => {
+            let text = format!("the runtime {} is not there", other.name());
+            return Err(CliError::new(text).hint("`codebeaker runtimes` lists what is, and why the rest is not"));
+        }
+    }
+    let id = ServerId::current().map_err(|error| failed(&error))?;
+    let native = native(config, &id)?;
+    match native.availability() {
+        Availability::Available => Ok(native),
+        Availability::Unavailable(reason) => Err(CliError::new(reason).hint("run `codebeaker doctor`")),
+    }
+}
+
+fn image_of(store: &Store, language: &Language) -> String {
+    if store.installed(&language.image) { language.image.clone() } else { "host".into() }
+}
+
+/// The image a language runs on when the call names none: its own when it is installed, else `host`.
+pub fn default_image(config: &Config, language: &Language) -> Result<String, CliError> {
+    Ok(image_of(&store(config)?, language))
+}
+
+/// Imports an image; what kind of source it is, is found by looking at it.
+pub fn image_import(config: &Config, source: &Path, name: Option<&str>) -> Result<ImageRow, CliError> {
+    let named = source.file_name().and_then(|name| name.to_str()).map(|name| name.split('.').next().unwrap_or(name));
+    let Some(name) = name.or(named) else {
+        return Err(CliError::usage("the image needs a name").hint("give it with --name"));
+    };
+    let progress = indicatif::ProgressBar::new_spinner();
+    let imported = image::import(&store(config)?, source, name, &mut |at| {
+        progress.set_message(format!("{} files, {} MiB", at.entries, at.bytes >> 20));
+        progress.tick();
+    });
+    progress.finish_and_clear();
+    imported.map(|imported| row(&imported.info)).map_err(|error| failed(&error))
+}
+
+fn row(info: &ImageInfo) -> ImageRow {
+    ImageRow {
+        name: info.name.as_str().to_owned(),
+        digest: info.digest.clone(),
+        size_bytes: info.size_bytes,
+        created: crate::rpc::render::time(UNIX_EPOCH + Duration::from_millis(info.created_ms)),
+        source: match info.source {
+            image::SourceKind::Directory => "directory",
+            image::SourceKind::RootfsTar => "rootfs-tar",
+        }
+        .to_owned(),
+    }
+}
+
+/// All images, `host` among them.
+pub fn image_list(config: &Config) -> Result<Vec<ImageRow>, CliError> {
+    let host =
+        ImageRow { name: "host".into(), digest: String::new(), size_bytes: 0, created: String::new(), source: "host".into() };
+    let images = store(config)?.list().map_err(|error| failed(&error))?;
+    Ok(std::iter::once(host).chain(images.iter().map(row)).collect())
+}
+
+/// All that is known about one image, as JSON.
+pub fn image_inspect(config: &Config, name: &str) -> Result<serde_json::Value, CliError> {
+    let info = store(config)?.info(name).map_err(|error| failed(&error))?;
+    serde_json::to_value(info).map_err(|error| failed(&error))
+}
+
+/// Removes an image that no session uses.
+pub fn image_remove(config: &Config, name: &str) -> Result<(), CliError> {
+    store(config)?.remove(name).map_err(|error| failed(&error))
+}
+
+/// The ordered steps that would build a sandbox here.
+pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>, CliError> {
+    let profile = self::profile(config, profile)?;
+    let languages = load_languages(config)?;
+    let Some(language) = languages.all().first().cloned() else {
+        return Err(CliError::new("there is no language"));
+    };
+    let id = ServerId::current().map_err(|error| failed(&error))?;
+    let (limits, _) = super::run::limits_of(&profile, None, None)?;
+    let compiled = native(config, &id)?.plan(&InstanceConfig {
+        environment_id: crate::id::EnvironmentId::random(),
+        language,
+        image: image.to_owned(),
+        profile,
+        limits,
+        named_limits: crate::sandbox::spec::NamedLimits::default(),
+        env: std::collections::BTreeMap::new(),
+        persist_filesystem: true,
+    });
+    Ok(rows(&compiled?.plan))
+}
+
+fn rows(plan: &crate::plan::Plan) -> Vec<PlanRow> {
+    let row = |process: &str, wall: &str, call: String| PlanRow { process: process.into(), wall: wall.into(), call };
+    let namespaces: Vec<&str> =
+        crate::plan::NAMESPACES.iter().filter(|(flag, _)| plan.namespaces & flag != 0).map(|(_, name)| *name).collect();
+    let clone = row("launcher", "namespaces", format!("clone3 with new namespaces: {}", namespaces.join(" ")));
+    std::iter::once(clone)
+        .chain(plan.outside.iter().map(|step| row("launcher", step.wall(), step.to_string())))
+        .chain(plan.inside.iter().map(|step| row("init", step.wall(), step.to_string())))
+        .chain(plan.program.iter().map(|step| row("program", step.wall(), step.to_string())))
+        .collect()
+}
+
+fn tokens(config: &Config) -> Result<Tokens, CliError> {
+    StateDir::open(&config.state_dir).map_err(|error| failed(&error))?;
+    Tokens::open(&config.state_dir).map_err(|error| failed(&error))
+}
+
+/// Makes a token for a new principal and gives its secret, which is stored as a hash only.
+pub fn token_create(config: &Config, name: &str) -> Result<String, CliError> {
+    tokens(config)?.create(name).map_err(|error| failed(&error))
+}
+
+/// All principals.
+pub fn token_list(config: &Config) -> Result<Vec<TokenRow>, CliError> {
+    let rows = tokens(config)?.list().map_err(|error| failed(&error))?;
+    Ok(rows.into_iter().map(|row| TokenRow { name: row.name, created: row.created }).collect())
+}
+
+/// Revokes a principal's token; an unknown name is an error.
+pub fn token_revoke(config: &Config, name: &str) -> Result<(), CliError> {
+    tokens(config)?.revoke(name).map_err(|error| failed(&error))
+}

@@ -1,0 +1,114 @@
+//! `codebeaker image`: the image store below the state directory.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::output::{FormatArgs, OutputFormat, bytes, emit, emit_json, emit_table};
+use super::{CliError, CommonArgs, compose};
+
+/// The images that sandboxes run on
+///
+/// The image `host`, a read-only view of this host's own programs, is always there.
+#[derive(Debug, Args)]
+pub(super) struct ImageArgs {
+    #[command(subcommand)]
+    call: ImageCall,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCall {
+    Import(ImportArgs),
+    List(ListArgs),
+    Inspect(InspectArgs),
+    Remove(RemoveArgs),
+}
+
+/// Imports an image from a file or directory and prints its name
+///
+/// SOURCE is a docker-archive (`docker save`), an OCI archive, an OCI layout directory, a root file system tar (`docker
+/// export`), or a directory that holds a root file system. Which one it is, is found by looking at it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  docker export CONTAINER > rootfs.tar && codebeaker image import rootfs.tar --name python-slim
+  codebeaker image import ./rootfs --name mine
+  codebeaker image import image.oci.tar")]
+struct ImportArgs {
+    /// Archive or directory
+    source: PathBuf,
+    /// Name to keep it under [default: the one in the archive; needed for a bare root file system]
+    #[arg(long, value_name = "N")]
+    name: Option<String>,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// Lists the images
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "ls",
+    after_help = "\
+Examples:
+  codebeaker image list
+  codebeaker image list -o json | jq -r '.images[].name'"
+)]
+struct ListArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// Prints all that is known about an image, as JSON
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  codebeaker image inspect host | jq .digest")]
+struct InspectArgs {
+    /// Name of the image
+    name: String,
+}
+
+/// Removes images; one that a session uses stays and is an error
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "rm",
+    after_help = "\
+Example:
+  codebeaker image remove python-slim"
+)]
+struct RemoveArgs {
+    /// Names of the images
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+pub(super) fn image(common: &CommonArgs, args: ImageArgs) -> Result<(), CliError> {
+    let config = common.load()?.config;
+    match args.call {
+        ImageCall::Import(args) => {
+            let row = compose::image_import(&config, &args.source, args.name.as_deref())?;
+            match args.format.format {
+                OutputFormat::Table => emit(&format!("{}\n", row.name)),
+                OutputFormat::Json => emit_json(&serde_json::json!(row)),
+            }
+        }
+        ImageCall::List(args) => list(&compose::image_list(&config)?, args.format.format),
+        ImageCall::Inspect(args) => emit_json(&compose::image_inspect(&config, &args.name)?),
+        ImageCall::Remove(args) => args.names.iter().try_for_each(|name| {
+            compose::image_remove(&config, name)?;
+            emit(&format!("{name}\n"))
+        }),
+    }
+}
+
+fn list(rows: &[compose::ImageRow], format: OutputFormat) -> Result<(), CliError> {
+    match format {
+        OutputFormat::Json => emit_json(&serde_json::json!({ "images": rows })),
+        OutputFormat::Table => emit_table(
+            &["name", "size", "created", "source", "digest"],
+            rows.iter().map(|row| {
+                vec![row.name.clone(), bytes(row.size_bytes), row.created.clone(), row.source.clone(), row.digest.clone()]
+            }),
+        ),
+    }
+}
