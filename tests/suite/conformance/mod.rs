@@ -1,0 +1,33 @@
+//! PROTOCOL from outside: every method, command, alias, field, error code and event. One page per part of the contract.
+
+mod auth;
+mod bounds;
+mod code;
+mod disconnect;
+mod endpoints;
+mod files;
+mod methods;
+mod programs;
+mod sessions;
+mod stream;
+mod tree;
+mod wire;
+
+/// All trials of the contract.
+pub fn trials() -> Vec<libtest_mimic::Trial> {
+    let pages = [
+        wire::trials(),
+        bounds::trials(),
+        endpoints::trials(),
+        auth::trials(),
+        methods::trials(),
+        sessions::trials(),
+        files::trials(),
+        tree::trials(),
+        programs::trials(),
+        code::trials(),
+        stream::trials(),
+        disconnect::trials(),
+    ];
+    pages.into_iter().flatten().collect()
+}

@@ -1,0 +1,27 @@
+//! Escape tests in pairs: what a program cannot do inside a session, beside what the same probe can do with that wall
+//! weaker (another profile) or on its own side of the wall. Nothing here ever probes the bare host.
+
+mod golden;
+mod identity;
+mod kernel;
+mod places;
+
+use serde_json::{Value, json};
+
+use crate::support::{Feature, Session, Setup, host};
+
+pub fn trials() -> Vec<libtest_mimic::Trial> {
+    [identity::trials(), kernel::trials(), places::trials(), golden::trials()].into_iter().flatten().collect()
+}
+
+/// The profiles, weakest last.
+const PROFILES: [&str; 3] = ["strict", "default", "permissive"];
+
+/// Runs a probe under a profile; it prints one JSON value.
+#[track_caller]
+fn probe_under(profile: &str, code: &str) -> Value {
+    host().need(Feature::Python);
+    let server = Setup::plain().shared();
+    let mut session = Session::open(&server, &json!({"profile": profile}));
+    session.run_json(&crate::support::python::probe(code))
+}

@@ -1,0 +1,32 @@
+//! The integration suite: CodeBeaker from outside, over a real WebSocket to the real binary.
+//!
+//! Every trial's name is a sentence. Trials are independent of their order; most share one server per configuration. After
+//! the last one every shared server ends on SIGTERM, and whatever is left on the host fails the run. Options are those of
+//! libtest (`--help`). `CODEBEAKER_TEST_REQUIRE` names host features that must be there. Read `support` next.
+
+mod cli;
+mod conformance;
+mod escape;
+mod images;
+mod lifecycle;
+mod limits;
+mod rootless;
+mod support;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut trials = Vec::new();
+    trials.extend(support::trial::trials());
+    trials.extend(support::residue::trials());
+    trials.extend(support::server::trials());
+    trials.extend(support::http::trials());
+    trials.extend(conformance::trials());
+    trials.extend(limits::trials());
+    trials.extend(escape::trials());
+    trials.extend(lifecycle::trials());
+    trials.extend(rootless::trials());
+    trials.extend(images::trials());
+    trials.extend(cli::trials());
+    ExitCode::from(support::trial::run(trials, support::setup::end_shared))
+}

@@ -1,0 +1,81 @@
+//! How a server is to be started: its configuration, environment, flags and user.
+
+use std::sync::{Arc, Mutex};
+
+use super::Server;
+
+/// One configuration of a server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Setup {
+    /// TOML for `--config`.
+    pub config: String,
+    /// Variables besides a clean environment.
+    pub environment: Vec<(String, String)>,
+    /// `--listen`, when it is not a free port of 127.0.0.1.
+    pub listen: Option<String>,
+    /// Flags after those that the fixture gives.
+    pub flags: Vec<String>,
+    /// The user to run as, when it is not the suite's own.
+    pub uid: Option<u32>,
+}
+
+/// Servers that trials share, each with the setup that it was started with.
+static SHARED: Mutex<Vec<(Setup, Arc<Server>)>> = Mutex::new(Vec::new());
+
+impl Setup {
+    /// What a server is when nothing is said, but that all three built-in profiles may be asked for.
+    pub fn plain() -> Self {
+        Self { config: "[sandbox]\nprofiles = [\"default\", \"strict\", \"permissive\"]\n".into(), ..Self::default() }
+    }
+
+    /// Nothing but the defaults.
+    pub fn bare() -> Self {
+        Self::default()
+    }
+
+    /// `--no-auth`.
+    pub fn no_auth() -> Self {
+        Self { flags: vec!["--no-auth".into()], ..Self::plain() }
+    }
+
+    /// Bounds small enough to be passed.
+    pub fn small_bounds() -> Self {
+        let config = "[server]\nbatch_max = 4\nrequests_in_flight_max = 8\nrequest_bytes_max = 65536\nallowed_origins = [\"https://app.example\"]\n\
+                      allowed_hosts = [\"beaker.example\"]\n[session]\nsessions_max = 2\nstream_buffer_bytes_max = 65536\n";
+        Self { config: config.into(), ..Self::default() }
+    }
+
+    /// Adds lines to the configuration.
+    pub fn with_config(mut self, lines: &str) -> Self {
+        self.config.push_str(lines);
+        self
+    }
+
+    /// Adds a variable.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// The server that all trials with this setup share; started by the first, ended after the last trial of the run.
+    pub fn shared(&self) -> Arc<Server> {
+        let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, server)) = shared.iter().find(|(setup, _)| setup == self) {
+            return Arc::clone(server);
+        }
+        let server = Arc::new(Server::start(self));
+        shared.push((self.clone(), Arc::clone(&server)));
+        server
+    }
+}
+
+/// Ends every shared server with SIGTERM; the sentences say what was left behind.
+pub fn end_shared() -> Vec<String> {
+    let servers = std::mem::take(&mut *SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let mut left = Vec::new();
+    for (_, server) in servers {
+        let server = Arc::into_inner(server).expect("a trial that ended holds no server");
+        left.extend(server.end_and_check());
+    }
+    left
+}

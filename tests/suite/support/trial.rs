@@ -1,0 +1,105 @@
+//! A trial is a sentence and a function that panics when the sentence is not true. A skip is a word of its own, never silent.
+//!
+//! Invariant: the last line of a run is `N passed, N failed, N skipped`; every skip stands above it with its reason.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
+
+use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
+
+/// What a trial throws when the host lacks something that it needs.
+struct Skip {
+    reason: String,
+}
+
+/// Skipped trials with their reasons, in the order they ended.
+static SKIPPED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// Where the last panic of this thread was: a payload alone does not say.
+    static PANIC_PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Makes a trial; `name` is a sentence, prefixed with the module that it stands in.
+pub fn trial(module: &str, name: &str, test: impl FnOnce() + Send + 'static) -> Trial {
+    let full_name = format!("{module}: {name}");
+    let reported = full_name.clone();
+    Trial::ignorable_test(full_name, move || outcome(&reported, test))
+}
+
+/// Makes the trials of one page.
+pub fn page(module: &str, trials: &[(&str, fn())]) -> Vec<Trial> {
+    trials.iter().map(|&(name, test)| trial(module, name, test)).collect()
+}
+
+/// Ends the running trial as skipped.
+pub fn skip(reason: &str) -> ! {
+    resume_unwind(Box::new(Skip { reason: reason.to_owned() }))
+}
+
+fn outcome(name: &str, test: impl FnOnce()) -> Result<Completion, Failed> {
+    let payload = match catch_unwind(AssertUnwindSafe(test)) {
+        Ok(()) => return Ok(Completion::Completed),
+        Err(payload) => payload,
+    };
+    if let Some(skip) = payload.downcast_ref::<Skip>() {
+        SKIPPED.lock().expect("no holder panics").push((name.to_owned(), skip.reason.clone()));
+        return Ok(Completion::ignored_with(&skip.reason));
+    }
+    let message = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    let place = PANIC_PLACE.with_borrow(Clone::clone);
+    Err(format!("{place}: {}", message.unwrap_or("a panic without a message")).into())
+}
+
+/// Runs the trials; `end` is called after the last of them and gives the failures that belong to no single trial.
+pub fn run(trials: Vec<Trial>, end: impl FnOnce() -> Vec<String>) -> u8 {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, |place| format!("{}:{}", place.file(), place.line()));
+        PANIC_PLACE.with_borrow_mut(|kept| *kept = place);
+    }));
+    let mut arguments = Arguments::from_args();
+    // A trial mostly waits for a server, but a hostile one keeps a core busy.
+    arguments.test_threads.get_or_insert(3);
+    let listing = arguments.list;
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let left = end();
+    if listing {
+        return 0;
+    }
+    report(&conclusion, &left)
+}
+
+fn report(conclusion: &Conclusion, left: &[String]) -> u8 {
+    let skipped = SKIPPED.lock().expect("no holder panics");
+    for (name, reason) in skipped.iter() {
+        println!("skipped: {name} – {reason}");
+    }
+    for sentence in left {
+        println!("failed: after the last trial – {sentence}");
+    }
+    let failed = conclusion.num_failed + left.len() as u64;
+    println!("{} passed, {failed} failed, {} skipped", conclusion.num_passed, conclusion.num_ignored);
+    if failed == 0 { 0 } else { 101 }
+}
+
+/// The claims of this page, as trials of the suite itself.
+pub fn trials() -> Vec<Trial> {
+    let outcome_of = |test: fn()| outcome("a trial within a trial", test);
+    vec![
+        trial("harness", "a trial that panics fails and says where", move || {
+            let failed = outcome_of(|| assert_eq!(1, 2, "numbers differ")).err().expect("it panicked");
+            let message = failed.message().expect("a failure has a message");
+            assert!(message.contains("numbers differ") && message.contains("trial.rs:"), "{message}");
+        }),
+        trial("harness", "a trial that returns passes", move || {
+            assert!(matches!(outcome_of(|| {}), Ok(Completion::Completed)));
+        }),
+        trial("harness", "a trial that skips is neither passed nor failed", move || {
+            let skipped = outcome_of(|| skip("the reason"));
+            // This skip was only tried; it must not stand in the ledger of the run.
+            SKIPPED.lock().expect("no holder panics").retain(|(name, _)| name != "a trial within a trial");
+            assert!(matches!(skipped, Ok(Completion::Ignored { reason: Some(reason) }) if reason == "the reason"));
+        }),
+    ]
+}
