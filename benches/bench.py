@@ -1,0 +1,375 @@
+#!/usr/bin/env python3
+"""Measures a CodeBeaker server that it starts itself, with peers beside it; see scripts/bench --help.
+
+A call's time is that of `wire`: from the request's first byte to the reply's last, on one kept-alive connection. The first
+calls of each kind are thrown away, so caches are warm. "Back to back" is one call right after the other; "spaced" leaves
+SPACE_S of quiet before each, which is what an idle server's client sees. Percentiles are nearest rank: of fewer than a
+hundred samples the p99 is the slowest one. Read `report` for the figures, `peers` for what stands beside.
+"""
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import peers
+import report
+from wire import Connection, WireError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+SPACE_S = 0.2
+WARM_UP = 3
+START_TIME_S = 30
+STOP_TIME_S = 30
+KIB, MIB = 1 << 10, 1 << 20
+PYTHON = "print(1)"
+
+
+class Sizes:
+    """How many samples of each kind."""
+
+    def __init__(self, quick):
+        self.small = 40 if quick else 200
+        self.spaced = 4 if quick else 15
+        self.large = 4 if quick else 10
+        self.steady_s = 1.0 if quick else 3.0
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+class Server:
+    """The server under measurement, with a state directory of its own; leaving the block ends it and removes the directory."""
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def __enter__(self):
+        self.state = tempfile.mkdtemp(prefix="codebeaker-bench-")
+        self.log = open(os.path.join(self.state, "bench.log"), "wb")
+        arguments = [self.binary, "serve", "--listen", "127.0.0.1:0", "--state-dir", self.state]
+        try:
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True
+            )
+            self.url = self._address()
+            self.token = pathlib.Path(self.state, "token").read_text(encoding="utf-8").strip()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        process = getattr(self, "process", None)
+        if process and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIME_S)
+            except subprocess.TimeoutExpired:
+                say(f"note: the server did not end within {STOP_TIME_S} s of SIGTERM and was killed")
+                process.kill()
+                process.wait()
+        if process:
+            process.stdout.close()
+        self.log.close()
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def _address(self):
+        """The line on stdout; a server that says nothing is ended by an alarm."""
+        with alarm(START_TIME_S, "the server did not say that it listens"):
+            for line in self.process.stdout:
+                words = line.decode(errors="replace").split()
+                if words[:2] == ["listening", "on"]:
+                    return words[2]
+        self.log.flush()
+        last = pathlib.Path(self.log.name).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+        raise WireError("the server ended before it listened:\n" + "\n".join(last))
+
+    def connect(self):
+        return Connection(self.url, self.token)
+
+    def resident_mib(self):
+        """Resident memory of the server, and of it with its launcher, in MiB."""
+        server = resident_kib(self.process.pid)
+        children = []
+        # Any thread may be the launcher's parent: each task has a list of its own.
+        for task in os.listdir(f"/proc/{self.process.pid}/task"):
+            children += report.first_match(f"/proc/{self.process.pid}/task/{task}/children", r"(.*)", "").split()
+        return server / 1024, (server + sum(resident_kib(pid) for pid in set(children))) / 1024
+
+
+@contextlib.contextmanager
+def alarm(seconds, why):
+    """Raises when the block takes longer."""
+
+    def ring(*_):
+        raise WireError(f"{why} within {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def resident_kib(pid):
+    return int(report.first_match(f"/proc/{pid}/status", r"^VmRSS:\s+(\d+)", "0"))
+
+
+def sample(action, count, pause_s=0.0):
+    """`count` timings of `action`, which gives its own seconds; `pause_s` of quiet before each."""
+    samples = []
+    for _ in range(count):
+        if pause_s:
+            time.sleep(pause_s)
+        samples.append(action())
+    return samples
+
+
+class Bench:
+    """Collects the rows."""
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+        self.timings = []
+        self.figures = []
+
+    def row(self, name, action, target=None, count=None, spaced=True):
+        """One operation, back to back and spaced; what fails becomes the row's reason, and the run goes on."""
+        say(f"   {name}")
+        row = {"name": name, "target": target}
+        try:
+            sample(action, min(WARM_UP, count or WARM_UP))
+            row["back_to_back"] = report.figures(sample(action, count or self.sizes.small))
+            if spaced:
+                row["spaced"] = report.figures(sample(action, self.sizes.spaced, SPACE_S))
+        except (WireError, peers.NotThere, OSError, KeyError) as error:
+            row["why"] = f"failed: {error}"
+            say(f"      {row['why']}")
+            if isinstance(error, OSError):
+                raise
+        self.timings.append(row)
+        return row
+
+    def missing(self, name, why):
+        say(f"   {name}: {why}")
+        self.timings.append({"name": name, "why": why})
+
+    def figure(self, name, value, target=None):
+        self.figures.append({"name": name, "figure": value, "target": target})
+
+    def p50(self, name):
+        """Of a row that was measured."""
+        found = next((row for row in self.timings if row["name"] == name), {})
+        return found.get("back_to_back", {}).get("p50_ms")
+
+
+CREATE, CLOSE = "`session.create`, cold", "`session.close`"
+TRUE, CODE = "`execute_shell` `true`", "`execute_code` Python `print(1)`, a new interpreter"
+BARE, BARE_PYTHON, BWRAP, DOCKER = (
+    "bare posix_spawn of `true`",
+    "bare `python3 -c 'print(1)'`",
+    "bubblewrap, all namespaces, `true`",
+    "`docker exec` `true`",
+)
+
+
+def open_session(connection):
+    return connection.call("session.create", language="python")
+
+
+def measure_sessions(bench, connection):
+    """Each sample makes a session and closes it, so both are timed from one loop."""
+    closings = {"back_to_back": [], "spaced": []}
+
+    def once(kind, pause_s=0.0):
+        session, made = open_session(connection)
+        if pause_s:
+            time.sleep(pause_s)
+        closings[kind].append(connection.call("session.close", sessionId=session["sessionId"])[1])
+        return made
+
+    say(f"   {CREATE} and {CLOSE}")
+    sizes = bench.sizes
+    try:
+        sample(lambda: once("back_to_back"), WARM_UP)
+        closings["back_to_back"].clear()
+        created = {
+            "back_to_back": report.figures(sample(lambda: once("back_to_back"), sizes.small)),
+            "spaced": report.figures(sample(lambda: once("spaced", SPACE_S), sizes.spaced, SPACE_S)),
+        }
+    except (WireError, KeyError) as error:
+        bench.missing(CREATE, f"failed: {error}")
+        return
+    bench.timings.append({"name": CREATE, "target": "2.5 / 6 (+ 7 where v1 has the controllers)", **created})
+    bench.timings.append({"name": CLOSE, **{kind: report.figures(samples) for kind, samples in closings.items()}})
+    started, made = time.perf_counter(), 0
+    while time.perf_counter() - started < sizes.steady_s:
+        once("back_to_back")
+        made += 1
+    rate = made / (time.perf_counter() - started)
+    bench.figure("`session.create` + `session.close`, steady, one connection", f"{rate:.0f} /s", "≥ 400 /s")
+
+
+def measure_commands(bench, connection, session):
+    def command(**fields):
+        return lambda: connection.command(session, **fields)[1]
+
+    text = "x" * KIB
+    bench.row(TRUE, command(type="execute_shell", commandName="true"), "1.2 / 3")
+    bench.row(CODE, command(type="execute_code", code=PYTHON), "2 / 5 with a warm interpreter, which is not built yet")
+    bench.row("`write_file` 1 KiB", command(type="write_file", path="small.txt", content=text), "0.15 / 0.5")
+    bench.row("`read_file` 1 KiB", command(type="read_file", path="small.txt"), "0.15 / 0.5")
+    large = "x" * (8 * MIB)
+    writing = connection.prepare(
+        "session.execute", sessionId=session, command={"type": "write_file", "path": "large.txt", "content": large}
+    )
+    count = bench.sizes.large
+    bench.row("`write_file` 8 MiB of text", lambda: checked(connection, writing)[1], "60 / –", count, spaced=False)
+    within(bench, "`write_file` 8 MiB of text: of it in the session, without the wire", lambda: checked(connection, writing)[0])
+    reading = {"type": "read_file", "path": "large.txt", "length": 8 * MIB}
+    bench.row("`read_file` 8 MiB of text", command(**reading), "60 / –", count, spaced=False)
+    within(bench, "`read_file` 8 MiB of text: of it in the session, without the wire", lambda: connection.command(session, **reading)[0])
+    data = base64.b64encode(os.urandom(8 * MIB)).decode()
+    writing = connection.prepare(
+        "session.execute",
+        sessionId=session,
+        command={"type": "write_file", "path": "large.bin", "content": data, "encoding": "base64"},
+    )
+    bench.row("`write_file` 8 MiB as base64", lambda: checked(connection, writing)[1], "60 / –", count, spaced=False)
+    reading = command(type="read_file", path="large.bin", encoding="base64")
+    bench.row("`read_file` 8 MiB as base64", reading, "60 / –", count, spaced=False)
+
+
+def checked(connection, prepared):
+    """A prepared command that must succeed: CommandResult and seconds. The same frame, id included, is sent again each time:
+    the reply to the one before has come by then."""
+    result, took = connection.exchange(*prepared)
+    if not result["success"]:
+        raise WireError(f"{result.get('errorKind')}: {result.get('error')}")
+    return result, took
+
+
+def within(bench, name, call):
+    """What the server itself says a command took (`durationMs`: from its queue to its answer), as the median of three."""
+    try:
+        durations = sorted(call()["durationMs"] for _ in range(3))
+    except (WireError, KeyError) as error:
+        say(f"      no figure: {error}")
+        return
+    bench.figure(name, f"{durations[1]} ms")
+
+
+def measure_server(bench, binary):
+    """The part that needs the server; gives the walls that do not stand as designed."""
+    with Server(binary) as server:
+        say(f"measuring {server.url}")
+        with contextlib.closing(server.connect()) as connection:
+            connection.call("initialize")
+            alone, together = server.resident_mib()
+            bench.figure("resident memory at rest: server", f"{alone:.1f} MiB", "≤ 40 MiB")
+            bench.figure("resident memory at rest: server and launcher", f"{together:.1f} MiB")
+            measure_sessions(bench, connection)
+            session, _ = open_session(connection)
+            measure_commands(bench, connection, session["sessionId"])
+            connection.call("session.close", sessionId=session["sessionId"])
+            alone, _ = server.resident_mib()
+            bench.figure("resident memory after the run: server", f"{alone:.1f} MiB")
+        walls = session.get("enforcement", {}).get("walls", [])
+        return [f"{wall['name']} ({wall['state']}: {wall['detail']})" for wall in walls if wall["state"] != "enforced"]
+
+
+def measure_peers(bench):
+    say("measuring what stands beside it")
+    for name, make in [(BARE, peers.bare_true), (BARE_PYTHON, peers.bare_python), (BWRAP, peers.bubblewrap)]:
+        try:
+            bench.row(name, make())
+        except peers.NotThere as error:
+            bench.missing(name, str(error))
+    try:
+        with contextlib.closing(peers.DockerExec()) as docker:
+            bench.row(DOCKER, docker, count=bench.sizes.large, spaced=False)
+    except peers.NotThere as error:
+        bench.missing(DOCKER, str(error))
+
+
+def compare(bench):
+    """Ratios of p50 back to back, for the promises that are ratios."""
+    for name, over, under, target in [
+        ("`session.create` : bubblewrap", CREATE, BWRAP, "≤ 0.5"),
+        ("`execute_shell` `true` : bare posix_spawn", TRUE, BARE, "≤ 2"),
+        ("`docker exec` `true` : `execute_shell` `true`", DOCKER, TRUE, "≥ 40"),
+        ("bare python3 : `execute_code` `print(1)`", BARE_PYTHON, CODE, "≥ 5 with a warm interpreter"),
+    ]:
+        top, bottom = bench.p50(over), bench.p50(under)
+        if top and bottom:
+            bench.figure(name, f"{top / bottom:.2f}", target)
+
+
+def commit():
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="see scripts/bench --help")
+    parser.add_argument("--server", required=True, metavar="BINARY")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=pathlib.Path, default=ROOT / "target" / "bench.json", metavar="FILE")
+    parser.add_argument("--no-docs", action="store_true")
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    # A polite end still ends the server and removes its directory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: ended by SIGTERM"))
+    bench = Bench(Sizes(options.quick))
+    host = report.host()
+    host["load_before"] = f"{os.getloadavg()[0]:.2f}"
+    throttled = report.throttled_periods()
+    weaker, lost = [], None
+    try:
+        weaker = measure_server(bench, options.server)
+    except (WireError, OSError) as error:
+        lost = error
+    measure_peers(bench)
+    compare(bench)
+    after = report.throttled_periods()
+    host["load_after"] = f"{os.getloadavg()[0]:.2f}"
+    host["throttled_periods"] = "not told by this host" if None in (throttled, after) else after - throttled
+    outcome = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "quick": options.quick,
+        "host": host,
+        "timings": bench.timings,
+        "figures": bench.figures,
+        "weaker_walls": weaker,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+    say(f"figures: {options.json}")
+    block = report.markdown(outcome)
+    print(block)
+    if lost:
+        sys.exit(f"error: the server could not be measured to the end: {lost}\nhint: `{options.server} doctor` tells what this host lacks")
+    if not options.quick and not options.no_docs:
+        PAGE.write_text(report.put_between_markers(PAGE.read_text(encoding="utf-8"), block), encoding="utf-8")
+        say(f"table: {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What stands beside the server in the same run: a bare program, bubblewrap, docker exec. Each gives seconds of one run."""
+
+import os
+import shutil
+import subprocess
+import time
+
+DOCKER_TIME_S = 10
+SESSION_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class NotThere(Exception):
+    """A peer that this host does not have; the message is the cell of its row."""
+
+
+def spawn(program, *arguments):
+    """vfork + exec + wait of one program with its output thrown away (glibc's posix_spawn is a vfork)."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
+    started = time.perf_counter()
+    try:
+        pid = os.posix_spawn(program, [program, *arguments], os.environ, file_actions=actions)
+    except OSError as error:
+        raise NotThere(f"`{os.path.basename(program)}` could not be started: {error.strerror}") from error
+    status = os.waitpid(pid, 0)[1]
+    took = time.perf_counter() - started
+    if status != 0:
+        raise NotThere(f"`{os.path.basename(program)}` ended with status {os.waitstatus_to_exitcode(status)}")
+    return took
+
+
+def path_of(name):
+    """Where a program is: first where a session would find it, so that both sides run the same one."""
+    found = shutil.which(name, path=SESSION_PATH) or shutil.which(name)
+    if not found:
+        raise NotThere(f"not there: no `{name}` on this host")
+    return found
+
+
+def bare_true():
+    program = path_of("true")
+    return lambda: spawn(program)
+
+
+def bare_python():
+    program = path_of("python3")
+    return lambda: spawn(program, "-c", "print(1)")
+
+
+def bubblewrap():
+    """All namespaces, the host's root read-only, new /proc and /dev."""
+    program, true = path_of("bwrap"), path_of("true")
+    arguments = ["--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", true]
+    return lambda: spawn(program, *arguments)
+
+
+class DockerExec:
+    """`docker exec` of `true` in a container of an image that is already there; nothing is downloaded."""
+
+    def __init__(self):
+        self.docker = path_of("docker")
+        if self._run("info", "--format", "{{.ServerVersion}}").returncode != 0:
+            raise NotThere("not there: no Docker engine answers")
+        images = self._run("image", "ls", "--quiet").stdout.split()
+        if not images:
+            raise NotThere("not there: the Docker engine has no image")
+        self.container = None
+        for image in images:
+            made = self._run("run", "--detach", "--rm", "--network", "none", "--entrypoint", "sleep", image, "600")
+            if made.returncode == 0:
+                self.container = made.stdout.strip()
+                return
+        raise NotThere("not there: no image of the Docker engine has `sleep`")
+
+    def _run(self, *arguments):
+        try:
+            return subprocess.run([self.docker, *arguments], capture_output=True, text=True, timeout=DOCKER_TIME_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise NotThere(f"not there: the Docker engine did not answer in {DOCKER_TIME_S} s") from error
+
+    def __call__(self):
+        return spawn(self.docker, "exec", self.container, "true")
+
+    def close(self):
+        if self.container:
+            self._run("rm", "--force", self.container)

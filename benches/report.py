@@ -1,0 +1,134 @@
+"""From samples to figures and tables. Pure, except for reading what the host says of itself."""
+
+import math
+import os
+import platform
+import re
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def percentile(samples, share):
+    """Nearest rank: the smallest sample that at least `share` of all are not above."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def figures(samples_s):
+    """Samples in seconds as figures in milliseconds."""
+    milliseconds = [sample * 1000 for sample in samples_s]
+    return {
+        "n": len(milliseconds),
+        "p50_ms": round(percentile(milliseconds, 0.50), 4),
+        "p99_ms": round(percentile(milliseconds, 0.99), 4),
+        "min_ms": round(min(milliseconds), 4),
+        "max_ms": round(max(milliseconds), 4),
+    }
+
+
+def milliseconds(value):
+    """Three significant digits, without an exponent."""
+    if value is None:
+        return "–"
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{min(digits, 3)}f}"
+
+
+def timing_table(rows):
+    """`rows`: dictionaries with name, back_to_back, spaced (figures or None), target and perhaps why."""
+    lines = [
+        "| what | p50 ms | p99 ms | n | spaced p50 ms | spaced p99 ms | n | to reach (p50 / p99) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        cells = [row["name"]]
+        if row.get("why"):
+            lines.append(f"| {row['name']} | {row['why']} | | | | | | {row.get('target') or '–'} |")
+            continue
+        for kind in ("back_to_back", "spaced"):
+            found = row.get(kind)
+            cells += [milliseconds(found[key]) for key in ("p50_ms", "p99_ms")] if found else ["–", "–"]
+            cells.append(str(found["n"]) if found else "–")
+        cells.append(row.get("target") or "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def markdown(report):
+    """The whole block for docs/performance.md."""
+    host = report["host"]
+    lines = [
+        f"Measured {report['date']} by `scripts/bench{' --quick' if report['quick'] else ''}`, commit {report['commit']}.",
+        "",
+        f"Host: Linux {host['kernel']}, {host['cores']} cores ({host['cpu']}), {host['memory_mib']} MiB of memory, {host['distribution']}; "
+        f"control groups: {host['cgroups']}; server run by {host['user']}.",
+        f"Load average {host['load_before']} before and {host['load_after']} after; "
+        f"CPU periods throttled meanwhile: {host['throttled_periods']}.",
+        "",
+        *timing_table(report["timings"]),
+        "",
+        "| what | figure | to reach |",
+        "| --- | ---: | --- |",
+    ]
+    lines += [f"| {row['name']} | {row['figure']} | {row.get('target') or '–'} |" for row in report["figures"]]
+    lines += ["", "Walls that do not stand as designed on this host: " + (", ".join(report["weaker_walls"]) or "none") + "."]
+    return "\n".join(lines)
+
+
+def put_between_markers(text, block):
+    """`text` with what stands between the markers replaced; the error names what is missing."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"the page needs one line {BEGIN} and one line {END} after it")
+    return text[: text.index(BEGIN) + len(BEGIN)] + "\n" + block + "\n" + text[text.index(END) :]
+
+
+def first_match(path, pattern, default):
+    """The first group of `pattern` in a file of the kernel's; `default` where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            found = re.search(pattern, file.read(), re.MULTILINE)
+    except OSError:
+        return default
+    return found.group(1).strip() if found else default
+
+
+def cgroup_kind():
+    """unified, hybrid or v1, with the controllers that v2 has."""
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        mounts = [line.split() for line in file]
+    has_v1 = any(fields[2] == "cgroup" and not fields[3].startswith("name=") for fields in mounts)
+    v2 = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), None)
+    controllers = first_match(f"{v2}/cgroup.controllers", r"(.+)", "none") if v2 else "none"
+    if v2 and has_v1:
+        return f"hybrid (v2 has {controllers})"
+    return f"v2 only ({controllers})" if v2 else "v1 only"
+
+
+def throttled_periods():
+    """Sum over the `cpu.stat` of the group this process is in and those above it; None where no file tells."""
+    total = None
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        groups = [line.strip().split(":", 2) for line in file]
+    for _, controllers, path in groups:
+        roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] if not controllers else [f"/sys/fs/cgroup/{controllers}"]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for root in roots:
+            value = first_match(f"{root}{path}/cpu.stat", r"^nr_throttled (\d+)", None)
+            if value is not None:
+                total = (total or 0) + int(value)
+    return total
+
+
+def host():
+    """What a reader must know of the machine to compare."""
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": first_match("/proc/cpuinfo", r"^model name\s*:\s*(.+)$", platform.machine()),
+        "memory_mib": int(first_match("/proc/meminfo", r"^MemTotal:\s+(\d+)", "0")) // 1024,
+        "distribution": first_match("/etc/os-release", r'^PRETTY_NAME="?([^"\n]+)', "unknown distribution"),
+        "cgroups": cgroup_kind(),
+        "user": "root" if os.geteuid() == 0 else "an ordinary user",
+    }

@@ -1,0 +1,143 @@
+"""The parts of the benchmark that need no server of ours: python3 -B -m unittest discover -s benches."""
+
+import json
+import os
+import socket
+import struct
+import threading
+import unittest
+
+import bench
+import peers
+import report
+import wire
+
+
+class FakeServer:
+    """Answers every request with `{"success": true, "length": bytes of the request}`, the first one after a ping."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"ws://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.pongs = 0
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self):
+        connection, _ = self.listener.accept()
+        with connection, connection.makefile("rb") as stream:
+            while stream.readline().strip():
+                pass
+            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n")
+            first = True
+            while payload := self._receive(stream):
+                request = json.loads(payload)
+                reply = {"jsonrpc": "2.0", "id": request["id"], "result": {"success": True, "length": len(payload)}}
+                if request["method"] == "refuse":
+                    reply = {"jsonrpc": "2.0", "id": request["id"], "error": {"code": 1001, "message": "no such session"}}
+                if first:
+                    connection.sendall(b"\x89\x02hi")
+                    first = False
+                self._send(connection, json.dumps(reply).encode())
+
+    @staticmethod
+    def _send(connection, payload):
+        """In two fragments, as a server may."""
+        half = len(payload) // 2
+        for opcode, part in ((0x01, payload[:half]), (0x80, payload[half:])):
+            connection.sendall(struct.pack("!BBH", opcode, 126, len(part)) + part)
+
+    def _receive(self, stream):
+        while True:
+            header = stream.read(2)
+            if len(header) < 2:
+                return None
+            length = header[1] & 0x7F
+            if length == 126:
+                (length,) = struct.unpack("!H", stream.read(2))
+            elif length == 127:
+                (length,) = struct.unpack("!Q", stream.read(8))
+            mask, payload = stream.read(4), stream.read(length)
+            assert header[1] & 0x80 and mask == wire.ZERO_MASK
+            if header[0] & 0x0F == wire.PONG:
+                self.pongs += 1
+                continue
+            return payload
+
+
+class Wire(unittest.TestCase):
+    def setUp(self):
+        self.server = FakeServer()
+        self.connection = wire.Connection(self.server.url, "token")
+
+    def tearDown(self):
+        self.connection.close()
+        self.server.listener.close()
+
+    def test_calls_of_every_frame_length_are_answered_and_pings_too(self):
+        for size in (0, 200, 70_000, 8 << 20):
+            result, took = self.connection.call("echo", data="x" * size)
+            self.assertGreater(result["length"], size)
+            self.assertGreater(took, 0)
+        self.assertEqual(self.server.pongs, 1)
+
+    def test_an_error_is_raised_and_the_connection_lives_on(self):
+        with self.assertRaisesRegex(wire.WireError, "1001"):
+            self.connection.call("refuse")
+        self.assertTrue(self.connection.call("echo")[0]["success"])
+
+    def test_a_row_that_fails_keeps_its_reason(self):
+        measured = bench.Bench(bench.Sizes(quick=True))
+        measured.row("good", lambda: self.connection.call("echo")[1], count=5, spaced=False)
+        measured.row("bad", lambda: self.connection.call("refuse")[1], count=5, spaced=False)
+        self.assertEqual(measured.timings[0]["back_to_back"]["n"], 5)
+        self.assertIn("1001", measured.timings[1]["why"])
+
+
+class Report(unittest.TestCase):
+    def test_percentiles_are_nearest_rank(self):
+        samples = list(range(1, 201))
+        self.assertEqual(report.percentile(samples, 0.50), 100)
+        self.assertEqual(report.percentile(samples, 0.99), 198)
+        self.assertEqual(report.percentile([7], 0.99), 7)
+
+    def test_milliseconds_have_three_digits(self):
+        self.assertEqual([report.milliseconds(value) for value in (0.0831, 1.2345, 67.21, 222.4, None)], ["0.083", "1.23", "67.2", "222", "–"])
+
+    def test_the_table_goes_between_the_markers_and_nowhere_else(self):
+        page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+        self.assertEqual(report.put_between_markers(page, "new"), f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n")
+        with self.assertRaises(ValueError):
+            report.put_between_markers("no markers", "new")
+
+    def test_every_row_of_the_page_has_as_many_cells_as_its_header(self):
+        figures = report.figures([0.001, 0.002])
+        outcome = {
+            "date": "2000-01-01", "commit": "none", "quick": True, "weaker_walls": [],
+            "host": {**report.host(), "load_before": "0", "load_after": "0", "throttled_periods": 0},
+            "timings": [{"name": "a", "back_to_back": figures}, {"name": "b", "why": "not there"}],
+            "figures": [{"name": "c", "figure": "1"}],
+        }
+        rows = [line for line in report.markdown(outcome).splitlines() if line.startswith("|")]
+        self.assertEqual({line.count("|") for line in rows}, {9, 4})
+
+
+class Peers(unittest.TestCase):
+    def test_a_bare_program_is_timed_and_a_failing_one_is_told(self):
+        self.assertGreater(peers.bare_true()(), 0)
+        with self.assertRaises(peers.NotThere):
+            peers.spawn(peers.path_of("false"))
+        with self.assertRaises(peers.NotThere):
+            peers.path_of("no-such-program-" + str(os.getpid()))
+
+
+class Server(unittest.TestCase):
+    def test_a_binary_that_is_no_server_is_told_and_its_directory_removed(self):
+        server = bench.Server(peers.path_of("false"))
+        with self.assertRaisesRegex(wire.WireError, "before it listened"), server:
+            pass
+        self.assertFalse(os.path.exists(server.state))
+
+
+if __name__ == "__main__":
+    unittest.main()
