@@ -10,21 +10,18 @@
 //!
 //! Invariant: the stack decides as `Resolved::verdict` for every number and argument; tests compare the two.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule, TargetArch,
 };
 use thiserror::Error;
 
 use super::Action;
 use super::arch::Arch;
+use super::dispatch::{self, Rules};
 use super::resolve::{Call, Condition, ConditionalRule, Resolved, Test};
 use super::width::Width;
-
-/// Conditions by number; an empty list matches every argument.
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Why seccompiler refused a filter.
 #[derive(Debug, Error)]
@@ -54,8 +51,8 @@ struct Layer {
 
 impl Layer {
     fn assemble(self, arch: Arch) -> Result<BpfProgram, BackendError> {
-        SeccompFilter::new(self.rules, backend_action(self.otherwise), backend_action(self.matched), backend_arch(arch))?
-            .try_into()
+        let (matched, otherwise) = (backend_action(self.matched), backend_action(self.otherwise));
+        dispatch::assemble(&self.rules, &matched, &otherwise, backend_arch(arch))
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod arch;
 pub mod compile;
+mod dispatch;
 pub mod floor;
 pub mod model;
 pub mod resolve;

@@ -1,0 +1,98 @@
+//! One filter laid out so that the kernel decides quickly: numbers by binary search, arguments by seccompiler.
+//!
+//! seccompiler asks for one number after the other. The kernel runs every filter once for every number when it is installed (its
+//! bitmap of calls that need no filter, kernel/seccomp.c), and a profile has hundreds of numbers: laid out as a list that took
+//! 2 ms of every start of a program here. Neighbours with the same answer become one range, ranges become a tree, and only what
+//! looks at arguments stays a program of seccompiler's, which also checks the architecture.
+//!
+//! Invariant: the tree says what the list says; the tests of `compile` hold it, for every number.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch, sock_filter};
+
+/// Conditions by number; an empty list matches every argument.
+pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Instructions of seccompiler's check of the architecture, before it loads the number.
+const ARCHITECTURE_CHECK: usize = 3;
+
+/// `BPF_MAXINSNS` of linux/bpf_common.h.
+const INSTRUCTIONS_MAX: usize = 4096;
+
+/// Of `nr` in `struct seccomp_data`.
+const NUMBER_OFFSET: u32 = 0;
+
+/// `BPF_LD | BPF_W | BPF_ABS`, `BPF_JMP | BPF_JGE | BPF_K`, `BPF_JMP | BPF_JA` and `BPF_RET | BPF_K` of linux/bpf_common.h.
+const LOAD: u16 = 0x20;
+const JUMP_IF_AT_LEAST: u16 = 0x35;
+const JUMP: u16 = 0x05;
+const RETURN: u16 = 0x06;
+
+/// Numbers from `start` to the next range's, and the instructions that answer for them.
+struct Range {
+    start: u32,
+    answer: BpfProgram,
+}
+
+/// A filter that gives `matched` where a rule matches, else `otherwise`.
+pub(super) fn assemble(
+    rules: &Rules,
+    matched: &SeccompAction,
+    otherwise: &SeccompAction,
+    arch: TargetArch,
+) -> Result<BpfProgram, BackendError> {
+    let list = |rules: Rules| -> Result<BpfProgram, BackendError> {
+        SeccompFilter::new(rules, otherwise.clone(), matched.clone(), arch)?.try_into()
+    };
+    let answer = |action: &SeccompAction| vec![instruction(RETURN, 0, 0, u32::from(action.clone()))];
+    let mut ranges: Vec<Range> = vec![Range { start: 0, answer: answer(otherwise) }];
+    let mut begin = |start: u32, answer: BpfProgram| match ranges.last_mut() {
+        Some(last) if last.answer == answer => {}
+        Some(last) if last.start == start => last.answer = answer,
+        Some(_) | None => ranges.push(Range { start, answer }),
+    };
+    for (number, conditions) in rules {
+        // System call numbers are small; one that is not could not be called.
+        let Ok(number) = u32::try_from(*number) else { continue };
+        if conditions.is_empty() {
+            begin(number, answer(matched));
+        } else {
+            let one = list(Rules::from([(i64::from(number), conditions.clone())]))?;
+            begin(number, one[ARCHITECTURE_CHECK..].to_vec());
+        }
+        if !rules.contains_key(&(i64::from(number) + 1)) {
+            begin(number + 1, answer(otherwise));
+        }
+    }
+    let mut program = list(Rules::new())?;
+    // The check of the architecture; what follows is ours.
+    program.truncate(ARCHITECTURE_CHECK);
+    program.push(instruction(LOAD, 0, 0, NUMBER_OFFSET));
+    program.extend(tree(&ranges));
+    if program.len() > INSTRUCTIONS_MAX {
+        return Err(BackendError::FilterTooLarge(program.len()));
+    }
+    Ok(program)
+}
+
+/// Binary search over at least one range, the number being loaded.
+fn tree(ranges: &[Range]) -> BpfProgram {
+    if let [only] = ranges {
+        return only.answer.clone();
+    }
+    let (below, from) = ranges.split_at(ranges.len() / 2);
+    let (border, below, from) = (from[0].start, tree(below), tree(from));
+    let mut program = match u8::try_from(below.len()) {
+        Ok(length) => vec![instruction(JUMP_IF_AT_LEAST, length, 0, border)],
+        // A conditional jump reaches 255 instructions, an unconditional one all.
+        Err(_) => vec![instruction(JUMP_IF_AT_LEAST, 0, 1, border), instruction(JUMP, 0, 0, below.len() as u32)],
+    };
+    program.extend(below);
+    program.extend(from);
+    program
+}
+
+fn instruction(code: u16, if_true: u8, if_false: u8, value: u32) -> sock_filter {
+    sock_filter { code, jt: if_true, jf: if_false, k: value }
+}
