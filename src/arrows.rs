@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("selector", &["command", "runtime"]),
     ("session", &["command", "config", "id", "language", "runtime", "sandbox", "selector"]),
     ("telemetry", &["config"]),
-    ("rpc", &["command", "config", "id", "runtime", "sandbox", "session", "telemetry"]),
+    ("rpc", &["command", "config", "id", "runtime", "sandbox", "session", "sys", "telemetry"]),
     ("arrows", &[]),
 ];
 

@@ -18,7 +18,12 @@ class Connection:
 
     def __init__(self, url, token):
         address = urlparse(url)
-        self.socket = socket.create_connection((address.hostname, address.port), timeout=60)
+        if address.scheme != "ws" or not address.hostname:
+            sys.exit(f"error: {url!r} is no server address\nhint: write it as ws://HOST:PORT")
+        try:
+            self.socket = socket.create_connection((address.hostname, address.port or 80), timeout=60)
+        except OSError as error:
+            sys.exit(f"error: can't connect to {url}: {error}\nhint: is the server running? `codebeaker serve` starts it")
         self.stream = self.socket.makefile("rb")
         self.last_id = 0
         key = base64.b64encode(os.urandom(16)).decode()
@@ -28,7 +33,7 @@ class Connection:
         )
         status = self.stream.readline().decode().strip()
         if " 101 " not in status + " ":
-            sys.exit(f"error: the server answered {status!r}\nhint: is the token right?")
+            sys.exit(f"error: the server answered {status!r}\nhint: the token is in the file `token` of the server's state directory")
         while self.stream.readline().strip():
             pass
 
@@ -47,7 +52,10 @@ class Connection:
         """The next text message; pings are not answered: the example is shorter than two of them."""
         message = b""
         while True:
-            first, second = self.stream.read(2)
+            header = self.stream.read(2)
+            if len(header) < 2:
+                sys.exit("error: the connection to the server was lost")
+            first, second = header
             length = second & 0x7F
             if length == 126:
                 (length,) = struct.unpack("!H", self.stream.read(2))
@@ -73,8 +81,10 @@ class Connection:
 
 
 def main():
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        return print(__doc__.strip())
     if len(sys.argv) != 3:
-        sys.exit(__doc__)
+        sys.exit("usage: example.py URL TOKEN   (example.py --help says more)")
     connection = Connection(sys.argv[1], sys.argv[2])
     session = connection.call("session.create", language="python")
     walls = session["enforcement"]["walls"]

@@ -1,20 +1,24 @@
 //! Where the parts are put together: each function makes one part (or one answer) out of a configuration.
 //!
-//! Invariant: subcommands never name a concrete runtime, store or server; they ask here. [`runtime`] and [`serve`] must be
-//! called before the process has a second thread, because they start the launcher.
+//! Invariant: subcommands never name a concrete runtime, store or server; they ask here. [`runtime`] and [`serve`] start the
+//! launcher.
+
+mod images;
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+pub use images::{ImageRow, image_import, image_inspect, image_list, image_remove};
+
 use super::CliError;
+use super::error::chain;
 use crate::config::Config;
-use crate::image::{self, ImageInfo, Store, program_exists};
+use crate::image::{Store, program_exists};
 use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
 use crate::rpc::server::{Authentication, Server, ServerParts};
@@ -28,23 +32,7 @@ use crate::sandbox::state::{ServerId, StateDir};
 use crate::session::api::{LanguageRow, RuntimeRow};
 use crate::session::manager::{Manager, ManagerParts};
 use crate::session::sources::{ImageSource, LanguageSource, ProfileSource};
-use crate::telemetry;
-
-/// One image of the store.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ImageRow {
-    /// As given at import.
-    pub name: String,
-    /// `sha256:…` of its configuration or, for a bare root file system, of its layer.
-    pub digest: String,
-    /// Unpacked size.
-    pub size_bytes: u64,
-    /// RFC 3339, when it came into the store.
-    pub created: String,
-    /// Where it came from (`docker-archive`, `oci-layout`, `rootfs-tar`, `directory`, `host`).
-    pub source: String,
-}
+use crate::{sys, telemetry};
 
 /// One step of a plan, in the order it is carried out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -66,15 +54,9 @@ pub struct TokenRow {
     pub created: String,
 }
 
-/// An error with all its sources, as one line.
+/// A failure that has no hint of its own in `causes`.
 fn failed(error: &dyn Error) -> CliError {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    CliError::new(text)
+    CliError::new(chain(error))
 }
 
 impl LanguageSource for Languages {
@@ -104,8 +86,8 @@ impl ImageSource for Store {
 }
 
 fn store(config: &Config) -> Result<Store, CliError> {
-    StateDir::open(&config.state_dir).map_err(|error| failed(&error))?;
-    Store::open(&config.state_dir).map_err(|error| failed(&error))
+    StateDir::open(&config.state_dir)?;
+    Ok(Store::open(&config.state_dir)?)
 }
 
 fn load_languages(config: &Config) -> Result<Arc<Languages>, CliError> {
@@ -119,6 +101,8 @@ fn load_profiles(config: &Config) -> Result<Arc<Profiles>, CliError> {
 
 /// Starts the launcher; `server` names the groups this process makes.
 fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliError> {
+    // The launcher inherits it. A server of the usual 1024 would meet its end before its own bounds on connections and sessions.
+    sys::process::raise_descriptor_limit().map_err(|error| failed(&error))?;
     let host = HostFacts::probe();
     let cgroups = CgroupTree::open(&host.cgroup, server.as_str()).map_err(|error| failed(&error))?;
     let parts = NativeParts {
@@ -133,9 +117,9 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
 
 /// Runs the server until a signal ends it; `ready` is called once connections are accepted.
 pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>) -> Result<(), CliError> {
-    telemetry::init_logs(&config.log).map_err(|error| failed(&error))?;
-    let metrics = telemetry::init_metrics().map_err(|error| failed(&error))?;
-    let state = StateDir::open(&config.state_dir).and_then(StateDir::lock).map_err(|error| failed(&error))?;
+    telemetry::init_logs(&config.log)?;
+    let metrics = telemetry::init_metrics()?;
+    let state = StateDir::open(&config.state_dir).and_then(StateDir::lock)?;
     match CgroupTree::remove_stale(&HostFacts::probe().cgroup) {
         Ok(report) => tracing::debug!(?report, "control groups of servers that are gone"),
         Err(error) => tracing::warn!(error = &error as &dyn Error, "control groups of a server that is gone stay behind"),
@@ -151,16 +135,17 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     let authentication = if config.server.no_auth {
         Authentication::Off
     } else {
-        Authentication::Tokens(Arc::new(Tokens::open(&config.state_dir).map_err(|error| failed(&error))?))
+        Authentication::Tokens(Arc::new(Tokens::open(&config.state_dir)?))
     };
     let (stop, shutdown) = watch::channel(false);
     let service = Arc::clone(&manager);
     let parts = ServerParts { config: config.server.clone(), service, authentication, metrics: Some(metrics), shutdown };
-    let server = Server::bind(parts).map_err(|error| failed(&error))?;
+    let server = Server::bind(parts)?;
     let address = server.local_addr();
     let upkeep = upkeep(manager, stop)?;
     let mut told = Ok(());
-    let served = server.run(|| told = ready(address)).map_err(|error| failed(&error));
+    tracing::info!(%address, state_dir = %config.state_dir.display(), no_auth = config.server.no_auth, "starting");
+    let served = server.run(|| told = ready(address)).map_err(CliError::from);
     upkeep.shutdown_timeout(Duration::from_secs(1));
     served.and(told)
 }
@@ -255,54 +240,6 @@ pub fn default_image(config: &Config, language: &Language) -> Result<String, Cli
     Ok(image_of(&store(config)?, language))
 }
 
-/// Imports an image; what kind of source it is, is found by looking at it.
-pub fn image_import(config: &Config, source: &Path, name: Option<&str>) -> Result<ImageRow, CliError> {
-    let named = source.file_name().and_then(|name| name.to_str()).map(|name| name.split('.').next().unwrap_or(name));
-    let Some(name) = name.or(named) else {
-        return Err(CliError::usage("the image needs a name").hint("give it with --name"));
-    };
-    let progress = indicatif::ProgressBar::new_spinner();
-    let imported = image::import(&store(config)?, source, name, &mut |at| {
-        progress.set_message(format!("{} files, {} MiB", at.entries, at.bytes >> 20));
-        progress.tick();
-    });
-    progress.finish_and_clear();
-    imported.map(|imported| row(&imported.info)).map_err(|error| failed(&error))
-}
-
-fn row(info: &ImageInfo) -> ImageRow {
-    ImageRow {
-        name: info.name.as_str().to_owned(),
-        digest: info.digest.clone(),
-        size_bytes: info.size_bytes,
-        created: crate::rpc::render::time(UNIX_EPOCH + Duration::from_millis(info.created_ms)),
-        source: match info.source {
-            image::SourceKind::Directory => "directory",
-            image::SourceKind::RootfsTar => "rootfs-tar",
-        }
-        .to_owned(),
-    }
-}
-
-/// All images, `host` among them.
-pub fn image_list(config: &Config) -> Result<Vec<ImageRow>, CliError> {
-    let host =
-        ImageRow { name: "host".into(), digest: String::new(), size_bytes: 0, created: String::new(), source: "host".into() };
-    let images = store(config)?.list().map_err(|error| failed(&error))?;
-    Ok(std::iter::once(host).chain(images.iter().map(row)).collect())
-}
-
-/// All that is known about one image, as JSON.
-pub fn image_inspect(config: &Config, name: &str) -> Result<serde_json::Value, CliError> {
-    let info = store(config)?.info(name).map_err(|error| failed(&error))?;
-    serde_json::to_value(info).map_err(|error| failed(&error))
-}
-
-/// Removes an image that no session uses.
-pub fn image_remove(config: &Config, name: &str) -> Result<(), CliError> {
-    store(config)?.remove(name).map_err(|error| failed(&error))
-}
-
 /// The ordered steps that would build a sandbox here.
 pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>, CliError> {
     let profile = self::profile(config, profile)?;
@@ -338,22 +275,22 @@ fn rows(plan: &crate::plan::Plan) -> Vec<PlanRow> {
 }
 
 fn tokens(config: &Config) -> Result<Tokens, CliError> {
-    StateDir::open(&config.state_dir).map_err(|error| failed(&error))?;
-    Tokens::open(&config.state_dir).map_err(|error| failed(&error))
+    StateDir::open(&config.state_dir)?;
+    Ok(Tokens::open(&config.state_dir)?)
 }
 
 /// Makes a token for a new principal and gives its secret, which is stored as a hash only.
 pub fn token_create(config: &Config, name: &str) -> Result<String, CliError> {
-    tokens(config)?.create(name).map_err(|error| failed(&error))
+    Ok(tokens(config)?.create(name)?)
 }
 
 /// All principals.
 pub fn token_list(config: &Config) -> Result<Vec<TokenRow>, CliError> {
-    let rows = tokens(config)?.list().map_err(|error| failed(&error))?;
+    let rows = tokens(config)?.list()?;
     Ok(rows.into_iter().map(|row| TokenRow { name: row.name, created: row.created }).collect())
 }
 
 /// Revokes a principal's token; an unknown name is an error.
 pub fn token_revoke(config: &Config, name: &str) -> Result<(), CliError> {
-    tokens(config)?.revoke(name).map_err(|error| failed(&error))
+    Ok(tokens(config)?.revoke(name)?)
 }

@@ -11,7 +11,7 @@ use crate::sandbox::error::SandboxError;
 pub const FAILED: u8 = 1;
 /// The call was wrongly written.
 pub const USAGE: u8 = 2;
-/// `run` and `exec`: the sandbox could not be set up.
+/// `run` and `exec`: the sandbox could not be set up, or its output not be written.
 pub const NOT_SET_UP: u8 = 125;
 /// The reader of our output went away: 128 + SIGPIPE, as a program without a handler ends.
 pub const PIPE_CLOSED: u8 = 141;
@@ -37,7 +37,12 @@ impl CliError {
 
     /// The reader of standard output is gone; nothing is printed.
     pub fn pipe_closed() -> Self {
-        Self { message: String::new(), hint: None, code: PIPE_CLOSED }
+        Self::silent(PIPE_CLOSED)
+    }
+
+    /// An end that was told already, or needs no telling.
+    pub fn silent(code: u8) -> Self {
+        Self { message: String::new(), hint: None, code }
     }
 
     /// With what the user can do.
@@ -54,7 +59,7 @@ impl CliError {
         self
     }
 
-    /// With [`NOT_SET_UP`] in place of the general [`FAILED`].
+    /// With `NOT_SET_UP` in place of the general `FAILED`.
     #[must_use]
     pub fn not_set_up(self) -> Self {
         if self.code == FAILED { self.code(NOT_SET_UP) } else { self }

@@ -26,8 +26,12 @@ Examples:
   echo 'a b' | codebeaker exec -l bash -- tr a-z A-Z
   codebeaker exec -l python -e 'import sys; print(sys.argv)' -- one two
 
-Exit codes: the program's own; 125 the session or connection failed, 126 the program can't be executed, 127 it is not found,
-130 after Ctrl-C.")]
+Exit codes: the program's own, 128+n when signal n ended it (137 also: timeout, out of memory);
+  2    the call is wrongly written
+  125  the session or the connection failed, or the output could not be written
+  126  the program can't be executed
+  127  the program is not found
+  130  after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output went away")]
 pub(super) struct ExecArgs {
     /// Session to run in [default: a new one]
     #[arg(value_name = "SESSION")]

@@ -26,18 +26,18 @@ enum ImageCall {
 
 /// Imports an image from a file or directory and prints its name
 ///
-/// SOURCE is a docker-archive (`docker save`), an OCI archive, an OCI layout directory, a root file system tar (`docker
-/// export`), or a directory that holds a root file system. Which one it is, is found by looking at it.
+/// SOURCE is a directory that holds a root file system, or a tar of one as `docker export` writes it (plain, gzip or zstd).
+/// Devices, set-id bits and privileged attributes are left out, and counted on standard error. Ctrl-C leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   docker export CONTAINER > rootfs.tar && codebeaker image import rootfs.tar --name python-slim
   codebeaker image import ./rootfs --name mine
-  codebeaker image import image.oci.tar")]
+  codebeaker image import busybox.tar.gz           under the name busybox")]
 struct ImportArgs {
-    /// Archive or directory
+    /// Directory or tar
     source: PathBuf,
-    /// Name to keep it under [default: the one in the archive; needed for a bare root file system]
+    /// Name to keep it under, such as python-slim or python:3.12 [default: SOURCE's name up to its first dot]
     #[arg(long, value_name = "N")]
     name: Option<String>,
     #[command(flatten)]
@@ -62,7 +62,7 @@ struct ListArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  codebeaker image inspect host | jq .digest")]
+  codebeaker image inspect host | jq .binds")]
 struct InspectArgs {
     /// Name of the image
     name: String,
@@ -107,7 +107,9 @@ fn list(rows: &[compose::ImageRow], format: OutputFormat) -> Result<(), CliError
         OutputFormat::Table => emit_table(
             &["name", "size", "created", "source", "digest"],
             rows.iter().map(|row| {
-                vec![row.name.clone(), bytes(row.size_bytes), row.created.clone(), row.source.clone(), row.digest.clone()]
+                let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+                let size = or_dash(row.size_bytes.map(bytes));
+                vec![row.name.clone(), size, or_dash(row.created.clone()), row.source.to_owned(), or_dash(row.digest.clone())]
             }),
         ),
     }

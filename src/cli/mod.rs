@@ -6,6 +6,7 @@
 
 pub mod output;
 
+mod causes;
 mod client;
 mod close;
 mod completion;

@@ -7,19 +7,22 @@ use super::client::{Client, ServerArgs, block_on};
 use super::output::{FormatArgs, OutputFormat, emit_json, emit_table};
 use super::{CliError, CommonArgs};
 
+/// As on the wire.
+const STATES: [&str; 5] = ["Creating", "Active", "Idle", "Closing", "Closed"];
+
 /// Lists your sessions on a running server
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   codebeaker ps
-  codebeaker ps --language python
+  codebeaker ps --language python --state idle
   codebeaker ps -o json | jq -r '.sessions[].sessionId'")]
 pub(super) struct PsArgs {
     /// Only those of that language
     #[arg(short, long, value_name = "L")]
     language: Option<String>,
-    /// Only those in that state: Creating, Active, Idle, Closing, Closed
-    #[arg(long, value_name = "STATE")]
+    /// Only those in that state; closed ones are shown for an hour, and only when asked for
+    #[arg(long, value_name = "STATE", ignore_case = true, value_parser = STATES)]
     state: Option<String>,
     #[command(flatten)]
     format: FormatArgs,
@@ -34,7 +37,9 @@ pub(super) fn ps(common: &CommonArgs, args: &PsArgs) -> Result<(), CliError> {
         if let Some(language) = &args.language {
             params["language"] = json!(language);
         }
-        if let Some(state) = &args.state {
+        if let Some(state) =
+            STATES.iter().find(|state| args.state.as_ref().is_some_and(|asked| asked.eq_ignore_ascii_case(state)))
+        {
             params["state"] = json!(state);
         }
         let answer = client.call("session.list", params).await?;

@@ -42,8 +42,13 @@ Examples:
   echo hello | codebeaker run -- tr a-z A-Z
   codebeaker run --profile strict --memory 64 --timeout 5 untrusted.js
 
-Exit codes: the program's own; 125 the sandbox could not be set up, 126 the program can't be executed, 127 it is not found,
-130 after Ctrl-C. Standard input passes to the program; in a script's background job redirect it: < /dev/null")]
+Exit codes: the program's own, 128+n when signal n ended it (137 also: timeout, out of memory);
+  2    the call is wrongly written
+  125  the sandbox could not be set up, or the output not be written
+  126  the program can't be executed
+  127  the program is not found
+  130  after Ctrl-C, 143 after SIGTERM, 141 when the reader of the output went away
+Standard input passes to the program; in a script's background job redirect it: < /dev/null")]
 pub(super) struct RunArgs {
     /// Source file on this host, or `-` for standard input
     #[arg(value_name = "FILE", conflicts_with = "code")]

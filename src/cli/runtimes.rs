@@ -53,15 +53,17 @@ fn as_json(row: &RuntimeRow) -> Value {
     object
 }
 
+/// A runtime that can't serve has no figures to show: a dash is truer than a zero.
 fn as_row(row: &RuntimeRow) -> Vec<String> {
     let features = &row.features;
+    let figure = |text: String| if row.reason.is_none() { text } else { "-".to_owned() };
     vec![
         row.kind.name().to_owned(),
         row.reason.as_ref().map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}")),
-        format!("{:.1} ms", features.startup_time_ms),
-        format!("{:.1} MiB", features.memory_overhead_mb),
-        format!("{}/10", features.isolation_level),
-        row.languages.join(","),
+        figure(format!("{:.1} ms", features.startup_time_ms)),
+        figure(format!("{:.1} MiB", features.memory_overhead_mb)),
+        figure(format!("{}/10", features.isolation_level)),
+        if row.languages.is_empty() { "-".to_owned() } else { row.languages.join(",") },
     ]
 }
 
@@ -93,7 +95,8 @@ mod tests {
 
     #[test]
     fn a_missing_runtime_says_why_and_an_available_one_has_no_reason() {
-        assert_eq!(as_row(&row(Some("no user namespaces")))[1], "no: no user namespaces");
+        let missing = as_row(&row(Some("no user namespaces")));
+        assert_eq!(missing[1..5], ["no: no user namespaces", "-", "-", "-"]);
         assert_eq!(as_json(&row(Some("x")))["reason"], "x");
         assert_eq!(as_row(&row(None)), ["NativeProcess", "yes", "0.9 ms", "1.0 MiB", "8/10", "bash,python"]);
         let wire = as_json(&row(None));

@@ -9,6 +9,10 @@ use clap::Args;
 use super::output::emit;
 use super::{CliError, CommonArgs, compose};
 use crate::config::{FlagOverrides, LogFormat};
+use crate::sys::memory;
+
+/// From here on a buffer is a large message's, and its memory goes back to the host with it.
+const LARGE_BLOCK_BYTES_MIN: i32 = 1 << 20;
 
 /// Starts the server
 ///
@@ -24,7 +28,7 @@ Examples:
   CODEBEAKER_SESSION_SESSIONS_MAX=64 codebeaker serve --log debug")]
 pub(super) struct ServeArgs {
     /// Address and port; port 0 picks a free one [default: 127.0.0.1:5000]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     listen: Option<SocketAddr>,
     /// Take clients without a token, as one principal; on a loopback address only
     #[arg(long)]
@@ -40,8 +44,14 @@ pub(super) struct ServeArgs {
 pub(super) fn serve(common: &CommonArgs, args: ServeArgs) -> Result<(), CliError> {
     let ServeArgs { listen, no_auth, log, log_format } = args;
     let flags = FlagOverrides { listen, no_auth, log_filter: log, log_format, state_dir: None };
+    memory::map_blocks_from(LARGE_BLOCK_BYTES_MIN);
     let loaded = common.load_with(flags)?;
     compose::serve(&loaded.config, &|address| emit(&format!("listening on ws://{address}\n")))
+}
+
+/// Names are not looked up: what is listened on shall not depend on a resolver.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write a numeric address and a port, such as 127.0.0.1:5000 or [::1]:5000".to_owned())
 }
 
 fn parse_log_format(text: &str) -> Result<LogFormat, String> {

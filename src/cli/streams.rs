@@ -11,7 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use super::error::CliError;
+use super::error::{CliError, NOT_SET_UP, PIPE_CLOSED};
+use super::output::note;
 use crate::command::Stream;
 
 /// Output that waits for its reader; past it the producer waits.
@@ -30,8 +31,8 @@ struct Shared {
     queue: Mutex<Queue>,
     /// Something was put in, taken out, or the mode changed.
     changed: Condvar,
-    /// Becomes true when standard output was closed by its reader.
-    reader_gone: watch::Sender<bool>,
+    /// The exit code it leads to, once standard output can't be written any more: its reader has gone, or its disk is full.
+    lost: watch::Sender<Option<u8>>,
     /// Counts up whenever there is room again.
     room: watch::Sender<u64>,
     /// Becomes true when the writer has ended.
@@ -84,7 +85,7 @@ impl OutputPump {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
-            reader_gone: watch::Sender::new(false),
+            lost: watch::Sender::new(None),
             room: watch::Sender::new(0),
             ended: watch::Sender::new(false),
         });
@@ -138,16 +139,17 @@ impl OutputPump {
         self.shared.set_mode(Mode::Discarding);
     }
 
-    /// Resolves when the reader of standard output has gone.
-    pub async fn reader_gone(&self) {
-        let mut gone = self.shared.reader_gone.subscribe();
+    /// Resolves when standard output can't be written any more, with the exit code that this leads to.
+    pub async fn reader_gone(&self) -> u8 {
+        let mut lost = self.shared.lost.subscribe();
         // The sender lives as long as `self`, so this only ends with the value.
-        gone.wait_for(|gone| *gone).await.ok();
+        lost.wait_for(Option::is_some).await.ok();
+        self.lost().unwrap_or(PIPE_CLOSED)
     }
 
-    /// Whether the reader of standard output has gone.
-    pub fn is_reader_gone(&self) -> bool {
-        *self.shared.reader_gone.borrow()
+    /// The exit code, when standard output can't be written any more.
+    pub fn lost(&self) -> Option<u8> {
+        *self.shared.lost.borrow()
     }
 
     /// Waits until all that was pushed is written or was discarded. Dropping the future leaves a stalled writer behind, which
@@ -157,7 +159,7 @@ impl OutputPump {
         let mut ended = self.shared.ended.subscribe();
         // The sender lives as long as `self`, so this only ends with the value.
         ended.wait_for(|ended| *ended).await.ok();
-        if self.is_reader_gone() { Err(CliError::pipe_closed()) } else { Ok(()) }
+        self.lost().map_or(Ok(()), |code| Err(CliError::silent(code)))
     }
 }
 
@@ -165,9 +167,9 @@ fn write_all(shared: &Shared, mut stdout: impl Write, mut stderr: impl Write) {
     while let Some((stream, data)) = next_chunk(shared) {
         match stream {
             Stream::Stdout => {
-                if stdout.write_all(&data).and_then(|()| stdout.flush()).is_err() {
+                if let Err(error) = stdout.write_all(&data).and_then(|()| stdout.flush()) {
                     shared.set_mode(Mode::Discarding);
-                    shared.reader_gone.send_replace(true);
+                    shared.lost.send_replace(Some(code_of_loss(&error)));
                     return;
                 }
             }
@@ -177,6 +179,15 @@ fn write_all(shared: &Shared, mut stdout: impl Write, mut stderr: impl Write) {
             }
         }
     }
+}
+
+/// A reader that went away has seen enough; anything else is told.
+fn code_of_loss(error: &std::io::Error) -> u8 {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return PIPE_CLOSED;
+    }
+    note(&format!("error: can't write to standard output: {error}\n"));
+    NOT_SET_UP
 }
 
 fn next_chunk(shared: &Shared) -> Option<(Stream, Vec<u8>)> {
@@ -308,6 +319,23 @@ mod tests {
         runtime().block_on(pump.reader_gone());
         pump.push(Stream::Stdout, &vec![0; QUEUE_BYTES_MAX * 2]);
         assert_eq!(runtime().block_on(pump.finish()), Err(CliError::pipe_closed()));
+    }
+
+    #[test]
+    fn a_full_disk_is_no_reader_that_went_away() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _data: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let pump = OutputPump::start(Full, std::io::sink()).expect("a thread");
+        pump.push(Stream::Stdout, b"lost");
+        assert_eq!(runtime().block_on(pump.reader_gone()), NOT_SET_UP);
+        assert_eq!(runtime().block_on(pump.finish()), Err(CliError::silent(NOT_SET_UP)));
     }
 
     #[test]

@@ -172,3 +172,25 @@ fn a_variable_that_is_not_text_is_refused() {
     assert!(matches!(ours, Err(ConfigError::NotUnicode { .. })));
     assert!(relevant_variables([("OTHER".into(), broken)].into_iter()).expect("not ours").is_empty());
 }
+
+/// What a default looks like in the page: as in a file, or `none`.
+fn in_the_page(default: &serde_json::Value) -> String {
+    if default.is_null() { "none".to_owned() } else { format!("`{default}`").replace("\",\"", "\", \"") }
+}
+
+#[test]
+fn the_page_of_the_configuration_tells_every_key_with_default_and_variable() {
+    let page = include_str!("../../docs/configuration.md");
+    let defaults = serde_json::to_value(Config::default()).expect("a configuration is JSON");
+    for key in known_keys().keys() {
+        let begin = format!("| `{key}` |");
+        let row = page.lines().find(|line| line.starts_with(&begin)).unwrap_or_else(|| panic!("no row of {key}"));
+        assert!(row.contains(&variable_of(key)), "{row}");
+        let default = &defaults[key.split('.').next().expect("a key has a name")];
+        let default = key.split_once('.').map_or(default, |(_, field)| &default[field]);
+        let shown = if key == "state_dir" { "`/var/lib/codebeaker` for root".to_owned() } else { in_the_page(default) };
+        assert!(row.contains(&format!("| {shown}")), "{row} against {shown}");
+    }
+    let rows = page.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(rows, known_keys().len(), "a row of a key that is gone");
+}

@@ -107,7 +107,8 @@ impl Reaper {
             return Ok(false);
         }
         self.rounds += 1;
-        if self.rounds > ROUNDS_BEFORE_STOP && !self.stopped {
+        if self.rounds > ROUNDS_BEFORE_STOP {
+            // Every time: a program started since the last stop may have woken what was stopped.
             process::kill(-1, libc::SIGSTOP)?;
             self.stopped = true;
         }

@@ -3,7 +3,7 @@
 //! Invariant: when a step fails the clone is killed and reaped before the failure is told.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
@@ -48,17 +48,18 @@ pub fn sandbox(plan: &Plan) -> Result<Created, StepFailure> {
                 Ok(()) => Ok(Created { pid, pidfd, control: ours }),
                 Err(failure) => {
                     // It waits for word from us and can do no harm; it must be gone before the failure is told.
-                    process::kill_pidfd(pidfd.as_fd()).ok();
-                    rustix::process::waitid(
-                        rustix::process::WaitId::PidFd(pidfd.as_fd()),
-                        rustix::process::WaitIdOptions::EXITED,
-                    )
-                    .ok();
+                    discard(pidfd.as_fd());
                     Err(failure)
                 }
             }
         }
     }
+}
+
+/// Ends a sandbox that nobody was told of, and waits until it has ended.
+pub fn discard(pidfd: BorrowedFd<'_>) {
+    process::kill_pidfd(pidfd).ok();
+    rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd), rustix::process::WaitIdOptions::EXITED).ok();
 }
 
 fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), StepFailure> {
@@ -131,6 +132,7 @@ fn path_text(path: &str) -> std::ffi::CString {
     std::ffi::CString::new(path).unwrap_or_default()
 }
 
-fn failure(wall: &str, step: &str, error: CallError) -> StepFailure {
+/// A failure in a plan's words.
+pub fn failure(wall: &str, step: &str, error: CallError) -> StepFailure {
     StepFailure { step: step.into(), wall: wall.into(), call: error.call.into(), errno: error.raw() }
 }

@@ -134,16 +134,30 @@ impl Launcher {
 
     fn create(&mut self, request: CreateRequest) -> Result<(), ChannelError> {
         let CreateRequest { sandbox: tag, plan, cgroups } = request;
-        match create::sandbox(&plan) {
-            Ok(created) => {
-                watch(self.events.as_fd(), created.pidfd.as_fd(), tag)?;
-                self.sandboxes.insert(tag, Sandbox { pid: created.pid, pidfd: created.pidfd, cgroups });
-                self.tell(&LauncherMessage::Created(tag), &[created.control.as_fd()])
+        let created = create::sandbox(&plan).and_then(|created| match watch(self.events.as_fd(), created.pidfd.as_fd(), tag) {
+            Ok(()) => Ok(created),
+            Err(error) => {
+                create::discard(created.pidfd.as_fd());
+                Err(create::failure("pid", "watch for its end", error))
             }
+        });
+        match created {
+            Ok(created) => self.hand_over(tag, created, cgroups),
             Err(failure) => {
                 self.removals.extend(cgroups.into_iter().map(|directory| (directory, 0)));
                 self.tell(&LauncherMessage::Refused(tag, failure), &[])
             }
+        }
+    }
+
+    fn hand_over(&mut self, tag: Tag, created: create::Created, cgroups: Vec<String>) -> Result<(), ChannelError> {
+        let create::Created { pid, pidfd, control } = created;
+        self.sandboxes.insert(tag, Sandbox { pid, pidfd, cgroups });
+        match self.tell(&LauncherMessage::Created(tag), &[control.as_fd()]) {
+            // Descriptors in flight are counted per user (unix(7), ETOOMANYREFS), and without privilege that is the user of the
+            // sessions too. The control socket closes here, and the sandbox ends with it.
+            Err(ChannelError::Call(_)) => self.tell(&LauncherMessage::Lost(tag), &[]),
+            told => told,
         }
     }
 

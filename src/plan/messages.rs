@@ -41,6 +41,8 @@ pub struct CreateRequest {
 pub enum LauncherMessage {
     /// The process exists; its control socket comes along. It reports [`InitMessage::Ready`] there.
     Created(Tag),
+    /// It was made, but its control socket could not be handed over; [`LauncherMessage::Gone`] follows.
+    Lost(Tag),
     /// It could not be made, and nothing is left of it.
     Refused(Tag, StepFailure),
     /// No process of it lives any more; its cgroups are removed or about to be.

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -76,7 +76,7 @@ pub struct Tokens {
 /// The file as it was last read.
 #[derive(Debug, Default, Clone)]
 struct Seen {
-    modified: Option<(SystemTime, u64)>,
+    modified: Option<(SystemTime, u64, u64)>,
     rows: Vec<TokenRow>,
 }
 
@@ -99,6 +99,7 @@ impl Tokens {
         if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
             return Err(TokenError::BadName(name.to_owned()));
         }
+        let _lock = self.lock()?;
         let mut rows = if self.path().exists() { self.rows()? } else { Vec::new() };
         if rows.iter().any(|row| row.name == name) {
             return Err(TokenError::Exists(name.to_owned()));
@@ -117,6 +118,7 @@ impl Tokens {
 
     /// Takes the token back; connections that are open stay.
     pub fn revoke(&self, name: &str) -> Result<(), TokenError> {
+        let _lock = self.lock()?;
         let mut rows = self.rows()?;
         let before = rows.len();
         rows.retain(|row| row.name != name);
@@ -140,12 +142,21 @@ impl Tokens {
         self.dir.join(TOKENS_FILE)
     }
 
+    /// Held from reading the list to replacing it: of two processes that change it at once neither undoes the other's change.
+    fn lock(&self) -> Result<File, TokenError> {
+        let path = self.path().with_extension("lock");
+        let failed = |source| TokenError::File { operation: "lock", path: path.clone(), source };
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
+        Ok(file)
+    }
+
     /// The list; read again only when the file is another one.
     fn rows(&self) -> Result<Vec<TokenRow>, TokenError> {
         let path = self.path();
         let failed = |source| TokenError::File { operation: "read", path: path.clone(), source };
         let metadata = std::fs::metadata(&path).map_err(failed)?;
-        let modified = Some((metadata.modified().map_err(failed)?, metadata.len()));
+        let modified = Some((metadata.modified().map_err(failed)?, metadata.len(), metadata.ino()));
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.modified != modified {
             let text = std::fs::read(&path).map_err(failed)?;
@@ -196,6 +207,20 @@ mod tests {
 
     fn dir() -> tempfile::TempDir {
         tempfile::tempdir().expect("a directory for the test")
+    }
+
+    #[test]
+    fn tokens_that_are_made_at_once_are_all_kept() {
+        let dir = dir();
+        Tokens::open(dir.path()).expect("new");
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let path = dir.path();
+                // Each with an instance of its own, as processes have.
+                scope.spawn(move || Tokens::open(path).expect("there").create(&format!("user-{number}")).expect("a free name"));
+            }
+        });
+        assert_eq!(Tokens::open(dir.path()).expect("there").list().expect("readable").len(), 9);
     }
 
     #[test]

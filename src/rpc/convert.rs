@@ -22,6 +22,10 @@ use crate::session::api::*;
 const METADATA_BYTES_MAX: usize = 64 << 10;
 /// MiB that a limit may name at most, so that the number of bytes fits.
 const LIMIT_MIB_MAX: u64 = 1 << 40;
+/// Shorter than this a session would be swept before its first command.
+const MINUTES_MIN: f64 = 0.01;
+/// The greatest whole number that the field took when it took whole numbers only.
+const MINUTES_MAX: f64 = u32::MAX as f64;
 
 type Converted<T> = Result<T, RpcError>;
 
@@ -336,9 +340,15 @@ fn runtime(name: Option<String>) -> Converted<Option<RuntimeKind>> {
     Ok(Some(kind))
 }
 
-fn minutes(field: &str, value: Option<u32>) -> Converted<Option<Duration>> {
-    let value = positive(field, value.map(u64::from))?;
-    Ok(value.map(|minutes| Duration::from_secs(minutes * 60)))
+fn minutes(field: &str, value: Option<f64>) -> Converted<Option<Duration>> {
+    match value {
+        Some(minutes) if !(MINUTES_MIN..=MINUTES_MAX).contains(&minutes) => {
+            Err(RpcError::invalid(field, format!("expected a number of minutes from {MINUTES_MIN} to {MINUTES_MAX}")))
+        }
+        // To the millisecond, which is what `config` can tell.
+        Some(minutes) => Ok(Some(Duration::from_millis((minutes * 60_000.0).round() as u64))),
+        None => Ok(None),
+    }
 }
 
 fn mib(field: &str, value: Option<u64>) -> Converted<Option<u64>> {

@@ -60,6 +60,11 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Minutes from then until now, to a hundredth; 0 when the clock was set back.
+fn minutes_since(at: SystemTime) -> f64 {
+    (minutes(at.elapsed().unwrap_or_default()) * 100.0).round() / 100.0
+}
+
 fn minutes(duration: Duration) -> f64 {
     (duration.as_secs_f64() / 60.0 * 1000.0).round() / 1000.0
 }
@@ -211,8 +216,8 @@ pub fn row(view: &SessionView) -> SessionRow {
         last_activity: time(view.last_activity),
         state: state_name(view.state),
         execution_count: view.execution_count,
-        idle_minutes: minutes(view.idle),
-        lifetime_minutes: minutes(view.lifetime),
+        idle_minutes: minutes_since(view.last_activity),
+        lifetime_minutes: minutes_since(view.created_at),
         close_reason: view.close_reason.clone(),
     }
 }

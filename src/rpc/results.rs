@@ -232,7 +232,11 @@ pub struct SessionRow {
     pub last_activity: String,
     pub state: &'static str,
     pub execution_count: u64,
+    /// Since the last activity.
+    #[serde(serialize_with = "number")]
     pub idle_minutes: f64,
+    /// Since it was made.
+    #[serde(serialize_with = "number")]
     pub lifetime_minutes: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::api::SessionService;
 use super::connection::{self, Kind, Services};
 use super::gate::Gate;
 use crate::config::ServerConfig;
+use crate::sys::socket;
 
 pub use super::gate::Authentication;
 
@@ -92,6 +94,9 @@ impl Server {
         let failed = |source| ServeError::Bind { address, source };
         let listener = std::net::TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        // A peer that reads nothing holds up the very task that would notice that it answers no ping.
+        let silent = Duration::from_secs(parts.config.ping_interval_s.max(1)) * parts.config.ping_misses_max.max(1);
+        socket::set_stalled_limit(listener.as_fd(), silent).map_err(|error| failed(error.errno.into()))?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { parts, listener, address })
     }

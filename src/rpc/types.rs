@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 /// `runtimePreference`.
@@ -92,6 +93,12 @@ pub struct WirePermissions {
     pub allow_env: bool,
 }
 
+/// An object or null: serde alone would take a list for the fields in their order.
+fn by_name<'de, T: DeserializeOwned, D: Deserializer<'de>>(input: D) -> Result<Option<T>, D::Error> {
+    let map = Option::<Map<String, Value>>::deserialize(input)?;
+    map.map(|map| T::deserialize(Value::Object(map)).map_err(D::Error::custom)).transpose()
+}
+
 /// `session.create`
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -103,8 +110,10 @@ pub struct SessionCreateParams {
     #[serde(alias = "dockerImage")]
     pub image: Option<String>,
     pub profile: Option<String>,
-    pub idle_timeout_minutes: Option<u32>,
-    pub max_lifetime_minutes: Option<u32>,
+    /// Minutes; 0.5 is half a minute.
+    pub idle_timeout_minutes: Option<f64>,
+    /// Minutes; 0.5 is half a minute.
+    pub max_lifetime_minutes: Option<f64>,
     pub persist_filesystem: Option<bool>,
     #[serde(rename = "memoryLimitMB")]
     pub memory_limit_mb: Option<u64>,
@@ -114,6 +123,7 @@ pub struct SessionCreateParams {
     pub pids_limit: Option<u64>,
     #[serde(rename = "diskLimitMB")]
     pub disk_limit_mb: Option<u64>,
+    #[serde(default, deserialize_with = "by_name")]
     pub permissions: Option<WirePermissions>,
     pub env: Option<BTreeMap<String, String>>,
     pub packages: Option<Vec<String>>,

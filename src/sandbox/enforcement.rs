@@ -12,7 +12,7 @@ pub struct Enforcement {
     pub limits: Vec<WallState>,
     /// Name, version and digest of the profile.
     pub profile: ProfileIdentity,
-    /// True when the server ran as root when it built the sandbox.
+    /// True when the server that built the sandbox was not root.
     pub rootless: bool,
 }
 

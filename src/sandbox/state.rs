@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::sys::probe::{self, LockAttempt};
+use crate::sys::process;
 
 /// Names one server process on this host for ever: pid namespace, pid and start time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +120,9 @@ impl StateError {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path, source },
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path, source },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::Full { path, source }
+            }
             _ => Self::Io { action, path, source },
         }
     }
@@ -151,6 +154,8 @@ impl StateDir {
 
     /// Makes this process the only server here and removes what an earlier one left below `run/`.
     pub fn lock(self) -> Result<LockedState, StateError> {
+        // A limit on the size of files is to be told like a full disk.
+        process::outlive_file_size_limit();
         let path = self.path.join("lock");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);

@@ -64,6 +64,33 @@ pub struct CreateSession {
     pub connection: Option<u64>,
 }
 
+impl CreateSession {
+    /// A request that names nothing but its language.
+    pub fn of(language: &str) -> Self {
+        Self {
+            language: language.to_owned(),
+            preference: Preference::Balanced,
+            runtime: None,
+            image: None,
+            profile: "default".into(),
+            idle_timeout: None,
+            lifetime: None,
+            persist_filesystem: true,
+            memory_limit_bytes: None,
+            cpu_shares: None,
+            cpu_limit: None,
+            pids_limit: None,
+            disk_limit_bytes: None,
+            permissions: None,
+            env: BTreeMap::new(),
+            packages: Vec::new(),
+            metadata: None,
+            on_disconnect: OnDisconnect::Keep,
+            connection: None,
+        }
+    }
+}
+
 /// `state` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the words of PROTOCOL")]
@@ -91,7 +118,9 @@ pub struct SessionView {
     /// Why it is closed (idle, lifetime, asked, its sandbox ended: …); absent while open.
     pub close_reason: Option<String>,
     pub execution_count: u64,
+    /// The idle timeout in force.
     pub idle: Duration,
+    /// The longest life in force.
     pub lifetime: Duration,
     pub config: SessionSettings,
     pub enforcement: Enforcement,

@@ -10,7 +10,7 @@ use crate::command::{Command, CommandKind, ExecuteCode, Stdin};
 use crate::id::ExecutionId;
 
 use super::admission;
-use super::api::{CreateSession, OnDisconnect, Principal, RunOnce, SessionError};
+use super::api::{CreateSession, Principal, RunOnce, SessionError};
 use super::cause::CloseCause;
 use super::manager::{Manager, Shared};
 use super::opening::{self, Opening};
@@ -49,27 +49,14 @@ impl Manager {
     fn session_for(&self, request: &RunOnce) -> CreateSession {
         let offered = &self.shared.config.sandbox.profiles;
         let profile = offered.iter().find(|name| *name == "default").or_else(|| offered.first());
+        // The command installs packages itself, so that a failure is the execution's own.
         CreateSession {
-            language: request.language.clone(),
             preference: request.preference,
             runtime: request.runtime,
-            image: None,
             profile: profile.cloned().unwrap_or_else(|| "default".into()),
-            idle_timeout: None,
-            lifetime: None,
-            persist_filesystem: true,
             memory_limit_bytes: Some(request.memory_limit_bytes),
-            cpu_shares: None,
             cpu_limit: Some(request.cpu_limit),
-            pids_limit: None,
-            disk_limit_bytes: None,
-            permissions: None,
-            env: BTreeMap::new(),
-            // The command installs them itself, so that a failure is the execution's own.
-            packages: Vec::new(),
-            metadata: None,
-            on_disconnect: OnDisconnect::Keep,
-            connection: None,
+            ..CreateSession::of(&request.language)
         }
     }
 }

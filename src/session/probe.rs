@@ -13,7 +13,7 @@ use crate::id::ExecutionId;
 use crate::language::Language;
 use crate::runtime::ExecutionRequest;
 
-use super::api::{CreateSession, LanguageRow, OnDisconnect, Preference, Principal, SessionError};
+use super::api::{CreateSession, LanguageRow, Principal, SessionError};
 use super::locked;
 use super::manager::Manager;
 use super::output::Output;
@@ -61,7 +61,7 @@ impl Manager {
     async fn version_of(&self, language: &Arc<Language>) -> Result<Option<String>, SessionError> {
         let Some((program, args)) = language.version.split_first() else { return Ok(None) };
         let principal = Principal(String::new());
-        let opening = self.prepare(&principal, &probing(language), &[], Visibility::Internal)?;
+        let opening = self.prepare(&principal, &CreateSession::of(&language.name), &[], Visibility::Internal)?;
         let output = Arc::new(Output::captured_only(&opening.settings.limits));
         // Asking takes no place: what clients may have is theirs.
         drop(opening.place);
@@ -82,30 +82,6 @@ impl Manager {
         let (stdout, stderr) = output.take_captured();
         let printed = [stdout.data, stderr.data].into_iter().find_map(|data| first_line(&data));
         Ok(printed.filter(|_| result.failure.is_none()))
-    }
-}
-
-fn probing(language: &Language) -> CreateSession {
-    CreateSession {
-        language: language.name.clone(),
-        preference: Preference::Balanced,
-        runtime: None,
-        image: None,
-        profile: "default".into(),
-        idle_timeout: None,
-        lifetime: None,
-        persist_filesystem: true,
-        memory_limit_bytes: None,
-        cpu_shares: None,
-        cpu_limit: None,
-        pids_limit: None,
-        disk_limit_bytes: None,
-        permissions: None,
-        env: BTreeMap::new(),
-        packages: Vec::new(),
-        metadata: None,
-        on_disconnect: OnDisconnect::Keep,
-        connection: None,
     }
 }
 

@@ -50,7 +50,7 @@ pub enum ChannelError {
 pub struct Received<T> {
     /// The decoded message.
     pub message: T,
-    /// In the order sent.
+    /// In the order sent; none when one of them was lost because this process may open no more.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -85,12 +85,17 @@ pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, wait: Wait) -> Resul
 }
 
 fn decode<T: DeserializeOwned>(buffer: &[u8], packet: Packet) -> Result<Received<T>, ChannelError> {
-    let Packet { bytes, mut descriptors, truncated } = packet;
+    let Packet { bytes, mut descriptors, truncated, descriptors_lost } = packet;
     if bytes == 0 {
         return Err(ChannelError::Closed);
     }
     if truncated {
         return Err(ChannelError::Malformed("it is cut off"));
+    }
+    if descriptors_lost {
+        // Those that came may not be the first. A message that can be read is handed on without any, and its receiver sees that
+        // they are missing: a process that is short of descriptors must not lose its peer for it.
+        descriptors.clear();
     }
     let message = match buffer[0] {
         INLINE => postcard::from_bytes(&buffer[1..bytes]).map_err(|_| ChannelError::Malformed("it does not decode"))?,
@@ -152,6 +157,21 @@ mod tests {
         let content = vec![7; 9 << 20];
         let received = round_trip(&content);
         assert_eq!((received.message == content, received.descriptors.len()), (true, 1));
+    }
+
+    #[test]
+    fn a_message_whose_descriptors_were_lost_is_read_without_any_and_one_that_is_cut_off_is_not() {
+        let (left, right) = socket::pair().expect("a socket pair");
+        send(left.as_fd(), &7_u32, &[left.as_fd(), left.as_fd()]).expect("sent");
+        let mut buffer = [0; 64];
+        let packet = socket::receive(right.as_fd(), &mut buffer, Wait::Yes).expect("received");
+        let bytes = packet.bytes;
+        // What the kernel gives when the second of two no longer fits into the table of descriptors.
+        let short = Packet { descriptors: packet.descriptors.into_iter().take(1).collect(), descriptors_lost: true, ..packet };
+        let received = decode::<u32>(&buffer, short).expect("the message itself is whole");
+        assert_eq!((received.message, received.descriptors.len()), (7, 0));
+        let cut = Packet { bytes, truncated: true, ..Packet::default() };
+        assert!(matches!(decode::<u32>(&buffer, cut), Err(ChannelError::Malformed(_))));
     }
 
     #[test]

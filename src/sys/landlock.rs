@@ -23,13 +23,19 @@ pub fn restrict_scopes() -> Result<RestrictionStatus, CallError> {
     restrict().map_err(|error| refused(&error))
 }
 
+/// As soon as another layer has file rules, a layer that says nothing of moving files between directories forbids it:
+/// landlock(7), LANDLOCK_ACCESS_FS_REFER. So this one allows it everywhere, and leaves it to the rules of programs.
 fn restrict() -> Result<RestrictionStatus, RulesetError> {
-    Ruleset::default()
+    let created = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::Refer)?
         .scope(Scope::from_all(ABI::V6))?
-        .create()?
-        .no_new_privs(false)
-        .restrict_self()
+        .create()?;
+    let created = match PathFd::new("/") {
+        Ok(root) => created.add_rule(PathBeneath::new(root, AccessFs::Refer))?,
+        Err(_) => created,
+    };
+    created.no_new_privs(false).restrict_self()
 }
 
 /// Rules for programs: everything may be read and executed, only `writable` may be changed, nowhere may devices be made.

@@ -1,4 +1,4 @@
-//! Files in memory: the sealed copy of our own binary, and carriers of large messages.
+//! Memory: the sealed copy of our own binary, carriers of large messages, and how the allocator keeps large blocks.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -28,3 +28,15 @@ pub fn sealed_copy_of_self() -> io::Result<OwnedFd> {
     rustix::fs::fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(copy.into())
 }
+
+/// `mallopt(M_MMAP_THRESHOLD)`: blocks of at least `bytes` are mappings of their own, which go back to the kernel when they are
+/// freed. Without it glibc raises the threshold to the largest block that was ever freed, and keeps what came before.
+#[cfg(target_env = "gnu")]
+pub fn map_blocks_from(bytes: i32) {
+    // SAFETY: integers only; it changes where later blocks come from, not those that are in use. A refusal (0) leaves the default.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) };
+}
+
+/// Other allocators than glibc's have no such threshold.
+#[cfg(not(target_env = "gnu"))]
+pub fn map_blocks_from(_bytes: i32) {}

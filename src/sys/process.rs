@@ -203,6 +203,13 @@ pub fn set_rlimit(resource: u32, limit: u64) -> Result<(), CallError> {
     }
 }
 
+/// Raises the soft limit on descriptors to the hard one: the usual soft limit of 1024 is for programs that use select(2).
+pub fn raise_descriptor_limit() -> Result<(), CallError> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).named("setrlimit")
+}
+
 /// Every signal back to its default action and none blocked: what a program expects at its start.
 pub fn reset_signals() -> Result<(), CallError> {
     for signal in 1..=64 {
@@ -219,6 +226,12 @@ pub fn reset_signals() -> Result<(), CallError> {
             _ => Err(CallError::last("sigprocmask")),
         }
     }
+}
+
+/// `SIGXFSZ` ignored: a write past RLIMIT_FSIZE is an error then, and not the end of the process.
+pub fn outlive_file_size_limit() {
+    // SAFETY: SIG_IGN is a valid handler; no handler of ours is replaced. Programs get the default back, see `reset_signals`.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Blocks every signal, so that they are read from a [`child_signals`] descriptor or ignored.

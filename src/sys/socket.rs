@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -20,15 +21,31 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), CallError> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).named("socketpair")
 }
 
+/// `setsockopt(TCP_USER_TIMEOUT)`: how long bytes that were sent, or wait for room at the peer, may stay without progress. What
+/// a listener has, its connections begin with: tcp(7).
+pub fn set_stalled_limit(socket: BorrowedFd<'_>, limit: Duration) -> Result<(), CallError> {
+    let milliseconds = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    rustix::net::sockopt::set_tcp_user_timeout(socket, milliseconds).named("setsockopt(TCP_USER_TIMEOUT)")
+}
+
 /// One received datagram.
 #[derive(Debug, Default)]
 pub struct Packet {
     /// How many bytes of the caller's buffer are filled; 0 = the peer is gone.
     pub bytes: usize,
-    /// Descriptors that came with it, closed by exec.
+    /// Descriptors that came with it, closed by exec. Fewer than were sent when this process may not open more: the datagram
+    /// itself is whole then.
     pub descriptors: Vec<OwnedFd>,
-    /// The datagram or its descriptors did not fit; the rest is lost.
+    /// The datagram did not fit; the rest is lost.
     pub truncated: bool,
+    /// Descriptors are missing: too many came, or this process has none left (RLIMIT_NOFILE).
+    pub descriptors_lost: bool,
+}
+
+/// `shutdown(2)` of both directions: the peer reads the end, whoever else still holds this end.
+pub fn hang_up(socket: BorrowedFd<'_>) {
+    // One that the peer has closed already needs no more.
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both).ok();
 }
 
 /// `sendmsg(2)` of one datagram; never raises SIGPIPE.
@@ -61,7 +78,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> Result<
                 let mut packet = Packet {
                     bytes: message.bytes,
                     descriptors: Vec::new(),
-                    truncated: message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC),
+                    truncated: message.flags.contains(ReturnFlags::TRUNC),
+                    descriptors_lost: message.flags.contains(ReturnFlags::CTRUNC),
                 };
                 for part in ancillary.drain() {
                     if let RecvAncillaryMessage::ScmRights(descriptors) = part {

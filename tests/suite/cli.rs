@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::cli::{Invocation, codebeaker};
-use crate::support::{Feature, Session, Setup, eventually, host, page};
+use crate::support::{Feature, Host, Session, Setup, eventually, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     let mut all = page(
@@ -26,6 +26,8 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("config show tells each value and where it is from", config_show),
             ("completion, --version and --help print on stdout", completion),
             ("an unknown call is a usage error on stderr", usage),
+            ("a failure is one line with its cause and one with its mend", failures),
+            ("a full disk is told and a closed pipe is not", lost_output),
         ],
     ));
     all
@@ -33,10 +35,10 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
 
 fn run_languages() {
     assert_eq!(codebeaker(&["run", "--language", "bash", "-e", "echo $((6*7))"]).expect_code(0).stdout, "42\n");
-    if host().has(Feature::Python) {
+    if Host::has(Feature::Python) {
         assert_eq!(codebeaker(&["run", "--language", "python", "-e", "print(6*7)"]).expect_code(0).stdout, "42\n");
     }
-    if host().has(Feature::Node) {
+    if Host::has(Feature::Node) {
         assert_eq!(codebeaker(&["run", "--language", "javascript", "-e", "console.log(6*7)"]).expect_code(0).stdout, "42\n");
     }
 }
@@ -109,6 +111,7 @@ fn tables() {
     }
     let runtimes = rows(&codebeaker(&["runtimes", "-o", "json"]).expect_code(0).json());
     assert!(runtimes.iter().any(|row| row["type"] == "NativeProcess" && row["available"] == true), "{runtimes:?}");
+    assert!(!codebeaker(&["runtimes"]).expect_code(0).stdout.contains("0/10"), "what is not there has no figures");
     assert!(codebeaker(&["languages"]).expect_code(0).stdout.contains("python"));
     assert!(!codebeaker(&["runtimes"]).expect_code(0).stdout.contains('\u{1b}'), "no colours when it is no terminal");
 }
@@ -152,4 +155,45 @@ fn usage() {
     let output = codebeaker(&["no-such-call"]);
     assert!(output.code != 0 && output.stdout.is_empty() && output.stderr.contains("no-such-call"), "{output:?}");
     assert_ne!(codebeaker(&["serve", "--listen", "nonsense"]).code, 0);
+}
+
+fn failures() {
+    let server = Setup::plain().shared();
+    let taken = server.address.to_string();
+    let state = server.state_dir().display().to_string();
+    let place = crate::support::fixture_user::directory_of(None);
+    let free_state = place.path().join("state").display().to_string();
+    for (arguments, cause) in [
+        (&["serve", "--listen", &taken, "--state-dir", &free_state][..], "can't listen on"),
+        (&["serve", "--listen", "127.0.0.1:0", "--state-dir", &state], "in use by process"),
+        (&["serve", "--listen", "127.0.0.1:0", "--log", "a=b=c"], "log.filter"),
+        (&["image", "import", "/etc/passwd", "--name", "x"], "neither a directory nor a tar archive"),
+        (&["image", "import", "/nonexistent"], "/nonexistent"),
+        (&["image", "import", "/usr/bin", "--name", "../x"], "`../x`"),
+        (&["image", "remove", "host"], "reserved"),
+        (&["token", "revoke", "nobody"], "`nobody`"),
+        (&["languages", "--state-dir", "/dev/null/x"], "/dev/null/x"),
+    ] {
+        let output = codebeaker(arguments).expect_code(1);
+        let lines: Vec<&str> = output.stderr.lines().filter(|line| !line.starts_with('{')).collect();
+        assert!(output.stdout.is_empty() && lines.len() == 2, "{arguments:?}: {output:?}");
+        assert!(lines[0].starts_with("error: ") && lines[0].contains(cause), "{arguments:?}: {output:?}");
+        assert!(lines[1].starts_with("hint: "), "{arguments:?}: {output:?}");
+    }
+}
+
+fn lost_output() {
+    let script = "\"$0\" run --language bash -e 'echo hi' </dev/null >/dev/full; echo $?; \
+                  { \"$0\" run --language bash -e yes </dev/null; echo $? >&2; } | head -n 1";
+    let place = crate::support::fixture_user::directory_of(None);
+    let output = std::process::Command::new("bash")
+        .args(["-c", script])
+        .arg(crate::support::fixture_user::binary_for(None))
+        .env("CODEBEAKER_STATE_DIR", place.path().join("state"))
+        .output()
+        .expect("bash is there");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "125\ny\n");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.starts_with("error: can't write to standard output: No space") && stderr.ends_with("\n141\n"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 2, "a closed pipe is silent: {stderr}");
 }

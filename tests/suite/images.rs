@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::fixture_user::directory_of;
+use crate::support::fixture_user::{binary_for, directory_of};
 use crate::support::{Server, Session, Setup, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
@@ -17,6 +17,8 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a root file system tar as docker export writes it is imported and used", from_tar),
             ("a tar with a path out of its root leaves nothing outside", hostile_tar),
             ("a missing source and a bad name are refused with a reason", refusals),
+            ("an import that Ctrl-C ends leaves nothing in the store", interrupted),
+            ("what an import leaves out is told, and image inspect tells the rest", told),
             ("the image host is the default and holds the host's programs", host_is_default),
         ],
     )
@@ -126,6 +128,41 @@ fn refusals() {
         assert!(call.code != 0 && !call.stderr.is_empty(), "{name:?}: {call:?}");
     }
     assert_ne!(server.cli(&["image", "remove", "never-was"]).code, 0);
+}
+
+fn interrupted() {
+    let place = directory_of(None);
+    let state = place.path().join("state");
+    let output = Command::new("timeout")
+        .args(["--preserve-status", "--signal", "INT", "1"])
+        .arg(binary_for(None))
+        .args(["image", "import", "/usr", "--name", "big", "--state-dir"])
+        .arg(&state)
+        .output()
+        .expect("timeout is part of coreutils");
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "error: the import was cancelled\nhint: nothing of it stays\n");
+    for directory in ["tmp", "names", "layers"] {
+        let left = std::fs::read_dir(state.join("images").join(directory)).expect("the store is there");
+        assert_eq!(left.count(), 0, "{directory}");
+    }
+}
+
+fn told() {
+    let server = Setup::plain().shared();
+    let root = tiny_root();
+    let bash = root.path().join("bin/bash");
+    std::fs::set_permissions(bash, std::os::unix::fs::PermissionsExt::from_mode(0o4755)).expect("an own file");
+    let path = root.path().display().to_string();
+    let call = server.cli(&["image", "import", &path, "--name", "told"]).expect_code(0);
+    assert_eq!(call.stdout, "told\n");
+    assert!(call.stderr.contains("note: left out: 1 set-id bits\n"), "{call:?}");
+    assert!(call.stderr.contains("warning: the image has no `sh`"), "{call:?}");
+    let inspected = server.cli(&["image", "inspect", "told"]).expect_code(0).json();
+    assert!(inspected["entries"].as_u64() > Some(5) && inspected["source"] == "directory", "{inspected}");
+    let host = server.cli(&["image", "inspect", "host"]).expect_code(0).json();
+    assert!(host["digest"].is_null() && host["binds"][0]["target"] == "/usr", "{host}");
+    server.cli(&["image", "remove", "told"]).expect_code(0);
 }
 
 fn host_is_default() {

@@ -7,9 +7,11 @@
 mod cli;
 mod conformance;
 mod escape;
+mod faults;
 mod images;
 mod lifecycle;
 mod limits;
+mod neighbours;
 mod rootless;
 mod support;
 
@@ -24,7 +26,9 @@ fn main() -> ExitCode {
     trials.extend(conformance::trials());
     trials.extend(limits::trials());
     trials.extend(escape::trials());
+    trials.extend(faults::trials());
     trials.extend(lifecycle::trials());
+    trials.extend(neighbours::trials());
     trials.extend(rootless::trials());
     trials.extend(images::trials());
     trials.extend(cli::trials());

@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 
 use crate::cli::CliError;
 use crate::cli::client::{Client, Incoming};
-use crate::cli::error::PIPE_CLOSED;
 use crate::cli::output::{note, warn};
 use crate::cli::run::code_of;
 use crate::cli::streams::{Interrupts, OutputPump};
@@ -29,12 +28,14 @@ pub(super) struct Execution {
     input_call: Option<u64>,
     /// The exit code that an interrupt leads to.
     interrupted: Option<u8>,
+    /// Output that the server could not keep for us; told once, at the end.
+    dropped_bytes: u64,
 }
 
 impl Execution {
     pub fn new(session: &str, pump: OutputPump, open_input: fn() -> Result<mpsc::Receiver<Vec<u8>>, CliError>) -> Self {
         let session = session.to_owned();
-        Self { session, id: None, pump, open_input, input: None, input_call: None, interrupted: None }
+        Self { session, id: None, pump, open_input, input: None, input_call: None, interrupted: None, dropped_bytes: 0 }
     }
 
     /// Runs it to its end and gives the exit code.
@@ -63,8 +64,8 @@ impl Execution {
                     }
                     self.cancel(client).await?;
                 }
-                () = self.pump.reader_gone(), if self.interrupted.is_none() => {
-                    self.interrupted = Some(PIPE_CLOSED);
+                code = self.pump.reader_gone(), if self.interrupted.is_none() => {
+                    self.interrupted = Some(code);
                     self.cancel(client).await?;
                 }
             }
@@ -73,6 +74,10 @@ impl Execution {
 
     /// Waits for our own reader, unless interrupted.
     async fn end(&self, code: u8, interrupts: &mut Interrupts) -> Result<u8, CliError> {
+        // Who interrupts, or reads no further, does not miss them.
+        if self.dropped_bytes > 0 && self.interrupted.is_none() && self.pump.lost().is_none() {
+            warn(&format!("{} bytes of output were lost: the reader was too slow", self.dropped_bytes));
+        }
         tokio::select! {
             finished = self.pump.finish() => finished.map(|()| self.interrupted.unwrap_or(code)),
             code = interrupts.next() => Ok(code),
@@ -98,7 +103,7 @@ impl Execution {
                     }
                 }
             }
-            Some("dropped") => warn(&format!("{} bytes of output were lost: the reader was too slow", event["bytes"])),
+            Some("dropped") => self.dropped_bytes += event["bytes"].as_u64().unwrap_or(0),
             Some("exited") => return Ok(Some(exit_code(&event["result"], self.interrupted.is_some()))),
             // An event of a later server.
             Some(_) | None => {}

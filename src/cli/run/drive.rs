@@ -9,14 +9,13 @@ use tokio::sync::mpsc;
 
 use super::{Input, code_of};
 use crate::cli::CliError;
-use crate::cli::error::PIPE_CLOSED;
 use crate::cli::output::{note, warn};
 use crate::cli::streams::{Interrupts, OutputPump, standard_input};
 use crate::command::{Command, CommandOutput, CommandResult, Control, FailureKind, Stream};
 use crate::config::REQUIRED_WALLS;
 use crate::id::ExecutionId;
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, OutputVerdict, Runtime};
-use crate::sandbox::enforcement::{Enforcement, WallStatus};
+use crate::sandbox::enforcement::{Enforcement, WallState, WallStatus};
 
 /// Pieces of input and other orders that wait for the program.
 const CONTROLS_MAX: usize = 8;
@@ -102,8 +101,8 @@ async fn execute(
                 }
                 cancel(&control).await;
             }
-            () = output.reader_gone(), if ended_by.is_none() => {
-                ended_by = Some(PIPE_CLOSED);
+            code = output.reader_gone(), if ended_by.is_none() => {
+                ended_by = Some(code);
                 cancel(&control).await;
             }
         }
@@ -166,6 +165,17 @@ fn warn_of_missing_walls(enforcement: &Enforcement) {
             WallStatus::Absent => warn(&format!("the wall `{}` is missing: {}", wall.name, wall.detail)),
         }
     }
+    if let Some(text) = missing_limits(&enforcement.limits) {
+        warn(&text);
+    }
+}
+
+/// One line for all limits that do not hold here.
+fn missing_limits(limits: &[WallState]) -> Option<String> {
+    let absent: Vec<&WallState> = limits.iter().filter(|limit| limit.state == WallStatus::Absent).collect();
+    let names: Vec<&str> = absent.iter().map(|limit| limit.name.as_str()).collect();
+    let reason = &absent.first()?.detail;
+    Some(format!("no limit holds on {}: {reason}; `codebeaker doctor` says what mends it", names.join(", ")))
 }
 
 /// Output goes straight on. It waits when our reader is slower than [`crate::cli::streams::QUEUE_BYTES_MAX`], as a pipe would.
@@ -183,5 +193,20 @@ impl OutputSink for Passthrough {
         let room = usize::try_from(self.killed_bytes.saturating_sub(before)).unwrap_or(usize::MAX);
         self.output.push(stream, &data[..data.len().min(room)]);
         if data.len() > room { OutputVerdict::LimitReached } else { OutputVerdict::Continue }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_do_not_hold_are_told_in_one_line() {
+        let limit = |name: &str, state| WallState { name: name.into(), state, detail: "no group".into() };
+        let limits =
+            [limit("memory", WallStatus::Absent), limit("pids", WallStatus::Absent), limit("disk", WallStatus::Enforced)];
+        let told = missing_limits(&limits).expect("two are absent");
+        assert_eq!(told, "no limit holds on memory, pids: no group; `codebeaker doctor` says what mends it");
+        assert_eq!(missing_limits(&limits[2..]), None);
     }
 }

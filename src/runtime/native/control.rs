@@ -16,7 +16,7 @@ use crate::plan::StepFailure;
 use crate::plan::files::{FileCommand, FileError, FileReply};
 use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd, Tag};
 use crate::sys::channel::{self, ChannelError};
-use crate::sys::socket::Wait;
+use crate::sys::socket::{self, Wait};
 
 /// The sandbox ended before it answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +96,11 @@ impl InitClient {
         channel::send(self.0.socket.get_ref().as_fd(), &InitRequest::End(execution), &[]).is_ok()
     }
 
+    /// Ends the connection for good: an init that reads the end of it ends, and its sandbox with it.
+    pub fn hang_up(&self) {
+        socket::hang_up(self.0.socket.get_ref().as_fd());
+    }
+
     fn expect(&self, waiter: Waiter) -> Result<Tag, Gone> {
         let tag = self.0.next.fetch_add(1, Ordering::Relaxed);
         self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or(Gone)?.insert(tag, waiter);
@@ -124,6 +129,8 @@ impl Shared {
         while let Ok(message) = self.receive().await {
             self.take(message);
         }
+        // An init that lives but can't be understood is of no use to anybody: it ends now, and the session learns it.
+        socket::hang_up(self.socket.get_ref().as_fd());
         // Every waiter learns by its sender's end that the sandbox is gone.
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

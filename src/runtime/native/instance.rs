@@ -25,11 +25,14 @@ use crate::sandbox::enforcement::Enforcement;
 use super::NativeRuntime;
 use super::files;
 use super::program::{DriveError, Program, drive};
-use super::sandbox::Sandbox;
+use super::sandbox::{Ending, Sandbox};
 use super::verdict;
 
 /// Time of a file command, past which its sandbox is taken for stuck; init's own bound is shorter.
 const FILE_COMMAND_TIME: Duration = Duration::from_secs(60);
+
+/// Sandboxes of one session that executions in the background may hold besides the one in use.
+const EARLIER_MAX: usize = 3;
 
 /// Where programs start and relative paths begin.
 const WORKSPACE: &str = "/workspace";
@@ -42,6 +45,8 @@ pub struct NativeInstance {
     /// For what can't wait: the same as `current`.
     latest: Mutex<Arc<Sandbox>>,
     used: AtomicBool,
+    /// Sandboxes that were replaced, and may live for executions in the background.
+    earlier: Mutex<Vec<(Weak<Sandbox>, Ending)>>,
     /// Number of the next sandbox.
     generation: AtomicU64,
     cpu_ms: AtomicU64,
@@ -59,6 +64,7 @@ impl NativeInstance {
             current: tokio::sync::Mutex::new(Arc::clone(&sandbox)),
             latest: Mutex::new(Arc::clone(&sandbox)),
             used: AtomicBool::new(false),
+            earlier: Mutex::default(),
             generation: AtomicU64::new(1),
             cpu_ms: AtomicU64::new(0),
             gone: watch::Sender::new(None),
@@ -93,7 +99,8 @@ impl NativeInstance {
     async fn sandbox(&self, command: &Command) -> Result<Arc<Sandbox>, Failure> {
         let mut current = self.current.lock().await;
         let looks_only = matches!(command.kind(), CommandKind::ReadFile | CommandKind::ListDirectory);
-        if !self.config.persist_filesystem && !looks_only && self.used.swap(command.kind().executes(), Ordering::AcqRel) {
+        if !self.config.persist_filesystem && !looks_only && self.used.load(Ordering::Acquire) {
+            self.check_earlier()?;
             let generation = self.generation.fetch_add(1, Ordering::Relaxed);
             let fresh = self.runtime.sandbox(&self.config, generation).await.map_err(|error| Failure {
                 kind: FailureKind::SandboxGone,
@@ -102,10 +109,27 @@ impl NativeInstance {
             let fresh = Arc::new(fresh);
             *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
             // The old one ends when the last execution in it has ended.
-            *current = Arc::clone(&fresh);
+            let old = std::mem::replace(&mut *current, Arc::clone(&fresh));
+            self.earlier.lock().unwrap_or_else(PoisonError::into_inner).push((Arc::downgrade(&old), old.ending()));
             self.watch(&fresh);
         }
+        // Only now: when the new one could not be made, the next command must not see the old one either.
+        if !looks_only {
+            self.used.store(command.kind().executes(), Ordering::Release);
+        }
         Ok(Arc::clone(&current))
+    }
+
+    /// Refuses yet another sandbox while background executions hold as many as they may: each has the session's limits anew.
+    fn check_earlier(&self) -> Result<(), Failure> {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        earlier.retain(|(_, ending)| ending.is_pending());
+        // One that nobody holds is ending already.
+        if earlier.iter().filter(|(sandbox, _)| sandbox.strong_count() > 0).count() < EARLIER_MAX {
+            return Ok(());
+        }
+        let message = format!("executions in the background hold {EARLIER_MAX} earlier environments of this session already");
+        Err(Failure { kind: FailureKind::LimitExceeded, message })
     }
 
     async fn carry_out(&self, mut command: Command, sink: &dyn OutputSink, control: &mut mpsc::Receiver<Control>) -> Answer {
@@ -141,7 +165,11 @@ fn gone() -> Failure {
 
 async fn file(sandbox: &Sandbox, command: &Command, request: FileCommand) -> Answer {
     let answer = tokio::time::timeout(FILE_COMMAND_TIME, sandbox.init().file(request)).await;
-    let Ok(Ok(answer)) = answer else { return Err(gone()) };
+    let Ok(Ok(answer)) = answer else {
+        // Gone already, or stuck: then the session learns it by the sandbox's end.
+        sandbox.give_up();
+        return Err(gone());
+    };
     match answer {
         Ok(reply) => files::output(command, reply).map(|output| (output, None)).ok_or_else(broken),
         Err(error) => Err(files::failure(command, &error)),
@@ -157,12 +185,22 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn shell(&self, shell: ExecuteShell, control: &mut mpsc::Receiver<Control>) -> Answer {
+        self.planned(shell, &self.instance.config.language.env, control).await
+    }
+
+    /// A program among the variables of this language.
+    async fn planned(
+        &self,
+        shell: ExecuteShell,
+        language: &BTreeMap<String, String>,
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Answer {
         let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
         let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
         let request = ExecuteRequest {
             execution: 0,
             arguments: arguments.into_iter().map(String::into_bytes).collect(),
-            environment: self.environment(&shell.env),
+            environment: self.environment(language, &shell.env),
             directory: directory.into_bytes(),
         };
         self.program(Program { request, stdin: shell.stdin, timeout: self.timeout(shell.timeout) }, control).await
@@ -210,8 +248,8 @@ impl Run<'_> {
         let Command::ExecuteShell(mut shell) = step else { return Err(broken()) };
         shell.stdin = code.stdin.clone();
         shell.timeout = code.timeout;
-        shell.env.extend(code.env.clone());
-        self.shell(shell, control).await
+        let language = std::mem::replace(&mut shell.env, code.env.clone());
+        self.planned(shell, &language, control).await
     }
 
     async fn install(&self, install: InstallPackages, control: &mut mpsc::Receiver<Control>) -> Answer {
@@ -242,7 +280,8 @@ impl Run<'_> {
     async fn installed(&self, plan: Command, control: &mut mpsc::Receiver<Control>) -> Answer {
         let Command::ExecuteShell(mut shell) = plan else { return Err(broken()) };
         shell.timeout = u32::try_from(self.instance.config.limits.timeout_max.as_secs()).ok().and_then(NonZeroU32::new);
-        let (output, failure) = self.shell(shell, control).await?;
+        let language = std::mem::take(&mut shell.env);
+        let (output, failure) = self.planned(shell, &language, control).await?;
         let failure = failure.map(|failure| match failure.kind {
             FailureKind::NonzeroExit => Failure {
                 kind: FailureKind::PackageUnavailable,
@@ -258,23 +297,25 @@ impl Run<'_> {
         asked.map_or(limits.timeout, |seconds| Duration::from_secs(seconds.get().into())).min(limits.timeout_max)
     }
 
-    /// Defaults, then image, session, command (a language's own stand in the commands of its plan): the later wins.
-    fn environment(&self, own: &BTreeMap<String, String>) -> Vec<Vec<u8>> {
+    /// Defaults, then image, language, session, command: the later wins.
+    fn environment(&self, language: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> Vec<Vec<u8>> {
         let config = &self.instance.config;
         let mut all: BTreeMap<&str, &str> = BTreeMap::from(ENVIRONMENT);
-        for layer in [self.sandbox.environment(), &config.language.env, &config.env, own] {
+        for layer in [self.sandbox.environment(), language, &config.env, own] {
             all.extend(layer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         }
         all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
     }
 
     async fn program(&self, program: Program, control: &mut mpsc::Receiver<Control>) -> Answer {
-        let before = self.sandbox.counters();
         self.sandbox.reset_peaks();
         let timeout = program.timeout;
         let driven = drive(self.sandbox.init(), program, self.sink, control).await;
         let driven = driven.map_err(|error| match error {
-            DriveError::Gone => gone(),
+            DriveError::Gone => {
+                self.sandbox.give_up();
+                gone()
+            }
             DriveError::Pipes(source) => {
                 tracing::warn!(%source, "no pipes for a program");
                 Failure {
@@ -283,11 +324,7 @@ impl Run<'_> {
                 }
             }
         })?;
-        let after = self.sandbox.counters();
-        let counters = verdict::Counters {
-            oom_kills: after.oom_kills.saturating_sub(before.oom_kills),
-            pids_refusals: after.pids_refusals.saturating_sub(before.pids_refusals),
-        };
+        let counters = self.sandbox.new_events();
         let (report, failure) = verdict::of(&driven, counters, self.sandbox.usage(), &self.instance.config.limits, timeout);
         self.instance.cpu_ms.fetch_add(report.usage.cpu_ms.unwrap_or(0), Ordering::Relaxed);
         Ok((CommandOutput::Execution(report), failure))
@@ -347,6 +384,13 @@ impl Instance for NativeInstance {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        async move { self.latest().end().await }.boxed()
+        async move {
+            let earlier = std::mem::take(&mut *self.earlier.lock().unwrap_or_else(PoisonError::into_inner));
+            self.latest().end().await;
+            for (_, ending) in earlier {
+                ending.end().await;
+            }
+        }
+        .boxed()
     }
 }

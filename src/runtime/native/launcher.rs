@@ -1,23 +1,26 @@
 //! The server's side of the launcher's socket.
 //!
 //! Invariant: what a sandbox needs on the host (its uid range, its image) is held here until the launcher says that no
-//! process of it lives; when the launcher itself is gone, everything is.
+//! process of it lives, or until that is proven after the launcher's own end. Read `launchers` for the latter.
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use tokio::sync::{oneshot, watch};
 
 use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag};
 use crate::plan::{Plan, StepFailure};
+use crate::sandbox::cgroups::remove_directories;
 use crate::sys::channel::{self, ChannelError};
+use crate::sys::process;
 use crate::sys::socket::{self, Wait};
-use crate::sys::{memory, process};
+
+use super::launchers::Proof;
 
 /// What a sandbox holds on the host besides its processes.
 pub type Held = Box<dyn Any + Send>;
@@ -27,6 +30,8 @@ pub type Held = Box<dyn Any + Send>;
 pub enum CreateFailure {
     /// A step failed.
     Step(StepFailure),
+    /// Its control socket did not come through: here or at the launcher there was no descriptor left.
+    ControlLost,
     /// The launcher is gone.
     LauncherGone,
 }
@@ -34,6 +39,7 @@ pub enum CreateFailure {
 struct Waiter {
     created: Option<oneshot::Sender<Result<OwnedFd, StepFailure>>>,
     gone: watch::Sender<Option<i32>>,
+    cgroups: Vec<PathBuf>,
     held: Held,
 }
 
@@ -55,16 +61,13 @@ pub struct LauncherClient {
 }
 
 impl LauncherClient {
-    /// Starts the launcher from a sealed copy of this binary.
-    pub fn start() -> std::io::Result<Arc<Self>> {
-        let binary = memory::sealed_copy_of_self()?;
+    /// Starts a launcher from a sealed copy of this binary. Whoever calls must [`Self::listen`].
+    pub fn start(binary: BorrowedFd<'_>) -> std::io::Result<(Arc<Self>, Child)> {
         let to_io = |error: crate::sys::CallError| std::io::Error::from_raw_os_error(error.raw());
         let (ours, theirs) = socket::pair().map_err(to_io)?;
-        let child = process::spawn_launcher(binary.as_fd(), theirs.as_fd(), SERVER_SOCKET)?;
-        let client = Arc::new(Self { socket: ours, waiters: Mutex::new(Some(HashMap::new())), next: AtomicU64::new(1) });
-        let reader = Arc::clone(&client);
-        thread::Builder::new().name("launcher-socket".into()).spawn(move || reader.listen(child))?;
-        Ok(client)
+        let child = process::spawn_launcher(binary, theirs.as_fd(), SERVER_SOCKET)?;
+        let waiters = Mutex::new(Some(HashMap::new()));
+        Ok((Arc::new(Self { socket: ours, waiters, next: AtomicU64::new(1) }), child))
     }
 
     /// Asks for a sandbox. `held` is dropped when no process of it lives, or at once when it can't be made.
@@ -73,9 +76,12 @@ impl LauncherClient {
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
         match self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(waiters) => waiters.insert(tag, Waiter { created: Some(created), gone, held }),
+            Some(waiters) => {
+                let cgroups = cgroups.iter().map(PathBuf::from).collect();
+                waiters.insert(tag, Waiter { created: Some(created), gone, cgroups, held });
+            }
             None => return Err(CreateFailure::LauncherGone),
-        };
+        }
         let abandoned = Abandoned { client: self, tag: Some(tag) };
         let request = LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups }));
         self.send(&request).map_err(|_| CreateFailure::LauncherGone)?;
@@ -85,8 +91,14 @@ impl LauncherClient {
                 Ok(Launched { tag, control, gone: watcher })
             }
             Ok(Err(failure)) => Err(CreateFailure::Step(failure)),
+            Err(_) if self.is_alive() => Err(CreateFailure::ControlLost),
             Err(_) => Err(CreateFailure::LauncherGone),
         }
+    }
+
+    /// False once the launcher is gone.
+    pub fn is_alive(&self) -> bool {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Directories that the launcher removes when the server is gone, however it went.
@@ -104,14 +116,31 @@ impl LauncherClient {
         channel::send(self.socket.as_fd(), request, &[])
     }
 
-    fn listen(&self, mut child: Child) {
+    /// Takes what the launcher says until its socket closes.
+    pub fn listen(&self) {
         while let Ok(received) = channel::receive::<LauncherMessage>(self.socket.as_fd(), Wait::Yes) {
             self.take(received.message, received.descriptors);
         }
-        // Nobody waits any more: every watcher and every pending create learns it by its sender's end.
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Err(error) = child.wait() {
-            tracing::warn!(%error, "the launcher could not be reaped");
+        // A launcher that lives but can't be understood ends now, and every sandbox with it.
+        socket::hang_up(self.socket.as_fd());
+    }
+
+    /// After the launcher's end: everybody who waits learns it by its sender's end, and what the sandboxes held is free as far
+    /// as `proof` goes.
+    pub fn release(&self, proof: Proof) {
+        let waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        for Waiter { created, gone, cgroups, held } in waiters.into_values() {
+            match proof {
+                Proof::AllEnded => {
+                    if let Err(error) = remove_directories(&cgroups) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
+                    }
+                    drop(held);
+                }
+                // A uid range that a process may still have must not be given to another session.
+                Proof::Unknown => std::mem::forget(held),
+            }
+            drop((created, gone));
         }
     }
 
@@ -120,10 +149,15 @@ impl LauncherClient {
         let Some(waiters) = guard.as_mut() else { return };
         match message {
             LauncherMessage::Created(tag) => {
-                let (Some(waiter), Some(control)) = (waiters.get_mut(&tag), descriptors.pop()) else { return };
-                if let Some(created) = waiter.created.take() {
+                let Some(created) = waiters.get_mut(&tag).and_then(|waiter| waiter.created.take()) else { return };
+                if let Some(control) = descriptors.pop() {
                     // When nobody waits any more, `Abandoned` has asked for its end; the socket closes here.
                     created.send(Ok(control)).ok();
+                }
+            }
+            LauncherMessage::Lost(tag) => {
+                if let Some(waiter) = waiters.get_mut(&tag) {
+                    waiter.created.take();
                 }
             }
             LauncherMessage::Refused(tag, failure) => {
@@ -141,7 +175,7 @@ impl LauncherClient {
     }
 }
 
-/// A create whose caller went away before the answer: the sandbox must not stay.
+/// A create whose caller went away before the answer, or could not take it: the sandbox must not stay.
 struct Abandoned<'a> {
     client: &'a LauncherClient,
     tag: Option<Tag>,

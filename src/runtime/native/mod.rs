@@ -7,15 +7,18 @@ mod control;
 mod files;
 mod instance;
 mod launcher;
+mod launchers;
 mod program;
 mod sandbox;
 mod verdict;
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use crate::command::CommandKind;
 use crate::id::EnvironmentId;
@@ -34,7 +37,8 @@ use super::features::Features;
 use super::{Availability, Instance, InstanceConfig, Runtime, RuntimeKind};
 use control::InitClient;
 use instance::NativeInstance;
-use launcher::{CreateFailure, Held, LauncherClient};
+use launcher::{CreateFailure, Held, Launched, LauncherClient};
+use launchers::Launchers;
 use sandbox::Sandbox;
 
 /// A sandbox that does not stand after this long is taken for stuck.
@@ -60,16 +64,45 @@ pub struct NativeParts {
 /// The runtime.
 pub struct NativeRuntime {
     parts: NativeParts,
-    launcher: Arc<LauncherClient>,
+    launchers: Launchers,
     uids: Option<UidRanges>,
+    measured: Measured,
     itself: Weak<Self>,
+}
+
+/// What the sandboxes made so far cost: the least seen, which is the cost without waiting for others.
+#[derive(Default)]
+struct Measured {
+    /// 0 until the first sandbox stood.
+    startup_us: AtomicU64,
+    /// 0 until a group told.
+    memory_bytes: AtomicU64,
+}
+
+impl Measured {
+    fn note(&self, startup: Duration, memory_bytes: Option<u64>) {
+        let least = |cell: &AtomicU64, value: u64| {
+            // Relaxed: figures for people; `fetch_update` fails only when there is nothing to change.
+            cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| (old == 0 || value < old).then_some(value)).ok();
+        };
+        least(&self.startup_us, u64::try_from(startup.as_micros()).unwrap_or(u64::MAX).max(1));
+        if let Some(bytes) = memory_bytes {
+            least(&self.memory_bytes, bytes.max(1));
+        }
+    }
 }
 
 impl NativeRuntime {
     /// Starts the launcher; from then on it removes the server's groups, however the server ends.
     pub fn start(parts: NativeParts) -> std::io::Result<Arc<Self>> {
         match Self::launch(&parts) {
-            Ok((launcher, uids)) => Ok(Arc::new_cyclic(|itself| Self { parts, launcher, uids, itself: Weak::clone(itself) })),
+            Ok((launchers, uids)) => Ok(Arc::new_cyclic(|itself| Self {
+                parts,
+                launchers,
+                uids,
+                measured: Measured::default(),
+                itself: Weak::clone(itself),
+            })),
             Err(error) => {
                 if let Some(cgroups) = parts.cgroups {
                     cgroups.close().map_err(std::io::Error::other)?;
@@ -79,13 +112,11 @@ impl NativeRuntime {
         }
     }
 
-    fn launch(parts: &NativeParts) -> std::io::Result<(Arc<LauncherClient>, Option<UidRanges>)> {
+    fn launch(parts: &NativeParts) -> std::io::Result<(Launchers, Option<UidRanges>)> {
         let uids = parts.host.root.then(UidRanges::new).transpose().map_err(std::io::Error::other)?;
-        let launcher = LauncherClient::start()?;
-        if let Some(cgroups) = &parts.cgroups {
-            launcher.remove_at_end(cgroups.directories().iter().map(|path| path.to_string_lossy().into_owned()).collect());
-        }
-        Ok((launcher, uids))
+        let groups = parts.cgroups.as_ref().map(CgroupTree::directories).unwrap_or_default();
+        let at_end = groups.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        Ok((Launchers::start(at_end)?, uids))
     }
 
     pub(in crate::runtime::native) fn language(&self, name: &str) -> Option<Arc<Language>> {
@@ -107,7 +138,7 @@ impl NativeRuntime {
             ImageError::NotFound { .. } | ImageError::NameInvalid { .. } => {
                 SandboxError::ImageNotFound { image: config.image.clone() }
             }
-            error => SandboxError::Internal(error.to_string()),
+            error => exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())),
         })
     }
 
@@ -150,13 +181,19 @@ impl NativeRuntime {
         config: &InstanceConfig,
         generation: u64,
     ) -> Result<Sandbox, SandboxError> {
+        let started = Instant::now();
         match tokio::time::timeout(CREATE_TIME, self.build(config, generation)).await {
-            Ok(built) => built,
+            Ok(Ok(sandbox)) => {
+                self.measured.note(started.elapsed(), sandbox.usage().memory_peak_bytes);
+                Ok(sandbox)
+            }
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(SandboxError::Busy { cause: format!("it did not stand after {} s", CREATE_TIME.as_secs()) }),
         }
     }
 
     async fn build(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
+        let launcher = self.launchers.current().await.ok_or_else(launcher_gone)?;
         let image = self.image(config)?;
         let (ids, range) = match &self.uids {
             Some(uids) => {
@@ -173,9 +210,10 @@ impl NativeRuntime {
         let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
         let environment = image.env.clone();
         let held: Held = Box::new((range, image));
-        let launched = self.launcher.create(compiled.plan, directories, held).await.map_err(|failure| match failure {
+        let launched = launcher.create(compiled.plan, directories, held).await.map_err(|failure| match failure {
             CreateFailure::Step(failure) => wall_error(&failure),
-            CreateFailure::LauncherGone => SandboxError::Internal("the launcher is gone".into()),
+            CreateFailure::ControlLost => SandboxError::Busy { cause: "no descriptor was left for its control socket".into() },
+            CreateFailure::LauncherGone => launcher_gone(),
         })?;
         let profile = &config.profile;
         let enforcement = Enforcement {
@@ -188,14 +226,15 @@ impl NativeRuntime {
             },
             rootless: !self.parts.host.root,
         };
-        let ended = Ended { launcher: &self.launcher, tag: Some(launched.tag) };
-        let init = InitClient::connect(launched.control).await.map_err(|failure| match failure {
-            Ok(failure) => wall_error(&failure),
-            Err(_) => SandboxError::Internal("init ended before its walls stood".into()),
-        })?;
+        let Launched { tag, control, gone } = launched;
+        let ended = Ended { launcher: &launcher, tag: Some(tag) };
+        let init = match InitClient::connect(control).await {
+            Ok(init) => init,
+            Err(Ok(failure)) => return Err(wall_error(&failure)),
+            Err(Err(_)) => return Err(early_end(&launcher, tag, gone).await),
+        };
         ended.keep();
-        let (launcher, tag, gone) = (Arc::clone(&self.launcher), launched.tag, launched.gone);
-        Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment })
+        Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment, told: Mutex::default() })
     }
 
     fn group(&self, config: &InstanceConfig, generation: u64) -> Result<Option<SessionCgroup>, SandboxError> {
@@ -205,10 +244,12 @@ impl NativeRuntime {
             0 => config.environment_id.clone(),
             later => EnvironmentId::from_client(&format!("{}_{later}", config.environment_id)),
         };
-        tree.create(&name, &config.limits).map(Some).map_err(|error| SandboxError::IsolationUnavailable {
-            wall: "cgroup".into(),
-            cause: error.to_string(),
-            mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
+        tree.create(&name, &config.limits).map(Some).map_err(|error| {
+            exhausted(&error).unwrap_or_else(|| SandboxError::IsolationUnavailable {
+                wall: "cgroup".into(),
+                cause: error.to_string(),
+                mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
+            })
         })
     }
 
@@ -283,10 +324,45 @@ fn without_group(name: &str) -> WallState {
 }
 
 fn wall_error(failure: &StepFailure) -> SandboxError {
+    if let Some(busy) = out_of(failure.errno) {
+        return busy;
+    }
     SandboxError::IsolationUnavailable {
         wall: failure.wall.clone(),
         cause: format!("{} failed with {}", failure.call, describe(failure.errno)),
         mend: "run `codebeaker doctor`: it tries each wall and names what mends it".into(),
+    }
+}
+
+/// What is missing for the moment only, and no fault of a wall.
+fn out_of(errno: i32) -> Option<SandboxError> {
+    let what = match errno {
+        libc::EMFILE => "the server may not open more descriptors (RLIMIT_NOFILE)",
+        libc::ENFILE => "the host has no descriptor left",
+        libc::ENOMEM => "the host has no memory left",
+        libc::EAGAIN => "the host has no process left for the server (RLIMIT_NPROC or pids.max)",
+        _ => return None,
+    };
+    Some(SandboxError::Busy { cause: what.into() })
+}
+
+/// The same for an error that has an errno somewhere below it.
+fn exhausted(error: &(dyn std::error::Error + 'static)) -> Option<SandboxError> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let errno = causes.find_map(|error| error.downcast_ref::<std::io::Error>()?.raw_os_error());
+    errno.and_then(out_of)
+}
+
+fn launcher_gone() -> SandboxError {
+    SandboxError::Busy { cause: "the launcher ended; another is being started".into() }
+}
+
+/// Why an init ended before its walls stood: by itself, or with its launcher.
+async fn early_end(launcher: &LauncherClient, tag: u64, mut gone: watch::Receiver<Option<i32>>) -> SandboxError {
+    launcher.end(tag);
+    match gone.wait_for(Option::is_some).await {
+        Ok(_) => SandboxError::Internal("init ended before its walls stood".into()),
+        Err(_) => launcher_gone(),
     }
 }
 
@@ -328,14 +404,17 @@ impl Runtime for NativeRuntime {
     }
 
     fn features(&self) -> Features {
+        let startup_us = self.measured.startup_us.load(Ordering::Relaxed);
+        let memory_bytes = self.measured.memory_bytes.load(Ordering::Relaxed);
         Features {
-            startup_time_ms: 5.0,
-            memory_overhead_mb: 1.0,
+            // Until the first sandbox has stood these are the figures of one test host.
+            startup_time_ms: if startup_us == 0 { 5.0 } else { startup_us as f64 / 1000.0 },
+            memory_overhead_mb: if memory_bytes == 0 { 1.0 } else { memory_bytes as f64 / f64::from(1 << 20) },
             isolation_level: if self.parts.host.root { 9 } else { 8 },
             filesystem_persistence: true,
             network_access: false,
             concurrent_executions_max: 16,
-            measured: false,
+            measured: startup_us != 0,
         }
     }
 

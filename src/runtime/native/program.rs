@@ -3,7 +3,7 @@
 //! Invariants: the program never waits for a reader; the answer comes when it and all its descendants have ended, not when a
 //! pipe closes; dropping the future ends the program.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -17,6 +17,10 @@ use crate::plan::messages::{ExecuteRequest, ProgramEnd, Tag};
 use crate::runtime::{OutputSink, OutputVerdict};
 
 use super::control::{Gone, InitClient};
+
+/// How long a program and its descendants may take to die before their sandbox is taken for stuck: more than init takes for a
+/// file command, which it finishes first.
+const END_TIME: Duration = Duration::from_secs(30);
 
 /// Read from a pipe at once: its capacity by default (pipe(7)).
 const CHUNK_BYTES: usize = 64 << 10;
@@ -56,8 +60,8 @@ pub struct Program {
 /// Why a program could not be driven.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
-    /// The sandbox ended under it.
-    #[error("the sandbox ended under the program")]
+    /// The sandbox ended under it, or can't end it.
+    #[error("the sandbox ended under the program, or is stuck")]
     Gone,
     /// The server has no descriptors left, as a rule.
     #[error("its pipes could not be made")]
@@ -116,7 +120,6 @@ impl Drive<'_> {
     ) -> Result<ProgramEnd, Gone> {
         let mut listening = true;
         loop {
-            let timed = self.ended_by == EndedBy::Itself;
             tokio::select! {
                 ended = &mut end => return ended.map_err(|_| Gone),
                 ready = readable(self.pipes.stdout.as_ref()) => self.read(Stream::Stdout, ready.is_ok()).await?,
@@ -126,7 +129,10 @@ impl Drive<'_> {
                     Some(command) => self.control(command).await?,
                     None => listening = false,
                 },
-                () = sleep_until(self.deadline), if timed => self.end(EndedBy::Timeout).await?,
+                () = sleep_until(self.deadline) => match self.ended_by {
+                    EndedBy::Itself => self.end(EndedBy::Timeout).await?,
+                    EndedBy::Timeout | EndedBy::Cancel | EndedBy::Output => return Err(Gone),
+                },
             }
         }
     }
@@ -146,6 +152,7 @@ impl Drive<'_> {
     async fn end(&mut self, by: EndedBy) -> Result<(), Gone> {
         if self.ended_by == EndedBy::Itself {
             self.ended_by = by;
+            self.deadline = Instant::now() + END_TIME;
         }
         self.init.end(self.tag).await
     }
@@ -174,21 +181,29 @@ impl Drive<'_> {
         }
     }
 
-    /// Takes what still lies in the pipes: nobody writes any more, so this ends.
     fn drain(&mut self) {
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            loop {
-                let pipe = match stream {
-                    Stream::Stdout => self.pipes.stdout.as_ref(),
-                    Stream::Stderr => self.pipes.stderr.as_ref(),
-                };
-                // A pipe whose readiness is not yet known to the reactor may still hold bytes: ask the kernel itself.
-                let Some(bytes) = pipe.and_then(|pipe| rustix::io::read(pipe, &mut self.buffer).ok()) else { break };
-                if bytes == 0 {
-                    break;
-                }
-                self.sink.write(stream, &self.buffer[..bytes]);
+        for (stream, pipe) in [(Stream::Stdout, &self.pipes.stdout), (Stream::Stderr, &self.pipes.stderr)] {
+            if let Some(pipe) = pipe {
+                take_rest(pipe.as_fd(), &mut self.buffer, |bytes| {
+                    self.sink.write(stream, bytes);
+                });
             }
+        }
+    }
+}
+
+/// Takes what lies in a pipe now and no more: another execution of the session may hold its end and keep on writing. The kernel
+/// itself is asked, since the reactor may not know yet that the pipe holds something.
+fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8])) {
+    let mut left = rustix::io::ioctl_fionread(pipe).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    while left > 0 {
+        let chunk = left.min(buffer.len());
+        match rustix::io::read(pipe, &mut buffer[..chunk]) {
+            Ok(bytes) if bytes > 0 => {
+                take(&buffer[..bytes]);
+                left -= bytes;
+            }
+            Ok(_) | Err(_) => break,
         }
     }
 }
@@ -311,5 +326,50 @@ impl Drop for EndOnDrop<'_> {
             let (init, tag) = (self.init.clone(), self.tag);
             tokio::spawn(async move { init.end(tag).await });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::messages::InitMessage;
+    use crate::sys::{channel, socket};
+
+    struct Nowhere;
+
+    impl OutputSink for Nowhere {
+        fn write(&self, _: Stream, _: &[u8]) -> OutputVerdict {
+            OutputVerdict::Continue
+        }
+
+        fn started(&self) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_init_that_never_tells_a_program_s_end_is_given_up_after_the_program_s_time() {
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        channel::send(theirs.as_fd(), &InitMessage::Ready, &[]).expect("sent");
+        let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
+        let request = ExecuteRequest { execution: 0, arguments: vec![], environment: vec![], directory: vec![] };
+        let timeout = Duration::from_secs(5);
+        let (_sender, mut control) = mpsc::channel(1);
+        let begin = Instant::now();
+        let driven = drive(&init, Program { request, stdin: Stdin::Empty, timeout }, &Nowhere, &mut control).await;
+        assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
+        assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn what_lies_in_a_pipe_is_taken_whole_and_what_comes_meanwhile_is_not() {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).expect("a pipe");
+        let write = |text: &[u8]| rustix::io::write(&writer, text).expect("room in the pipe");
+        write(b"abcdef");
+        let mut taken = Vec::new();
+        // Whoever still holds the other end writes as fast as we read.
+        take_rest(reader.as_fd(), &mut [0; 4], |bytes| {
+            taken.extend_from_slice(bytes);
+            write(b"xyz");
+        });
+        assert_eq!(taken, b"abcdef");
     }
 }

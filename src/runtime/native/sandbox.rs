@@ -3,13 +3,13 @@
 //! Invariant: dropping it ends it. What it holds on the host is released by the launcher's word, not by ours.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
 use crate::command::Usage;
 use crate::plan::messages::Tag;
-use crate::sandbox::cgroups::SessionCgroup;
+use crate::sandbox::cgroups::{CgroupEvents, SessionCgroup};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::control::InitClient;
@@ -25,6 +25,8 @@ pub struct Sandbox {
     pub(super) cgroup: Option<SessionCgroup>,
     pub(super) enforcement: Enforcement,
     pub(super) environment: BTreeMap<String, String>,
+    /// What `new_events` has told.
+    pub(super) told: Mutex<CgroupEvents>,
 }
 
 impl Sandbox {
@@ -48,10 +50,14 @@ impl Sandbox {
         &self.environment
     }
 
-    /// Kills and refusals so far.
-    pub fn counters(&self) -> Counters {
+    /// Kills and refusals since the last time this was asked. Of executions that overlap, the first to end has them.
+    pub fn new_events(&self) -> Counters {
         let events = self.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default();
-        Counters { oom_kills: events.oom_kills, pids_refusals: events.pids_refusals }
+        let before = std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), events);
+        Counters {
+            oom_kills: events.oom_kills.saturating_sub(before.oom_kills),
+            pids_refusals: events.pids_refusals.saturating_sub(before.pids_refusals),
+        }
     }
 
     /// What it used so far, as far as the host tells.
@@ -69,14 +75,47 @@ impl Sandbox {
 
     /// Ends it; returns when no process of it lives.
     pub async fn end(&self) {
+        self.give_up();
+        self.ending().end().await;
+    }
+
+    /// Has it ended without waiting for that.
+    pub fn give_up(&self) {
+        self.launcher.end(self.tag);
+        // The second way is for a launcher that is gone: an init that was in the middle of changing its credentials then has not
+        // got the signal that should have ended it (prctl(2), PR_SET_PDEATHSIG).
+        self.init.hang_up();
+    }
+
+    /// What ends it later, whoever holds it then.
+    pub fn ending(&self) -> Ending {
+        Ending { launcher: Arc::clone(&self.launcher), tag: self.tag, gone: self.gone.clone() }
+    }
+}
+
+/// The end of a sandbox, for somebody who does not hold it.
+pub struct Ending {
+    launcher: Arc<LauncherClient>,
+    tag: Tag,
+    gone: watch::Receiver<Option<i32>>,
+}
+
+impl Ending {
+    /// True while processes of it may live.
+    pub fn is_pending(&self) -> bool {
+        self.gone.borrow().is_none() && self.gone.has_changed().is_ok()
+    }
+
+    /// Ends it; returns when no process of it lives.
+    pub async fn end(mut self) {
         self.launcher.end(self.tag);
         // An error means that the launcher is gone, and every sandbox with it.
-        self.gone.clone().wait_for(Option::is_some).await.ok();
+        self.gone.wait_for(Option::is_some).await.ok();
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.launcher.end(self.tag);
+        self.give_up();
     }
 }

@@ -187,19 +187,18 @@ fn v1_group(mounts: &[Mount], membership: &str, controller: &str) -> Option<Path
     mounts.iter().filter(carries).find_map(|mount| mount.locate(Path::new(path)))
 }
 
-/// The v2 group to work below: the process's own when it is alone there, else the nearest empty delegated ancestor, else the
-/// root of the hierarchy. Without controllers to hand down, its own group serves whoever else is in it.
+/// The v2 group to work below: of the process's own group and its delegated ancestors the nearest that has controllers and may
+/// hand them down – it is empty, or this process is alone in it, or it is the root of the hierarchy. A delegated subtree often
+/// gives its leaves no controllers yet. Where no controllers are to be had, the own group serves whoever else is in it.
 fn v2_tree(mounts: &[Mount], membership: &str, facts: &dyn Facts) -> Option<V2Tree> {
     let path = Path::new(membership.lines().find_map(|line| line.strip_prefix("0::"))?);
     let mount = mounts.iter().find(|mount| matches!(mount.version, Version::V2) && mount.locate(path).is_some())?;
     let own = mount.locate(path)?;
     let wanted = ["memory", "pids", "cpu"];
-    let hands_down = facts.controllers(&own).iter().any(|name| wanted.contains(&name.as_str()));
-    for group in own.ancestors().take_while(|group| group.starts_with(&mount.point)) {
-        if !facts.writable(group) {
-            break;
-        }
-        let ready = !hands_down || facts.is_hierarchy_root(group) || facts.population(group) == Population::Empty;
+    let has_controllers = |group: &Path| facts.controllers(group).iter().any(|name| wanted.contains(&name.as_str()));
+    let ancestors = own.ancestors().take_while(|group| group.starts_with(&mount.point) && facts.writable(group));
+    for group in ancestors.filter(|group| has_controllers(group)) {
+        let ready = facts.is_hierarchy_root(group) || facts.population(group) == Population::Empty;
         if ready {
             return Some(V2Tree { base: group.to_owned(), entry: V2Entry::Ready });
         }
@@ -207,7 +206,8 @@ fn v2_tree(mounts: &[Mount], membership: &str, facts: &dyn Facts) -> Option<V2Tr
             return Some(V2Tree { base: group.to_owned(), entry: V2Entry::MoveSelf });
         }
     }
-    None
+    let serves = facts.writable(&own) && !has_controllers(&own);
+    serves.then_some(V2Tree { base: own, entry: V2Entry::Ready })
 }
 
 /// The kernel's answers.

@@ -94,3 +94,15 @@ fn a_group_outside_the_mount_is_not_followed() {
     assert_eq!(CgroupHost::decide(UNIFIED, "0::/../other", &facts).v2, None);
     assert!(CgroupHost::decide(UNIFIED, "0::/", &facts).v2.is_some());
 }
+
+#[test]
+fn a_leaf_without_controllers_is_left_for_the_delegated_group_above_that_has_them() {
+    let leaf = ("/sys/fs/cgroup/delegated/suite", ("", Population::Others));
+    let above = ("/sys/fs/cgroup/delegated", ("cpu memory pids", Population::Empty));
+    let host = CgroupHost::decide(UNIFIED, "0::/delegated/suite", &Table(BTreeMap::from([leaf, above])));
+    assert_eq!(host.v2, Some(V2Tree { base: "/sys/fs/cgroup/delegated".into(), entry: V2Entry::Ready }));
+    assert_eq!(host.v2_controllers(), ["memory", "pids", "cpu"]);
+    let alone = CgroupHost::decide(UNIFIED, "0::/delegated/suite", &Table(BTreeMap::from([leaf])));
+    assert_eq!(alone.v2, Some(V2Tree { base: "/sys/fs/cgroup/delegated/suite".into(), entry: V2Entry::Ready }));
+    assert!(alone.v2_controllers().is_empty());
+}

@@ -28,10 +28,11 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
         Step::Mount { slot: dev, kind: "tmpfs".into(), options, attributes: NO_SETUID | NO_EXEC },
         Step::Attach { slot: dev, target: inside("/dev") },
     ]);
+    // Read-only: the device can be written to all the same, its node, which is the host's, can't be changed.
     for name in DEVICES {
         let (slot, path) = (draft.slot(), inside(&format!("/dev/{name}")));
         draft.inside.extend([
-            Step::CloneTree { slot, source: Place::Host(format!("/dev/{name}")), attributes: NO_SETUID | NO_EXEC },
+            Step::CloneTree { slot, source: Place::Host(format!("/dev/{name}")), attributes: READ_ONLY | NO_SETUID | NO_EXEC },
             Step::File { path: path.clone() },
             Step::Attach { slot, target: path },
         ]);

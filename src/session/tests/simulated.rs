@@ -350,27 +350,7 @@ pub(crate) fn limits() -> Limits {
 
 /// A request that names nothing but its language.
 pub(crate) fn request() -> CreateSession {
-    CreateSession {
-        language: "python".into(),
-        preference: Preference::Balanced,
-        runtime: None,
-        image: None,
-        profile: "default".into(),
-        idle_timeout: None,
-        lifetime: None,
-        persist_filesystem: true,
-        memory_limit_bytes: None,
-        cpu_shares: None,
-        cpu_limit: None,
-        pids_limit: None,
-        disk_limit_bytes: None,
-        permissions: None,
-        env: BTreeMap::new(),
-        packages: Vec::new(),
-        metadata: None,
-        on_disconnect: OnDisconnect::Keep,
-        connection: None,
-    }
+    CreateSession::of("python")
 }
 
 /// A success without output.

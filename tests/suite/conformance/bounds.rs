@@ -1,8 +1,10 @@
 //! Bounds of the transport and of the server: past each a typed error, never a hang.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::support::{Session, Setup, page};
+use crate::support::{Server, Session, Setup, eventually, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -10,6 +12,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         &[
             ("a frame of 17 MiB is refused with a typed error, and the connection lives on", big_frame),
             ("a frame just below the bound is taken", frame_below_bound),
+            ("the memory of large transfers goes back to the host", large_transfers),
             ("a batch over the bound is refused with -32010, one of its size is not", batch_over_bound),
             ("requests past the bound in flight are refused or wait, and none is lost", in_flight),
             ("a session past the bound is quota_exceeded until another is closed", sessions_bound),
@@ -40,6 +43,28 @@ fn frame_below_bound() {
     session.run("open('control', 'w').write('\\x01' * (9 << 20))");
     let read = session.ok(&json!({"type": "read_file", "path": "control", "length": 9 << 20}));
     assert_eq!(read["content"].as_str().map(str::len), Some(9 << 20));
+}
+
+/// Resident KiB of a server.
+fn resident(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the server lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has a size");
+    line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+}
+
+fn large_transfers() {
+    // A server of its own: transfers of other trials would count.
+    let server = Setup::bare().with_config("[session]\nsessions_max = 7\n").shared();
+    let mut session = Session::open(&server, &json!({"language": "bash"}));
+    session.bash("true");
+    let before = resident(&server);
+    session.write("big", &"z".repeat(8 << 20));
+    for _ in 0..20 {
+        let read = session.ok(&json!({"type": "read_file", "path": "big", "length": 8 << 20}));
+        assert_eq!(read["content"].as_str().map(str::len), Some(8 << 20));
+    }
+    let grown = || resident(&server).saturating_sub(before);
+    assert!(eventually(Duration::from_secs(10), || grown() < 16 << 10), "{before} KiB and {} more", grown());
 }
 
 fn batch_over_bound() {

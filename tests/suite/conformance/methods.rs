@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Feature, Setup, eventually, host, page};
+use crate::support::{Feature, Host, Setup, eventually, page};
 
 /// The methods of PROTOCOL section 2.
 pub const ALL: [&str; 15] = [
@@ -82,7 +82,7 @@ fn languages() {
         assert!(row["displayName"].is_string() && row["image"].is_string() && row["installed"].is_boolean(), "{row}");
         assert!(row["aliases"].is_array() && row["runtimes"].as_array().is_some(), "{row}");
     }
-    if host().has(Feature::Python) {
+    if Host::has(Feature::Python) {
         let python = rows.iter().find(|row| row["name"] == "python").expect("a row");
         assert!(python["installed"] == true && python["version"].is_string(), "{python}");
     }

@@ -3,10 +3,13 @@
 mod auth;
 mod bounds;
 mod code;
+mod connections;
 mod disconnect;
 mod endpoints;
+mod errors;
 mod files;
 mod methods;
+mod openrpc;
 mod programs;
 mod sessions;
 mod stream;
@@ -19,6 +22,9 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         wire::trials(),
         bounds::trials(),
         endpoints::trials(),
+        openrpc::trials(),
+        connections::trials(),
+        errors::trials(),
         auth::trials(),
         methods::trials(),
         sessions::trials(),

@@ -20,6 +20,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a missing program and one that can't be executed have their own verdicts", cannot_start),
             ("output that is no UTF-8 comes as base64", binary_output),
             ("stdout and stderr are kept apart", both_streams),
+            ("a program moves and links files from one directory into another under every profile", moves),
             ("output past the limit keeps its first and last part and says so", truncated),
             ("what a command ends takes its children along, also after setsid", descendants_end),
             ("the answer comes when the program ends, not when its children close their pipes", open_pipe),
@@ -157,6 +158,17 @@ fn both_streams() {
         &json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", "echo o1; echo e1 >&2; echo o2; echo e2 >&2"]}),
     );
     assert_eq!((&result["stdout"], &result["stderr"]), (&json!("o1\no2\n"), &json!("e1\ne2\n")));
+}
+
+fn moves() {
+    let server = Setup::plain().shared();
+    let code = "import os\nos.makedirs('a/b'); os.mkdir('c'); open('f', 'w').write('text')\n\
+                os.link('f', 'a/linked'); os.rename('f', 'a/b/moved'); os.rename('a', 'c/a')\n\
+                print(open('c/a/b/moved').read(), os.stat('c/a/linked').st_nlink)";
+    for profile in ["strict", "default", "permissive"] {
+        let mut session = Session::open(&server, &json!({"profile": profile}));
+        assert_eq!(session.run(code), "text 2", "{profile}");
+    }
 }
 
 fn truncated() {

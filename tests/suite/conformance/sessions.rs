@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Feature, Session, Setup, eventually, host, page};
+use crate::support::{Client, Session, Setup, eventually, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -23,8 +23,13 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a closed session is 1002 and an unknown one 1001", closed_and_unknown),
             ("metadata comes back as it was given", metadata),
             ("env of the session reaches its programs, and a command's own wins", env),
+            ("env of the session wins over the language's and the defaults, a command's own over all", env_order),
+            ("allowNet is policy_denied under every profile, and permissions are checked", permissions),
             ("state is Active while a command runs and Idle after it", states),
-            ("a session past its idle timeout is closed by the sweeper", idle_sweep),
+            ("a session past its idle timeout is closed by the sweeper, one with a running command is not", idle_sweep),
+            ("a background execution is activity too", background_is_activity),
+            ("a session past its lifetime is closed by the sweeper, whatever it runs", lifetime_sweep),
+            ("minutes may be fractions, and whole ones are told as whole numbers", minutes),
         ],
     )
 }
@@ -225,6 +230,38 @@ fn env() {
     assert_eq!(session.bash("echo $WORD"), "session", "the command's own environment is gone after it");
 }
 
+fn env_order() {
+    let server = Setup::plain().shared();
+    let code = "import os\nprint(os.environ.get('PYTHONUNBUFFERED'), os.environ['HOME'])";
+    let mut plain = Session::python(&server);
+    assert_eq!(plain.run(code), "1 /workspace", "the control: what the language and the defaults say");
+    let mut session = Session::open(&server, &json!({"env": {"PYTHONUNBUFFERED": "session", "HOME": "/tmp"}}));
+    assert_eq!(session.run(code), "session /tmp");
+    assert_eq!(session.bash("echo $PYTHONUNBUFFERED"), "session", "the same for execute_shell");
+    let command = json!({"type": "execute_code", "code": code, "env": {"PYTHONUNBUFFERED": "command"}});
+    assert_eq!(session.ok(&command)["stdout"], "command /tmp\n");
+    for bad in [json!({"": "x"}), json!({"A=B": "x"}), json!({"A\0": "x"}), json!({"A": "x\0"}), json!({"A": null})] {
+        session.client.invalid("session.create", &json!({"language": "python", "env": bad}), "env");
+    }
+}
+
+fn permissions() {
+    let server = Setup::plain().shared();
+    let mut client = server.client();
+    for profile in ["strict", "default", "permissive"] {
+        let parameters = json!({"language": "python", "profile": profile, "permissions": {"allowNet": true}});
+        let error = client.error_is("session.create", &parameters, 1202, "policy_denied");
+        assert_eq!(error.data["field"], "permissions.allowNet", "{error}");
+    }
+    for bad in [json!({"allowNet": "yes"}), json!({"allowRead": "/"}), json!([])] {
+        client.invalid("session.create", &json!({"language": "python", "permissions": bad}), "permissions");
+    }
+    client.invalid("session.create", &json!({"language": "python", "permissions": {"allowAll": true}}), "allowAll");
+    let permissions = json!({"allowRead": ["/workspace"], "allowWrite": ["/workspace"], "allowNet": false, "allowEnv": false});
+    let mut narrow = Session::open(&server, &json!({"permissions": permissions}));
+    assert_eq!(narrow.run("print(1)"), "1", "what narrows a runtime with flags of its own takes nothing away here");
+}
+
 fn states() {
     let server = Setup::plain().shared();
     let mut session = Session::python(&server);
@@ -237,17 +274,74 @@ fn states() {
     assert!(eventually(Duration::from_secs(2), || other.ok("session.get", &json!({"sessionId": id}))["state"] == "Idle"));
 }
 
+/// A server that looks every second, so that a trial need not wait a minute.
+fn sweeping() -> Setup {
+    Setup::plain().with_variable("CODEBEAKER_SESSION_SWEEP_INTERVAL_S", "1")
+}
+
+/// Waits until the sweeper has closed a session; its `closeReason`.
+fn swept(client: &mut Client, id: &str) -> String {
+    let mut reason = None;
+    let mut look = || {
+        let closed = client.ok("session.list", &json!({"state": "Closed"}));
+        let rows = closed["sessions"].as_array().expect("rows").clone();
+        reason = rows.iter().find(|row| row["sessionId"] == id).map(|row| row["closeReason"].to_string());
+        reason.is_some()
+    };
+    assert!(eventually(Duration::from_secs(8), &mut look), "{id} is not closed");
+    reason.expect("it was found")
+}
+
 fn idle_sweep() {
-    // One minute is the shortest idle timeout that the wire knows, so this claim can't be shown sooner.
-    host().need(Feature::Slow);
-    let setup = Setup::plain().with_variable("CODEBEAKER_SESSION_SWEEP_INTERVAL_S", "1");
-    let server = setup.shared();
-    let mut idle = Session::open(&server, &json!({"idleTimeoutMinutes": 1}));
-    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": 1}));
-    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["70"], "timeoutSeconds": 80});
+    let server = sweeping().shared();
+    let mut client = server.client();
+    let mut idle = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
+    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
+    let patient = Session::open(&server, &json!({"idleTimeoutMinutes": 5}));
+    assert_eq!(idle.created["config"]["idleTimeoutMinutes"], 0.02);
+    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["4"]});
     let request = busy.client.send("session.execute", &json!({"sessionId": busy.id, "command": command})).expect("sent");
-    std::thread::sleep(Duration::from_secs(65));
+    let reason = swept(&mut client, &idle.id);
+    assert!(reason.contains("idle"), "{reason}");
     let parameters = json!({"sessionId": idle.id, "command": {"type": "list_directory"}});
     idle.client.error_is("session.execute", &parameters, 1002, "session_closed");
     assert_eq!(busy.client.wait(request).expect("a reply")["success"], true, "a running command is activity");
+    assert_eq!(client.ok("session.get", &json!({"sessionId": patient.id}))["state"], "Active", "five minutes are not over");
+}
+
+fn background_is_activity() {
+    let server = sweeping().shared();
+    let mut session = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
+    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["3"], "background": true});
+    session.ok(&command);
+    std::thread::sleep(Duration::from_millis(2500));
+    let got = session.client.ok("session.get", &json!({"sessionId": session.id}));
+    assert_ne!(got["state"], "Closed", "{got}");
+    let id = session.id.clone();
+    swept(&mut session.client, &id);
+}
+
+fn lifetime_sweep() {
+    let server = sweeping().shared();
+    let mut client = server.client();
+    let mut session = Session::open(&server, &json!({"maxLifetimeMinutes": 0.02}));
+    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["30"]});
+    let request = session.client.send("session.execute", &json!({"sessionId": session.id, "command": command})).expect("sent");
+    let reason = swept(&mut client, &session.id);
+    assert!(reason.contains("lifetime"), "{reason}");
+    let ended = session.client.wait(request).expect("the command is answered all the same");
+    assert_eq!((&ended["success"], &ended["errorKind"]), (&json!(false), &json!("cancelled")), "{ended}");
+}
+
+fn minutes() {
+    let server = Setup::bare().shared();
+    let mut client = server.client();
+    for value in [json!(0), json!(0.001), json!(-1), json!(1e300), json!("5")] {
+        for field in ["idleTimeoutMinutes", "maxLifetimeMinutes"] {
+            client.invalid("session.create", &json!({"language": "python", (field): value}), field);
+        }
+    }
+    let session = Session::open(&server, &json!({"idleTimeoutMinutes": 7, "maxLifetimeMinutes": 1.5}));
+    let config = session.created["config"].to_string();
+    assert!(config.contains(r#""idleTimeoutMinutes":7,"#) && config.contains(r#""maxLifetimeMinutes":1.5,"#), "{config}");
 }

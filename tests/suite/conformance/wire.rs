@@ -11,6 +11,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
         "wire",
         &[
+            ("what differs from the specification is as docs/protocol.md says", differences),
             ("a reply carries result or error, never both, and the id as it was sent", reply_shapes),
             ("broken JSON is -32700 with a null id, and the connection lives on", broken_json),
             ("JSON that is no request is -32600", not_a_request),
@@ -140,6 +141,30 @@ fn bad_batches() {
         assert_eq!(replies.len(), count, "{reply}");
         assert!(replies.iter().all(|reply| reply["error"]["code"] == -32600), "{reply}");
     }
+}
+
+fn differences() {
+    let server = Setup::plain().shared();
+    let mut session = Session::python(&server);
+    for (text, id, code) in [
+        (r#"{"foo":"boo"}"#, Value::Null, -32700),
+        (r#"{"jsonrpc":"2.0","method":1,"params":"bar"}"#, Value::Null, -32700),
+        (r#""x""#, Value::Null, -32700),
+        (r#"{"id":3,"foo":"boo"}"#, json!(3), -32600),
+        (r#"{"jsonrpc":"1.0","id":"a","method":"session.list"}"#, json!("a"), -32600),
+    ] {
+        let reply = session.client.raw(text);
+        assert_eq!((&reply["id"], error_code(&reply)), (&id, code), "{text}: {reply}");
+    }
+    for (number, id) in ["-1", "1.5", "{}", "true", "18446744073709551616"].into_iter().enumerate() {
+        let command = json!({"type": "write_file", "path": format!("told{number}"), "content": id});
+        let params = json!({"sessionId": session.id, "command": command});
+        let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"session.execute","params":{params}}}"#);
+        session.client.send_text(&text).expect("the connection is open");
+        assert_eq!(session.read(&format!("told{number}")), id, "it is carried out");
+    }
+    let silent = session.client.read(Duration::from_millis(200));
+    assert!(matches!(silent, Err(Error::Deadline(_))), "{silent:?}");
 }
 
 fn unknown_fields() {

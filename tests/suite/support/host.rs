@@ -23,8 +23,6 @@ pub enum Feature {
     CgroupPids,
     /// The memory controller, v1 or v2.
     CgroupMemory,
-    /// Trials that wait longer than a minute; asked for, never found: name `slow` in CODEBEAKER_TEST_REQUIRE.
-    Slow,
 }
 
 impl Feature {
@@ -38,7 +36,6 @@ impl Feature {
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
             Self::CgroupMemory => "cgroup_memory",
-            Self::Slow => "slow",
         }
     }
 }
@@ -60,7 +57,7 @@ pub fn host() -> &'static Host {
 impl Host {
     /// Goes on when the host has the feature; otherwise skips the trial, or fails it where the run requires the feature.
     pub fn need(&self, feature: Feature) -> &Self {
-        if let Some(reason) = self.missing(feature) {
+        if let Some(reason) = Self::missing(feature) {
             assert!(!self.requires(feature), "this run requires `{}`, but {reason}", feature.name());
             skip(reason);
         }
@@ -68,17 +65,16 @@ impl Host {
     }
 
     /// Whether the host has the feature, without a consequence.
-    pub fn has(&self, feature: Feature) -> bool {
-        self.missing(feature).is_none()
+    pub fn has(feature: Feature) -> bool {
+        Self::missing(feature).is_none()
     }
 
-    /// `all` means what a host can have; waiting long is asked for by its own name.
     fn requires(&self, feature: Feature) -> bool {
-        self.required.iter().any(|word| word == feature.name() || (word == "all" && feature != Feature::Slow))
+        self.required.iter().any(|word| word == feature.name() || word == "all")
     }
 
     /// What is missing, or nothing when the host has it.
-    fn missing(&self, feature: Feature) -> Option<&'static str> {
+    fn missing(feature: Feature) -> Option<&'static str> {
         let (there, reason) = match feature {
             Feature::Root => (nix::unistd::geteuid().is_root(), "the suite does not run as root"),
             Feature::OrdinaryUser => (ordinary_user(), "user namespaces are closed to ordinary users"),
@@ -87,7 +83,6 @@ impl Host {
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
-            Feature::Slow => (self.requires(feature), "it waits longer than a minute; ask with CODEBEAKER_TEST_REQUIRE=slow"),
         };
         (!there).then_some(reason)
     }

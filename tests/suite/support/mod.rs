@@ -14,7 +14,7 @@ pub mod session;
 pub mod setup;
 pub mod trial;
 
-pub use host::{Feature, host};
+pub use host::{Feature, Host, host};
 pub use server::Server;
 pub use session::{Client, Session};
 pub use setup::Setup;

@@ -167,6 +167,24 @@ impl Server {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
+    /// What was seen of it, to be judged when another server has its directory.
+    pub fn take_tracker(&self) -> Tracker {
+        std::mem::take(&mut *self.tracker.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Number of threads that the server has.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the server lives").count()
+    }
+
+    /// Its launcher, when it has one.
+    pub fn launcher(&self) -> Option<i32> {
+        residue::descendants(self.pid).into_iter().map(|process| process.identity.0).find(|pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim() == "cb-launcher"
+        })
+    }
+
     /// Number of descriptors that the server has open.
     pub fn open_descriptors(&self) -> usize {
         residue::open_descriptors(self.pid).expect("the server lives and is ours to look at")
@@ -190,7 +208,13 @@ impl Drop for Server {
 fn command(setup: &Setup, directory: &Path) -> Command {
     std::fs::write(directory.join("config.toml"), &setup.config).expect("the fixture's directory is writable");
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join("log"));
-    let mut command = Command::new(binary_for(setup.uid));
+    let mut limits = String::new();
+    for (option, limit) in [('n', setup.open_files), ('f', setup.file_blocks)] {
+        limits.extend(limit.map(|limit| format!("ulimit -{option} {limit}; ")));
+    }
+    // The shell sets the limits and becomes the server, so that the child is still the server itself.
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("{limits}exec \"$0\" \"$@\"")]).args(&setup.wrapper).arg(binary_for(setup.uid));
     command
         .args(["serve", "--listen", setup.listen.as_deref().unwrap_or("127.0.0.1:0"), "--state-dir"])
         .arg(directory.join("state"));

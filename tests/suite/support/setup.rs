@@ -15,8 +15,14 @@ pub struct Setup {
     pub listen: Option<String>,
     /// Flags after those that the fixture gives.
     pub flags: Vec<String>,
+    /// A program with its arguments that executes the server in its own place, after it has changed what it lives in.
+    pub wrapper: Vec<String>,
     /// The user to run as, when it is not the suite's own.
     pub uid: Option<u32>,
+    /// Descriptors that it may have open, when not as many as the suite.
+    pub open_files: Option<u32>,
+    /// Blocks of 512 bytes that a file of its may grow to, when not as many as the disk has.
+    pub file_blocks: Option<u32>,
 }
 
 /// Servers that trials share, each with the setup that it was started with.
@@ -54,6 +60,12 @@ impl Setup {
     /// Adds a variable.
     pub fn with_variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Bounds what it may open.
+    pub fn with_open_files(mut self, open_files: u32) -> Self {
+        self.open_files = Some(open_files);
         self
     }
 

@@ -1,4 +1,11 @@
 //! The server's own life: SIGTERM, SIGKILL in mid-command, leftovers, the lock on the state directory, descriptors.
+//!
+//! Read `kills` for the deaths of launcher, init and server, `leftovers` for what a next start finds, `pressure` for a server
+//! that lacks descriptors, time or a place to write.
+
+mod kills;
+mod leftovers;
+mod pressure;
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +16,7 @@ use crate::support::server::refused_start;
 use crate::support::{Server, Session, Setup, eventually, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
-    page(
+    let mut trials = page(
         "lifecycle",
         &[
             ("SIGTERM closes every session and ends with 0", graceful),
@@ -20,7 +27,11 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a token survives a restart", token_survives),
             ("a broken configuration is refused with its field named", broken_configuration),
         ],
-    )
+    );
+    trials.extend(kills::trials());
+    trials.extend(leftovers::trials());
+    trials.extend(pressure::trials());
+    trials
 }
 
 fn end(server: Server) {

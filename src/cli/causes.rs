@@ -1,0 +1,120 @@
+//! What a failure of a layer means to whoever typed the call: its text, and the hint that mends it.
+//!
+//! Invariant: exhaustive, so that a new kind of failure can't come without its hint being thought of. Read `error` for how a
+//! failure is printed.
+
+use super::CliError;
+use super::error::chain;
+use crate::image::ImageError;
+use crate::rpc::auth::TokenError;
+use crate::rpc::server::ServeError;
+use crate::sandbox::state::StateError;
+use crate::telemetry::TelemetryError;
+
+/// What mends a state directory that can't be used.
+const OTHER_STATE_DIR: &str =
+    "name a directory of your own with --state-dir or CODEBEAKER_STATE_DIR; `codebeaker doctor` tries it";
+/// Where image names are told.
+const LIST_IMAGES: &str = "`codebeaker image list` shows what there is";
+/// What an import takes.
+const SOURCES: &str = "SOURCE is a directory, or a tar of a root file system as `docker export` writes it, plain, gzip or zstd";
+
+impl From<ImageError> for CliError {
+    fn from(error: ImageError) -> Self {
+        let hint = match &error {
+            ImageError::NameInvalid { .. } => "write it as python-slim or python:3.12",
+            ImageError::NameReserved { .. } => "take another name; `host` is always there and can't be replaced or removed",
+            ImageError::NotFound { .. } => LIST_IMAGES,
+            ImageError::InUse { .. } => "close its sessions first: `codebeaker ps`, `codebeaker close`",
+            ImageError::AlreadyExists { .. } => "`codebeaker image remove NAME`, or take another --name",
+            ImageError::Io { operation: "opening" | "looking at", .. } => "check the path and its permissions",
+            ImageError::Io { .. } => "check that the disk has space and that the state directory is yours",
+            ImageError::Record { .. } => "the store was changed by something else; restore that file, or remove its directory",
+            ImageError::SourceUnsupported { .. } => SOURCES,
+            ImageError::SourceHoldsStore { .. } => "copy what belongs to the image to a directory of its own",
+            ImageError::EntryRefused { .. } => "nothing was imported; make the archive anew without that entry",
+            ImageError::BoundExceeded { .. } => "nothing was imported; docs/images.md lists the bounds",
+            ImageError::Archive { .. } => "nothing was imported; is the archive whole? `tar -tf` reads it to its end",
+            ImageError::Entry { .. } => "nothing was imported; check space on the disk and permissions of the source",
+            ImageError::MountPoint { .. } => "make it a directory in the source",
+            ImageError::Confine { .. } => "`codebeaker doctor` checks what this host offers",
+            ImageError::Cancelled => "nothing of it stays",
+            ImageError::WorkerLost => "nothing was imported; please report this with what you imported",
+        };
+        Self::new(chain(&error)).hint(hint)
+    }
+}
+
+impl From<StateError> for CliError {
+    fn from(error: StateError) -> Self {
+        let hint = match &error {
+            StateError::Held { .. } => "a second server takes --state-dir DIR or CODEBEAKER_STATE_DIR, and a port of its own",
+            StateError::ReadOnly { .. } | StateError::Full { .. } | StateError::Io { .. } => OTHER_STATE_DIR,
+            StateError::NotPrivate { .. } => "or name another directory with --state-dir or CODEBEAKER_STATE_DIR",
+        };
+        Self::new(chain(&error)).hint(hint)
+    }
+}
+
+impl From<TokenError> for CliError {
+    fn from(error: TokenError) -> Self {
+        let hint = match &error {
+            TokenError::File { .. } => OTHER_STATE_DIR,
+            TokenError::Broken { .. } => "restore the file; without it the next start of the server makes a new first token",
+            TokenError::BadName(_) => "write it as ci or agent-2",
+            TokenError::Exists(_) => "`codebeaker token revoke NAME`, or take another name",
+            TokenError::Unknown(_) => "`codebeaker token list` shows what there is",
+        };
+        Self::new(chain(&error)).hint(hint)
+    }
+}
+
+impl From<ServeError> for CliError {
+    fn from(error: ServeError) -> Self {
+        let hint = match &error {
+            ServeError::NoAuthBeyondLoopback(_) => "listen on 127.0.0.1, or leave --no-auth out and use tokens",
+            ServeError::Bind { .. } => {
+                "end what listens there, or name another address with --listen or `server.listen`; port 0 takes a free one"
+            }
+            ServeError::Worker(_) => "check the limits of processes and memory of this user",
+            ServeError::Methods(_) => "please report this",
+        };
+        Self::new(chain(&error)).hint(hint)
+    }
+}
+
+impl From<TelemetryError> for CliError {
+    fn from(error: TelemetryError) -> Self {
+        let hint = match &error {
+            TelemetryError::Filter { .. } => {
+                "--log and `log.filter` take a level (error, warn, info, debug, trace, off), or \
+                                              targets with levels: codebeaker=debug,info"
+            }
+            TelemetryError::Subscriber(_) | TelemetryError::Metrics(_) => "please report this",
+        };
+        Self::new(chain(&error)).hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_taken_says_what_to_do() {
+        let error = ServeError::Bind {
+            address: ([127, 0, 0, 1], 5000).into(),
+            source: std::io::Error::from(std::io::ErrorKind::AddrInUse),
+        };
+        let text = CliError::from(error).text();
+        assert!(text.starts_with("error: can't listen on 127.0.0.1:5000: ") && text.contains("\nhint: end what"), "{text}");
+    }
+
+    #[test]
+    fn a_filter_that_is_none_names_its_key_and_its_flag_once() {
+        let config = crate::config::LogConfig { filter: "a=b=c".into(), format: crate::config::LogFormat::Text };
+        let text = CliError::from(crate::telemetry::init_logs(&config).expect_err("no filter")).text();
+        assert!(text.contains("log.filter `a=b=c`") && text.contains("--log"), "{text}");
+        assert_eq!(text.matches("error parsing").count(), 1, "{text}");
+    }
+}
