@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::fixture_user::{binary_for, directory_of};
-use crate::support::{Server, Session, Setup, page};
+use crate::support::{Server, Session, Setup, eventually, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -133,13 +134,17 @@ fn refusals() {
 fn interrupted() {
     let place = directory_of(None);
     let state = place.path().join("state");
-    let output = Command::new("timeout")
-        .args(["--preserve-status", "--signal", "INT", "1"])
-        .arg(binary_for(None))
+    let child = Command::new(binary_for(None))
         .args(["image", "import", "/usr", "--name", "big", "--state-dir"])
         .arg(&state)
-        .output()
-        .expect("timeout is part of coreutils");
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let begun = || std::fs::read_dir(state.join("images/tmp")).is_ok_and(|mut entries| entries.next().is_some());
+    assert!(eventually(Duration::from_secs(30), begun), "the import begins");
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("the trial's own process");
+    let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "error: the import was cancelled\nhint: nothing of it stays\n");
     for directory in ["tmp", "names", "layers"] {
