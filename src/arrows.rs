@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("launcher", &["init", "plan", "sys"]),
     ("sandbox", &["command", "id", "plan", "seccomp", "sys"]),
     ("image", &["sys"]),
-    ("runtime", &["command", "id", "image", "language", "plan", "sandbox", "sys"]),
+    ("runtime", &["command", "id", "image", "language", "plan", "sandbox", "seccomp", "sys"]),
     ("selector", &["command", "runtime"]),
     ("session", &["command", "config", "id", "language", "runtime", "sandbox", "selector"]),
     ("telemetry", &["config"]),

@@ -10,6 +10,7 @@ mod program;
 mod reaper;
 mod serve;
 mod steps;
+mod watch;
 
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -36,18 +36,12 @@ pub fn run(plan: &Plan, built: Built, control: BorrowedFd<'_>) -> Result<(), Cha
         reaper: Reaper::default(),
     };
     loop {
-        let mut waits = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
-        match rustix::event::poll(&mut waits, None) {
-            Ok(_) => {}
-            Err(errno) if process::interrupted(errno) => continue,
-            Err(errno) => return Err(CallError { call: "poll", errno }.into()),
-        }
-        let (request, child) = (!waits[0].revents().is_empty(), !waits[1].revents().is_empty());
-        if child {
+        let ready = init.wait(children.as_fd())?;
+        if ready.child {
             process::drain_signals(children.as_fd());
             init.reap()?;
         }
-        if request {
+        if ready.request {
             match channel::receive::<InitRequest>(control, Wait::No) {
                 Ok(received) => init.request(received.message, received.descriptors)?,
                 Err(ChannelError::Empty) => {}
@@ -55,6 +49,12 @@ pub fn run(plan: &Plan, built: Built, control: BorrowedFd<'_>) -> Result<(), Cha
             }
         }
     }
+}
+
+/// What one turn has to do.
+struct Ready {
+    request: bool,
+    child: bool,
 }
 
 struct Init<'a> {
@@ -66,13 +66,29 @@ struct Init<'a> {
 }
 
 impl Init<'_> {
+    /// Waits until something is to be done; what programs have to say is heard here, one word of each a turn, so that none of them
+    /// keeps requests or the ends of others waiting.
+    fn wait(&mut self, children: BorrowedFd<'_>) -> Result<Ready, ChannelError> {
+        let own = [self.control, children];
+        let mut waits: Vec<PollFd<'_>> =
+            own.into_iter().chain(self.reaper.waits_on()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match rustix::event::poll(&mut waits, None) {
+            Ok(_) => {}
+            Err(errno) if process::interrupted(errno) => return Ok(Ready { request: false, child: false }),
+            Err(errno) => return Err(CallError { call: "poll", errno }.into()),
+        }
+        let events: Vec<PollFlags> = waits.iter().map(PollFd::revents).collect();
+        self.reaper.hear(events[own.len()..].iter().copied());
+        Ok(Ready { request: !events[0].is_empty(), child: !events[1].is_empty() })
+    }
+
     fn request(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), ChannelError> {
         match request {
             InitRequest::Execute(request) => {
                 let execution = request.execution;
                 match program::start(self.plan, &self.built, &request, descriptors) {
                     Ok(started) => {
-                        self.reaper.add(started.pid, Running { execution, start_failure: started.start_failure });
+                        self.reaper.add(started.pid, Running { execution, watch: started.watch });
                         Ok(())
                     }
                     Err(end) => self.send(&InitMessage::Ended { execution, end }),

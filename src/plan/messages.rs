@@ -116,6 +116,8 @@ pub enum ProgramEnd {
         cpu_us: u64,
         /// The session's quota had no byte or no inode left at its end.
         quota_full: bool,
+        /// Numbers of system calls that were refused to it or its descendants, where init was told of them.
+        blocked: Vec<u32>,
     },
     /// It never ran.
     NotStarted(StartFailure),

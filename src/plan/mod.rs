@@ -12,6 +12,8 @@ pub use text::NAMESPACES;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::seccomp::Waiting;
+
 /// The ordered steps that build one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -251,6 +253,16 @@ pub enum ProgramStep {
     NoNewPrivs,
     /// Apply the rule set made by `Step::LandlockRules`.
     Landlock,
+    /// Install a filter whose refusals init is told of and answers: the listener goes to init before anything else happens.
+    SeccompListener {
+        /// An array of `struct sock_filter`.
+        #[serde(with = "serde_bytes")]
+        filter: Vec<u8>,
+        /// What init answers to every refused call.
+        errno: i32,
+        /// How a program waits for that.
+        waiting: Waiting,
+    },
     /// Install a filter: an array of `struct sock_filter`.
     Seccomp(#[serde(with = "serde_bytes")] Vec<u8>),
 }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::sys::error::describe;
+use crate::sys::seccomp::Waiting;
+
 use super::{Missing, OutsideStep, Place, Plan, ProgramStep, Step};
 
 /// The namespaces in the order they are named.
@@ -170,7 +173,7 @@ impl ProgramStep {
             Self::AdoptOrphans | Self::DieWithInit => "pid",
             Self::NoNewPrivs => "no_new_privs",
             Self::Landlock => "landlock",
-            Self::Seccomp(_) => "seccomp",
+            Self::SeccompListener { .. } | Self::Seccomp(_) => "seccomp",
         }
     }
 }
@@ -191,6 +194,14 @@ impl fmt::Display for ProgramStep {
             Self::DieWithInit => f.write_str("die with init"),
             Self::NoNewPrivs => f.write_str("no_new_privs"),
             Self::Landlock => f.write_str("apply the file rules"),
+            Self::SeccompListener { filter, errno, waiting } => {
+                let waiting = match waiting {
+                    Waiting::Killable => "killable",
+                    Waiting::Interruptible => "interruptible",
+                };
+                write!(f, "filter of {} instructions, its refusals told to init, which answers ", filter.len() / 8)?;
+                write!(f, "{}; the wait is {waiting}", describe(*errno))
+            }
             Self::Seccomp(program) => write!(f, "filter of {} instructions", program.len() / 8),
         }
     }

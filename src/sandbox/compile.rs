@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use crate::plan::{OutsideStep, Plan, Slot};
+use crate::sys::seccomp::Waiting;
 
 use super::enforcement::{WallState, WallStatus};
 use super::profile::{Network, Profile, RootFilesystem};
@@ -86,6 +87,8 @@ pub struct Kernel {
     pub time_namespace: bool,
     /// Version of Landlock; 0 = none.
     pub landlock_abi: u32,
+    /// Whether a program's refused calls can be told to init, and how it waits then.
+    pub listener: Option<Waiting>,
     /// Version of the kernel, major and minor.
     pub version: (u32, u32),
 }

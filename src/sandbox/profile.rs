@@ -36,10 +36,23 @@ pub struct Profile {
     /// The compiled seccomp filters, in the order they are installed: the allow-list first, the deny-list last.
     /// Each is an array of `struct sock_filter`, 8 bytes an instruction, native byte order.
     pub seccomp: Vec<Vec<u8>>,
+    /// The same for programs that have a listener; absent when the profile refuses nothing that could be told.
+    pub notifying: Option<Notifying>,
     /// What a request that names no limits gets.
     pub defaults: ProfileLimits,
     /// The most a request may ask for.
     pub maximum: ProfileLimits,
+}
+
+/// Filters that decide as [`Profile::seccomp`] does, with the refused calls told to a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notifying {
+    /// The one that tells; installed first, with the listener.
+    pub filter: Vec<u8>,
+    /// What the listener must answer.
+    pub errno: u16,
+    /// Installed after it, in this order.
+    pub others: Vec<Vec<u8>>,
 }
 
 /// How `/` is built.

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::plan::{Plan, ProgramStep, Step};
+use crate::sys::seccomp::Waiting;
 
 use super::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
 use super::enforcement::WallStatus;
-use super::profile::{Network, Profile, ProfileLimits, RootFilesystem};
+use super::profile::{Network, Notifying, Profile, ProfileLimits, RootFilesystem};
 use super::spec::Limits;
 
 fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
@@ -33,6 +34,7 @@ fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
         root_filesystem,
         network,
         seccomp: vec![vec![0; 16], vec![0; 8]],
+        notifying: Some(Notifying { filter: vec![0; 32], errno: 1, others: vec![vec![0; 24]] }),
         defaults: limits.clone(),
         maximum: limits,
     }
@@ -62,7 +64,7 @@ fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -
         root: Root { lower: PathBuf::from("/images/host"), binds: vec![(PathBuf::from("/usr"), "/usr".into())] },
         ids,
         cgroup,
-        kernel: Kernel { time_namespace: true, landlock_abi, version: (6, 18) },
+        kernel: Kernel { time_namespace: true, landlock_abi, listener: Some(Waiting::Killable), version: (6, 18) },
     })
 }
 
@@ -101,10 +103,12 @@ fn a_program_loses_its_rights_in_the_order_that_the_kernel_allows() {
     let death = position(&steps, |step| matches!(step, ProgramStep::DieWithInit));
     let privileges = position(&steps, |step| matches!(step, ProgramStep::NoNewPrivs));
     let landlock = position(&steps, |step| matches!(step, ProgramStep::Landlock));
-    let seccomp = position(&steps, |step| matches!(step, ProgramStep::Seccomp(_)));
+    let seccomp = position(&steps, |step| step.wall() == "seccomp");
     assert!(bounding < uid && uid < capabilities && capabilities < death);
     assert!(death < privileges && privileges < landlock && landlock < seccomp);
-    assert!(steps[seccomp..].iter().all(|step| matches!(step, ProgramStep::Seccomp(_))), "nothing comes after the filters");
+    assert!(steps[seccomp..].iter().all(|step| step.wall() == "seccomp"), "nothing comes after the filters");
+    let listeners = steps.iter().filter(|step| matches!(step, ProgramStep::SeccompListener { .. })).count();
+    assert!(listeners == 1 && matches!(steps[seccomp], ProgramStep::SeccompListener { .. }), "a later filter may refuse to send");
 }
 
 #[test]

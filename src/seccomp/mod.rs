@@ -10,6 +10,7 @@ pub mod compile;
 mod dispatch;
 pub mod floor;
 pub mod model;
+pub mod notify;
 pub mod resolve;
 pub mod simulate;
 mod table;
@@ -30,6 +31,8 @@ pub enum Action {
     Allow,
     /// It runs and the audit log has a line.
     Log,
+    /// It waits until whoever holds the filter's listener has answered; ours always answers this errno.
+    Notify(u16),
     /// It fails with this errno.
     Errno(u16),
     /// The thread gets SIGSYS.
@@ -46,10 +49,11 @@ impl Action {
         match self {
             Self::Allow => 0,
             Self::Log => 1,
-            Self::Errno(_) => 2,
-            Self::Trap => 3,
-            Self::KillThread => 4,
-            Self::KillProcess => 5,
+            Self::Notify(_) => 2,
+            Self::Errno(_) => 3,
+            Self::Trap => 4,
+            Self::KillThread => 5,
+            Self::KillProcess => 6,
         }
     }
 
@@ -57,7 +61,7 @@ impl Action {
     pub fn permits(self) -> bool {
         match self {
             Self::Allow | Self::Log => true,
-            Self::Errno(_) | Self::Trap | Self::KillThread | Self::KillProcess => false,
+            Self::Notify(_) | Self::Errno(_) | Self::Trap | Self::KillThread | Self::KillProcess => false,
         }
     }
 }
@@ -67,6 +71,7 @@ impl fmt::Display for Action {
         match self {
             Self::Allow => f.write_str("allow"),
             Self::Log => f.write_str("log"),
+            Self::Notify(errno) => write!(f, "{} by notification", Self::Errno(*errno)),
             Self::Errno(1) => f.write_str("EPERM"),
             Self::Errno(38) => f.write_str("ENOSYS"),
             Self::Errno(number) => write!(f, "errno {number}"),

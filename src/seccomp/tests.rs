@@ -311,6 +311,46 @@ fn wrong_rules_are_refused_with_the_field() {
     assert!(serde_json::from_str::<SeccompProfile>(r#"{"defaultAction": "SCMP_ACT_ERRNO", "flags": []}"#).is_err());
 }
 
+#[test]
+fn with_a_listener_each_profile_refuses_the_same_in_two_filters_and_tells_what_it_refuses_with_eperm() {
+    for name in PROFILES {
+        for arch in ARCHES {
+            let (rules, _) = built_in_rules(name, arch, KERNEL);
+            let told = notify::notifying(&rules).expect("every profile refuses something");
+            let filters = compile(&told).expect("it compiles");
+            assert_eq!(filters.len(), 2, "{name}: what is told, the allow-list");
+            assert_compiled_as_resolved(&told, &filters);
+            for (number, call) in names(arch) {
+                for &value in &interesting_values(&rules, number) {
+                    let args = [value, value, value, 0, 0, 0];
+                    let expected = match rules.verdict(number, args) {
+                        EPERM => Action::Notify(1),
+                        other => other,
+                    };
+                    assert_eq!(told.verdict(number, args), expected, "{name} {call} {args:x?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn calls_that_hand_the_listener_over_and_calls_refused_in_two_ways_are_not_told() {
+    let rules = |rule: &str| {
+        let text = format!(r#"{{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": [{rule}]}}"#);
+        resolved(&text).expect("it resolves")
+    };
+    let refuse = |name: &str| format!(r#"{{"names": ["{name}"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}}"#);
+    assert_eq!(notify::notifying(&rules(&refuse("sendmsg"))), None, "nobody could answer it");
+    let both = rules(&[refuse("sendmsg"), refuse("mount")].join(","));
+    let told = notify::notifying(&both).expect("mount is told");
+    let verdict = |name: &str| told.verdict(Arch::X86_64.number(name).expect("it exists"), [0; 6]);
+    assert_eq!((verdict("sendmsg"), verdict("mount"), verdict("read")), (EPERM, Action::Notify(1), ENOSYS));
+    let other = r#"{"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13, "args": [{"index": 0, "value": 3, "op": "SCMP_CMP_EQ"}]}"#;
+    assert_eq!(notify::notifying(&rules(&format!("{},{other}", refuse("mount")))), None, "the later errno would lose its tie");
+    assert_eq!(notify::notifying(&rules("")), None);
+}
+
 /// What `strace -f` saw of Python (threads, subprocess, sqlite, ssl, asyncio, sockets of AF_UNIX), node (timers, workers,
 /// child processes, fs) and bash (pipes, job control, here-documents), on x86_64.
 const OBSERVED: &str = include_str!("tests/observed.txt");

@@ -93,15 +93,3 @@ pub fn set_securebits(bits: u32) -> Result<(), CallError> {
         _ => Err(CallError::last("prctl(PR_SET_SECUREBITS)")),
     }
 }
-
-/// `seccomp(SECCOMP_SET_MODE_FILTER)`; `program` is an array of `struct sock_filter`, 8 bytes an instruction.
-pub fn install_seccomp_filter(program: &[u8]) -> Result<(), CallError> {
-    let instructions = program.len() / size_of::<libc::sock_filter>();
-    // The kernel copies the program before it looks at it, so the bytes need no alignment.
-    let header = libc::sock_fprog { len: instructions as u16, filter: program.as_ptr().cast_mut().cast() };
-    // SAFETY: `header` and the bytes behind it live through the call; `len` counts whole instructions within them.
-    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) } {
-        0 => Ok(()),
-        _ => Err(CallError::last("seccomp(SECCOMP_SET_MODE_FILTER)")),
-    }
-}

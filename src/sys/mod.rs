@@ -15,6 +15,7 @@ pub mod mount;
 pub mod network;
 pub mod probe;
 pub mod process;
+pub mod seccomp;
 pub mod socket;
 pub mod trial;
 

@@ -105,6 +105,7 @@ impl Bench {
             kernel: Kernel {
                 time_namespace: self.host.time_namespace,
                 landlock_abi: self.host.landlock_abi,
+                listener: self.host.seccomp_listener.waiting(),
                 version: (kernel.0, kernel.1),
             },
         };

@@ -59,6 +59,7 @@ fn profile() -> Profile {
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
         seccomp: vec![],
+        notifying: None,
         defaults: limits(512 << 20, 30),
         maximum: limits(1 << 30, 600),
     }

@@ -170,6 +170,7 @@ impl NativeRuntime {
             kernel: Kernel {
                 time_namespace: host.time_namespace,
                 landlock_abi: host.landlock_abi,
+                listener: host.seccomp_listener.waiting(),
                 version: (host.kernel.0, host.kernel.1),
             },
         }

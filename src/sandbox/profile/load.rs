@@ -12,11 +12,12 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::Profile;
+use super::{Notifying, Profile};
 use super::file::{FieldError, ProfileFile};
 use crate::seccomp::compile::{CompileError, compile};
 use crate::seccomp::floor::{self, Breach};
 use crate::seccomp::model::SeccompProfile;
+use crate::seccomp::notify;
 use crate::seccomp::resolve::{ResolveError, Resolved, Target, resolve};
 use crate::seccomp::{Arch, KernelVersion};
 
@@ -245,7 +246,9 @@ fn parse(name: &str, text: &str) -> Result<ProfileFile, ProfileError> {
 
 fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Profile, ProfileError> {
     let resolved = resolve_for(&file, seccomp, host)?;
-    let filters = compile(&resolved).map_err(|source| ProfileError::Compile { name: file.name.clone(), source })?;
+    let failed = |source| ProfileError::Compile { name: file.name.clone(), source };
+    let filters = compile(&resolved).map_err(failed)?;
+    let notifying = notifying_filters(&resolved).map_err(failed)?;
     Ok(Profile {
         sha256: digest(text, seccomp),
         uid: file.uid,
@@ -253,12 +256,19 @@ fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Pro
         root_filesystem: file.root_filesystem.into(),
         network: file.network.into(),
         seccomp: filters,
+        notifying,
         defaults: file.defaults.into(),
         maximum: file.maximum.into(),
         name: file.name,
         version: file.version,
         capabilities: file.capabilities,
     })
+}
+
+fn notifying_filters(resolved: &Resolved) -> Result<Option<Notifying>, CompileError> {
+    let Some(told) = notify::notifying(resolved) else { return Ok(None) };
+    let mut filters = compile(&told)?.into_iter();
+    Ok(filters.next().map(|filter| Notifying { filter, errno: notify::ERRNO, others: filters.collect() }))
 }
 
 fn resolve_for(file: &ProfileFile, seccomp: &str, host: Host) -> Result<Resolved, ProfileError> {

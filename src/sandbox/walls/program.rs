@@ -3,6 +3,7 @@
 
 use crate::plan::ProgramStep;
 use crate::sandbox::compile::{Draft, Spec};
+use crate::sandbox::profile::Notifying;
 
 /// `SECBIT_*` of linux/securebits.h: noroot, no setuid fix-up, keep-caps off and no ambient raise, each locked; keep-caps itself
 /// stays 0 and is locked.
@@ -27,13 +28,27 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
         ProgramStep::NoNewPrivs,
     ]);
     super::landlock::apply(draft, spec);
-    draft.program.extend(spec.profile.seccomp.iter().cloned().map(ProgramStep::Seccomp));
     match spec.profile.capabilities.len() {
         0 => draft.enforced("capabilities", "none in any set, securebits locked"),
         kept => draft.enforced("capabilities", format!("{kept} kept inside its user namespace, none outside")),
     }
     draft.enforced("no_new_privs", "set");
-    draft.enforced("seccomp", format!("{} stacked filters", spec.profile.seccomp.len()));
+    filters(draft, spec);
+}
+
+/// The filter with the listener comes first: handing the listener over is a call that a later filter may refuse.
+fn filters(draft: &mut Draft, spec: &Spec<'_>) {
+    let (told, others) = match (&spec.profile.notifying, spec.kernel.listener) {
+        (Some(Notifying { filter, errno, others }), Some(waiting)) => {
+            draft.program.push(ProgramStep::SeccompListener { filter: filter.clone(), errno: i32::from(*errno), waiting });
+            ("refused calls are named in `blockedSyscalls`", others)
+        }
+        (Some(_), None) => ("refused calls are not named: the host offers no listener (see doctor)", &spec.profile.seccomp),
+        (None, _) => ("refused calls are not named: the profile refuses none with EPERM", &spec.profile.seccomp),
+    };
+    draft.program.extend(others.iter().cloned().map(ProgramStep::Seccomp));
+    let count = draft.program.iter().filter(|step| step.wall() == "seccomp").count();
+    draft.enforced("seccomp", format!("{count} stacked filters; {told}"));
 }
 
 /// Names of capabilities(7) as bits; a name that the `caps` crate does not know was refused when the profile was read.

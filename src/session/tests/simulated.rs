@@ -320,6 +320,7 @@ pub(crate) fn profile() -> Profile {
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
         seccomp: Vec::new(),
+        notifying: None,
         maximum: ProfileLimits {
             memory_bytes: 2 << 30,
             cpu_cores: Some(4.0),
