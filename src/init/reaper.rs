@@ -48,7 +48,10 @@ impl Reaper {
 
     /// What to poll besides: one descriptor for each program that something is to be heard of.
     pub fn waits_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.running.values().chain(self.ended.iter().map(|(running, _)| running)).filter_map(|running| running.watch.waits_on())
+        self.running
+            .values()
+            .chain(self.ended.iter().map(|(running, _)| running))
+            .filter_map(|running| running.watch.waits_on())
     }
 
     /// Takes what poll found for each of [`Self::waits_on`], in that order. One that has ended may have descendants yet.

@@ -46,7 +46,9 @@ enum Hearing {
 impl Watch {
     /// Of a child that goes through `steps` and has the other end of `socket`.
     pub fn new(socket: OwnedFd, steps: &[ProgramStep]) -> Self {
-        let listener = steps.iter().find_map(|step| if let ProgramStep::SeccompListener { errno, .. } = step { Some(*errno) } else { None });
+        let listener = steps
+            .iter()
+            .find_map(|step| if let ProgramStep::SeccompListener { errno, .. } = step { Some(*errno) } else { None });
         let hearing = if listener.is_some() { Hearing::Child } else { Hearing::Nothing };
         Self { socket, hearing, errno: listener.unwrap_or(libc::EPERM), failure: None, blocked: BTreeSet::new() }
     }

@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::cgroups::CgroupHost;
-use crate::sys::seccomp::{self, Waiting};
 use crate::sys::probe;
+use crate::sys::seccomp::{self, Waiting};
 
 /// Facts about the host and this process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

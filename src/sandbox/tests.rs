@@ -108,7 +108,10 @@ fn a_program_loses_its_rights_in_the_order_that_the_kernel_allows() {
     assert!(death < privileges && privileges < landlock && landlock < seccomp);
     assert!(steps[seccomp..].iter().all(|step| step.wall() == "seccomp"), "nothing comes after the filters");
     let listeners = steps.iter().filter(|step| matches!(step, ProgramStep::SeccompListener { .. })).count();
-    assert!(listeners == 1 && matches!(steps[seccomp], ProgramStep::SeccompListener { .. }), "a later filter may refuse to send");
+    assert!(
+        listeners == 1 && matches!(steps[seccomp], ProgramStep::SeccompListener { .. }),
+        "a later filter may refuse to send"
+    );
 }
 
 #[test]

@@ -75,11 +75,7 @@ pub(super) fn judge(
     Ok(one[ARCHITECTURE_CHECK..].to_vec())
 }
 
-fn seccompilers(
-    rules: Rules,
-    [matched, otherwise]: [&SeccompAction; 2],
-    arch: TargetArch,
-) -> Result<BpfProgram, BackendError> {
+fn seccompilers(rules: Rules, [matched, otherwise]: [&SeccompAction; 2], arch: TargetArch) -> Result<BpfProgram, BackendError> {
     SeccompFilter::new(rules, otherwise.clone(), matched.clone(), arch)?.try_into()
 }
 

@@ -98,10 +98,9 @@ const ALLOW_ALL: libc::sock_filter = libc::sock_filter { code: 0x06, jt: 0, jf: 
 /// Whether a program here may have a listener, tried on a thread that ends at once: EBUSY when this process runs below a filter
 /// that has one, EINVAL before Linux 5.0.
 pub fn listener_support() -> Result<Waiting, CallError> {
-    let trial = std::thread::Builder::new().spawn(try_listener).map_err(|error| CallError {
-        call: "clone",
-        errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-    })?;
+    let trial = std::thread::Builder::new()
+        .spawn(try_listener)
+        .map_err(|error| CallError { call: "clone", errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN) })?;
     trial.join().unwrap_or(Err(CallError { call: "seccomp", errno: Errno::IO }))
 }
 

@@ -69,6 +69,10 @@ fn walls() {
     let status = session.read_status();
     assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    let refused = "import ctypes\nctypes.CDLL(None).unshare(0x10000000)";
+    let answer = session.ok(&json!({"type": "execute_code", "code": refused}));
+    assert_eq!(answer["blockedSyscalls"], json!(["unshare"]), "{answer}");
+    assert!(session.ok(&json!({"type": "execute_code", "code": "import ctypes"}))["blockedSyscalls"].is_null(), "the control");
 }
 
 impl Session<'_> {

@@ -291,7 +291,10 @@ mod tests {
         let (report, failure) = end(0, told);
         assert_eq!((report.blocked_syscalls, failure), (names, None), "a success stays one");
         let (report, failure) = end(3 << 8, vec![100_000]);
-        assert_eq!((report.blocked_syscalls, failure.map(|failure| failure.message)), (None, Some("the program ended with exit code 3".into())));
+        assert_eq!(
+            (report.blocked_syscalls, failure.map(|failure| failure.message)),
+            (None, Some("the program ended with exit code 3".into()))
+        );
     }
 
     #[test]

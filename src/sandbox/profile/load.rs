@@ -12,8 +12,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::{Notifying, Profile};
 use super::file::{FieldError, ProfileFile};
+use super::{Notifying, Profile};
 use crate::seccomp::compile::{CompileError, compile};
 use crate::seccomp::floor::{self, Breach};
 use crate::seccomp::model::SeccompProfile;
