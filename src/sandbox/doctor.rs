@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use super::cgroups::{CgroupTree, V2Entry};
 use super::enforcement::WallStatus;
-use super::host::{HostFacts, UserNamespaces};
+use super::host::{HostFacts, SeccompListener, UserNamespaces};
 use super::spec::Limits;
 use super::state::ServerId;
 use super::uid_ranges::UidRanges;
 use crate::id::EnvironmentId;
 use crate::sys::probe;
+use crate::sys::seccomp::Waiting;
 use crate::sys::trial::{self, IdMap, Namespace, Refusal};
 
 /// One row of the report.
@@ -170,6 +171,7 @@ fn wall_checks(facts: &HostFacts, ids: &IdMap) -> Vec<Check> {
         landlock.cause = format!("ABI {}", facts.landlock_abi);
     }
     checks.push(landlock);
+    checks.push(listener_check(facts));
     if let (true, IdMap::Range { start, count }) = (facts.root, ids) {
         let mount = trial::try_id_mapped_mount(Path::new("/usr"), *start, *count);
         checks.push(judge(
@@ -180,6 +182,23 @@ fn wall_checks(facts: &HostFacts, ids: &IdMap) -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Tried when the facts were asked for.
+fn listener_check(facts: &HostFacts) -> Check {
+    let name = "seccomp listener";
+    match &facts.seccomp_listener {
+        SeccompListener::Offered(Waiting::Killable) => ok(name, "refused calls are named in results"),
+        SeccompListener::Offered(Waiting::Interruptible) => {
+            ok(name, "refused calls are named in results; signals interrupt the wait")
+        }
+        SeccompListener::Missing(cause) => Check {
+            name: name.into(),
+            state: CheckState::Degraded,
+            cause: format!("refused calls stay refused, but are not named in results: {cause}"),
+            mend: "run Linux 5.0 or newer, outside of a container whose engine listens to its system calls".into(),
+        },
+    }
 }
 
 /// Makes a session's groups with limits and removes them again.

@@ -56,16 +56,23 @@ fn limits() -> Limits {
     }
 }
 
-fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -> Compiled {
-    let limits = limits();
-    compile(&Spec {
+fn kernel(landlock_abi: u32) -> Kernel {
+    Kernel { time_namespace: true, landlock_abi, listener: Some(Waiting::Killable), version: (6, 18) }
+}
+
+fn spec<'a>(profile: &'a Profile, limits: &'a Limits, ids: Ids, cgroup: Placement, kernel: Kernel) -> Spec<'a> {
+    Spec {
         profile,
-        limits: &limits,
+        limits,
         root: Root { lower: PathBuf::from("/images/host"), binds: vec![(PathBuf::from("/usr"), "/usr".into())] },
         ids,
         cgroup,
-        kernel: Kernel { time_namespace: true, landlock_abi, listener: Some(Waiting::Killable), version: (6, 18) },
-    })
+        kernel,
+    }
+}
+
+fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -> Compiled {
+    compile(&spec(profile, &limits(), ids, cgroup, kernel(landlock_abi)))
 }
 
 fn placed() -> Placement {
@@ -153,4 +160,24 @@ fn what_the_host_lacks_is_told_and_not_hidden() {
     );
     assert!(poor.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
     assert!(!full.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
+}
+
+#[test]
+fn without_a_listener_the_plain_filters_are_installed_and_enforcement_says_so() {
+    let overlay = profile(RootFilesystem::Overlay, Network::Loopback);
+    let filters = |compiled: &Compiled| -> Vec<ProgramStep> {
+        compiled.plan.program.iter().filter(|step| step.wall() == "seccomp").cloned().collect()
+    };
+    let detail = |compiled: &Compiled| {
+        let row = compiled.walls.iter().find(|row| row.name == "seccomp").expect("a row for every wall");
+        (row.state, row.detail.clone())
+    };
+    let told = compiled(&overlay, RANGE, placed(), 7);
+    assert!(matches!(filters(&told)[..], [ProgramStep::SeccompListener { .. }, ProgramStep::Seccomp(_)]));
+    assert_eq!(detail(&told), (WallStatus::Enforced, "2 stacked filters; refused calls are named in `blockedSyscalls`".into()));
+    let limits = limits();
+    let spec = spec(&overlay, &limits, RANGE, placed(), Kernel { listener: None, ..kernel(7) });
+    let untold = compile(&spec);
+    assert_eq!(filters(&untold), overlay.seccomp.iter().cloned().map(ProgramStep::Seccomp).collect::<Vec<_>>());
+    assert!(detail(&untold).1.contains("not named: the host offers no listener"), "{:?}", detail(&untold));
 }

@@ -76,12 +76,11 @@ fn answer(number: u32, call: &Call, arch: Arch) -> Result<BpfProgram, BackendErr
     let rest = match call.fallback {
         Some(fallback) if is_told(fallback) => {
             let exempted = backend_rules(call.exemptions(fallback))?;
-            match exempted.is_empty() {
-                true => dispatch::give(NOTIFY),
-                false => {
-                    let judged = dispatch::judge(number, exempted, [&SeccompAction::Allow, &NEXT], backend_arch(arch))?;
-                    dispatch::go_on_instead(judged, u32::from(NEXT), dispatch::give(NOTIFY))
-                }
+            if exempted.is_empty() {
+                dispatch::give(NOTIFY)
+            } else {
+                let judged = dispatch::judge(number, exempted, [&SeccompAction::Allow, &NEXT], backend_arch(arch))?;
+                dispatch::go_on_instead(judged, u32::from(NEXT), dispatch::give(NOTIFY))
             }
         }
         Some(_) | None => dispatch::give(u32::from(SeccompAction::Allow)),

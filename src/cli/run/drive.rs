@@ -136,8 +136,9 @@ async fn forward(mut input: mpsc::Receiver<Vec<u8>>, control: mpsc::Sender<Contr
 
 /// Tells of a bad end in words where the program could not, and gives the exit code.
 fn verdict(result: &CommandResult) -> u8 {
+    let refused = matches!(&result.output, Some(CommandOutput::Execution(report)) if report.blocked_syscalls.is_some());
     if let Some(failure) = &result.failure
-        && failure.kind != FailureKind::NonzeroExit
+        && (failure.kind != FailureKind::NonzeroExit || refused)
     {
         note(&format!("error: {}\n", failure.message));
     }
