@@ -54,11 +54,13 @@ impl Reaper {
             .filter_map(|running| running.watch.waits_on())
     }
 
-    /// Takes what poll found for each of [`Self::waits_on`], in that order. One that has ended may have descendants yet.
-    pub fn hear(&mut self, events: impl Iterator<Item = PollFlags>) {
+    /// Takes what poll found for each of [`Self::waits_on`], in that order; gives the calls that were refused to an execution for
+    /// the first time. One that has ended may have descendants yet.
+    pub fn hear(&mut self, events: impl Iterator<Item = PollFlags>) -> Vec<(Tag, u32)> {
         let running = self.running.values_mut().chain(self.ended.iter_mut().map(|(running, _)| running));
-        let watches = running.map(|running| &mut running.watch).filter(|watch| watch.waits_on().is_some());
-        watches.zip(events).filter(|(_, events)| !events.is_empty()).for_each(|(watch, events)| watch.hear(events));
+        let heard = running.filter(|running| running.watch.waits_on().is_some()).zip(events);
+        let told = heard.filter(|(_, events)| !events.is_empty());
+        told.filter_map(|(running, events)| Some((running.execution, running.watch.hear(events)?))).collect()
     }
 
     /// Signals the process group of a program; one that has ended is passed over.

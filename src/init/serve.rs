@@ -78,7 +78,9 @@ impl Init<'_> {
             Err(errno) => return Err(CallError { call: "poll", errno }.into()),
         }
         let events: Vec<PollFlags> = waits.iter().map(PollFd::revents).collect();
-        self.reaper.hear(events[own.len()..].iter().copied());
+        for (execution, number) in self.reaper.hear(events[own.len()..].iter().copied()) {
+            self.send(&InitMessage::Blocked { execution, number })?;
+        }
         Ok(Ready { request: !events[0].is_empty(), child: !events[1].is_empty() })
     }
 

@@ -62,13 +62,13 @@ impl Watch {
         }
     }
 
-    /// Does one thing that `events` of [`Self::waits_on`] announce.
-    pub fn hear(&mut self, events: PollFlags) {
+    /// Does one thing that `events` of [`Self::waits_on`] announce; the number of a call that was not refused before.
+    pub fn hear(&mut self, events: PollFlags) -> Option<u32> {
         match &self.hearing {
             Hearing::Child => self.hear_child(),
             Hearing::Calls(listener) if events.contains(PollFlags::IN) => match answer(listener.as_fd(), self.errno) {
                 Ok(Some(number)) if self.blocked.len() < KINDS_MAX => {
-                    self.blocked.insert(number);
+                    return self.blocked.insert(number).then_some(number);
                 }
                 Ok(_) => {}
                 Err(_) => self.hearing = Hearing::Nothing,
@@ -77,6 +77,7 @@ impl Watch {
             Hearing::Calls(_) if events.intersects(PollFlags::HUP | PollFlags::NVAL) => self.hearing = Hearing::Nothing,
             Hearing::Calls(_) | Hearing::Nothing => {}
         }
+        None
     }
 
     /// Takes one message of the child, if there is one.

@@ -101,6 +101,13 @@ pub enum InitMessage {
         /// How.
         end: ProgramEnd,
     },
+    /// A program was refused a system call; said once for each number, before its end.
+    Blocked {
+        /// Which program.
+        execution: Tag,
+        /// The number of the call.
+        number: u32,
+    },
     /// A file command is done.
     FileDone(Tag, Result<FileReply, FileError>),
 }

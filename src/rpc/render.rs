@@ -306,7 +306,13 @@ fn enforcement(enforcement: Enforcement) -> WireEnforcement {
     WireEnforcement {
         walls: enforcement.walls.into_iter().map(wall).collect(),
         limits: enforcement.limits.into_iter().map(wall).collect(),
-        profile: WireProfile { name: profile.name, version: profile.version, sha256: profile.sha256 },
+        profile: WireProfile {
+            name: profile.name,
+            version: profile.version,
+            sha256: profile.sha256,
+            seccomp_sha256: profile.seccomp_sha256,
+            bpf_sha256: profile.bpf_sha256,
+        },
         rootless: enforcement.rootless,
     }
 }

@@ -90,7 +90,7 @@ fn view() -> SessionView {
         timeout_max: Duration::from_secs(300),
         open_files: 64,
     };
-    let profile = ProfileIdentity { name: "default".into(), version: "1".into(), sha256: String::new() };
+    let profile = ProfileIdentity { name: "default".into(), version: "1".into(), ..ProfileIdentity::default() };
     SessionView {
         session_id: SessionId::from_client(SESSION),
         environment_id: EnvironmentId::from_client("env_1"),

@@ -111,6 +111,8 @@ pub trait Runtime: Send + Sync {
 pub trait OutputSink: Send + Sync {
     /// The program has been started.
     fn started(&self);
+    /// A system call was refused to the program or a descendant; told once for each name.
+    fn blocked(&self, _syscall: &'static str) {}
     /// Bytes of one stream, in order. The answer says whether the program may go on.
     fn write(&self, stream: Stream, data: &[u8]) -> OutputVerdict;
 }

@@ -41,7 +41,8 @@ pub enum WallStatus {
 }
 
 /// Which profile is in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ProfileIdentity {
     /// `strict`, `default`, `permissive` or the operator's.
     pub name: String,
@@ -49,4 +50,8 @@ pub struct ProfileIdentity {
     pub version: String,
     /// Of the profile file followed by its seccomp file, hexadecimal.
     pub sha256: String,
+    /// Of its seccomp file alone.
+    pub seccomp_sha256: String,
+    /// Of the filters that programs get, in the order they are installed.
+    pub bpf_sha256: String,
 }

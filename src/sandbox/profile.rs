@@ -14,6 +14,9 @@ use std::time::Duration;
 
 pub use load::{ProfileError, Profiles};
 
+use super::enforcement::ProfileIdentity;
+use crate::sys::seccomp::Waiting;
+
 /// A named set of walls, seccomp filters and default limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
@@ -23,6 +26,8 @@ pub struct Profile {
     pub version: String,
     /// Of the profile file followed by its seccomp file, hexadecimal.
     pub sha256: String,
+    /// Of its seccomp file alone, hexadecimal.
+    pub seccomp_sha256: String,
     /// Uid and gid of programs inside the session (65534, 1000, 0).
     pub uid: u32,
     /// Group of programs.
@@ -38,6 +43,8 @@ pub struct Profile {
     pub seccomp: Vec<Vec<u8>>,
     /// The same for programs that have a listener; absent when the profile refuses nothing that could be told.
     pub notifying: Option<Notifying>,
+    /// Of the filters of `seccomp`, in order, hexadecimal.
+    pub bpf_sha256: String,
     /// What a request that names no limits gets.
     pub defaults: ProfileLimits,
     /// The most a request may ask for.
@@ -53,6 +60,22 @@ pub struct Notifying {
     pub errno: u16,
     /// Installed after it, in this order.
     pub others: Vec<Vec<u8>>,
+    /// Of `filter` and `others`, in order, hexadecimal.
+    pub bpf_sha256: String,
+}
+
+impl Profile {
+    /// Which profile it is, for programs that have a listener or can't have one.
+    pub fn identity(&self, listener: Option<Waiting>) -> ProfileIdentity {
+        let notifying = listener.and(self.notifying.as_ref());
+        ProfileIdentity {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            sha256: self.sha256.clone(),
+            seccomp_sha256: self.seccomp_sha256.clone(),
+            bpf_sha256: notifying.map_or(&self.bpf_sha256, |notifying| &notifying.bpf_sha256).clone(),
+        }
+    }
 }
 
 /// How `/` is built.

@@ -178,6 +178,11 @@ pub enum StreamEvent {
         /// How many.
         bytes: u64,
     },
+    /// A system call was refused; once for each call of an execution.
+    Blocked {
+        /// Its name.
+        syscall: &'static str,
+    },
     /// The end.
     Exited(Box<CommandResult>),
 }

@@ -12,6 +12,7 @@ pub mod manager;
 pub mod sources;
 
 mod admission;
+mod audit;
 mod book;
 mod cause;
 mod execution;

@@ -53,6 +53,8 @@ fn profile() -> Profile {
         name: "default".into(),
         version: "1".into(),
         sha256: String::new(),
+        seccomp_sha256: String::new(),
+        bpf_sha256: String::new(),
         uid: 1000,
         gid: 1000,
         capabilities: vec![],
@@ -240,7 +242,7 @@ impl Instance for EchoInstance {
         })
     }
     fn enforcement(&self) -> Enforcement {
-        let profile = ProfileIdentity { name: String::new(), version: String::new(), sha256: String::new() };
+        let profile = ProfileIdentity::default();
         Enforcement { walls: vec![], limits: vec![], profile, rootless: true }
     }
     fn usage(&self) -> Usage {

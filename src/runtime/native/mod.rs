@@ -27,7 +27,7 @@ use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
 use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
 use crate::sandbox::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
-use crate::sandbox::enforcement::{Enforcement, ProfileIdentity, WallState, WallStatus};
+use crate::sandbox::enforcement::{Enforcement, WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
 use crate::sandbox::uid_ranges::UidRanges;
@@ -216,15 +216,10 @@ impl NativeRuntime {
             CreateFailure::ControlLost => SandboxError::Busy { cause: "no descriptor was left for its control socket".into() },
             CreateFailure::LauncherGone => launcher_gone(),
         })?;
-        let profile = &config.profile;
         let enforcement = Enforcement {
             walls: compiled.walls,
             limits,
-            profile: ProfileIdentity {
-                name: profile.name.clone(),
-                version: profile.version.clone(),
-                sha256: profile.sha256.clone(),
-            },
+            profile: config.profile.identity(self.parts.host.seccomp_listener.waiting()),
             rootless: !self.parts.host.root,
         };
         let Launched { tag, control, gone } = launched;

@@ -3,6 +3,7 @@
 //! Invariants: the program never waits for a reader; the answer comes when it and all its descendants have ended, not when a
 //! pipe closes; dropping the future ends the program.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -15,8 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::command::{Control, Stdin, Stream};
 use crate::plan::messages::{ExecuteRequest, ProgramEnd, Tag};
 use crate::runtime::{OutputSink, OutputVerdict};
+use crate::seccomp::Arch;
 
-use super::control::{Gone, InitClient};
+use super::control::{Execution, Gone, InitClient};
 
 /// How long a program and its descendants may take to die before their sandbox is taken for stuck: more than init takes for a
 /// file command, which it finishes first.
@@ -83,7 +85,7 @@ pub async fn drive(
 ) -> Result<Driven, DriveError> {
     let Program { request, stdin, timeout } = program;
     let (ours, theirs) = Pipes::make(stdin).map_err(DriveError::Pipes)?;
-    let (tag, end) = init.execute(request, &theirs).await?;
+    let Execution { tag, end, blocked } = init.execute(request, &theirs).await?;
     drop(theirs);
     sink.started();
     let guard = EndOnDrop { init, tag, armed: true };
@@ -93,12 +95,19 @@ pub async fn drive(
         pipes: ours,
         sink,
         ended_by: EndedBy::Itself,
+        blocked: Blocked { numbers: blocked, told: BTreeSet::new() },
         buffer: vec![0; CHUNK_BYTES],
         deadline: Instant::now() + timeout,
     };
     let end = drive.until_end(end, control).await?;
     guard.disarm();
     drive.drain();
+    while let Ok(number) = drive.blocked.numbers.try_recv() {
+        drive.blocked.tell(number, sink);
+    }
+    if let ProgramEnd::Ran { blocked, .. } = &end {
+        blocked.iter().for_each(|number| drive.blocked.tell(*number, sink));
+    }
     Ok(Driven { end, ended_by: drive.ended_by })
 }
 
@@ -108,6 +117,7 @@ struct Drive<'a> {
     pipes: Pipes,
     sink: &'a dyn OutputSink,
     ended_by: EndedBy,
+    blocked: Blocked,
     buffer: Vec<u8>,
     deadline: Instant,
 }
@@ -129,6 +139,7 @@ impl Drive<'_> {
                     Some(command) => self.control(command).await?,
                     None => listening = false,
                 },
+                Some(number) = self.blocked.numbers.recv() => self.blocked.tell(number, self.sink),
                 () = sleep_until(self.deadline) => match self.ended_by {
                     EndedBy::Itself => self.end(EndedBy::Timeout).await?,
                     EndedBy::Timeout | EndedBy::Cancel | EndedBy::Output => return Err(Gone),
@@ -188,6 +199,22 @@ impl Drive<'_> {
                     self.sink.write(stream, bytes);
                 });
             }
+        }
+    }
+}
+
+/// Refused calls, each told once. Init is not believed: there are no more names than system calls.
+struct Blocked {
+    numbers: mpsc::Receiver<u32>,
+    told: BTreeSet<&'static str>,
+}
+
+impl Blocked {
+    fn tell(&mut self, number: u32, sink: &dyn OutputSink) {
+        if let Some(name) = Arch::native().and_then(|arch| arch.name(number))
+            && self.told.insert(name)
+        {
+            sink.blocked(name);
         }
     }
 }

@@ -250,7 +250,9 @@ fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Pro
     let filters = compile(&resolved).map_err(failed)?;
     let notifying = notifying_filters(&resolved).map_err(failed)?;
     Ok(Profile {
-        sha256: digest(text, seccomp),
+        sha256: digest([text, seccomp]),
+        seccomp_sha256: digest([seccomp]),
+        bpf_sha256: digest(&filters),
         uid: file.uid,
         gid: file.gid,
         root_filesystem: file.root_filesystem.into(),
@@ -267,8 +269,10 @@ fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Pro
 
 fn notifying_filters(resolved: &Resolved) -> Result<Option<Notifying>, CompileError> {
     let Some(told) = notify::notifying(resolved) else { return Ok(None) };
-    let mut filters = compile(&told)?.into_iter();
-    Ok(filters.next().map(|filter| Notifying { filter, errno: notify::ERRNO, others: filters.collect() }))
+    let filters = compile(&told)?;
+    let bpf_sha256 = digest(&filters);
+    let mut filters = filters.into_iter();
+    Ok(filters.next().map(|filter| Notifying { filter, errno: notify::ERRNO, others: filters.collect(), bpf_sha256 }))
 }
 
 fn resolve_for(file: &ProfileFile, seccomp: &str, host: Host) -> Result<Resolved, ProfileError> {
@@ -281,9 +285,10 @@ fn resolve_for(file: &ProfileFile, seccomp: &str, host: Host) -> Result<Resolved
     Ok(resolved)
 }
 
-fn digest(text: &str, seccomp: &str) -> String {
+/// Of the parts one after the other, hexadecimal.
+fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
     use std::fmt::Write as _;
-    let bytes = Sha256::new().chain_update(text).chain_update(seccomp).finalize();
+    let bytes = parts.into_iter().fold(Sha256::new(), Sha256::chain_update).finalize();
     bytes.iter().fold(String::with_capacity(64), |mut hexadecimal, byte| {
         // Writing to a String has no way to fail.
         write!(hexadecimal, "{byte:02x}").unwrap_or_default();

@@ -39,7 +39,7 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
 /// The filter with the listener comes first: handing the listener over is a call that a later filter may refuse.
 fn filters(draft: &mut Draft, spec: &Spec<'_>) {
     let (told, others) = match (&spec.profile.notifying, spec.kernel.listener) {
-        (Some(Notifying { filter, errno, others }), Some(waiting)) => {
+        (Some(Notifying { filter, errno, others, .. }), Some(waiting)) => {
             draft.program.push(ProgramStep::SeccompListener { filter: filter.clone(), errno: i32::from(*errno), waiting });
             ("refused calls are named in `blockedSyscalls`", others)
         }

@@ -17,7 +17,7 @@ use crate::language::Language;
 use crate::runtime::features::Features;
 use crate::runtime::registry::Registry;
 use crate::runtime::*;
-use crate::sandbox::enforcement::{Enforcement, ProfileIdentity};
+use crate::sandbox::enforcement::Enforcement;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::{Network, Profile, ProfileLimits, RootFilesystem};
 use crate::sandbox::spec::Limits;
@@ -229,11 +229,7 @@ impl Instance for SimulatedInstance {
         .boxed()
     }
     fn enforcement(&self) -> Enforcement {
-        let profile = ProfileIdentity {
-            name: self.config.profile.name.clone(),
-            version: self.config.profile.version.clone(),
-            sha256: self.config.profile.sha256.clone(),
-        };
+        let profile = self.config.profile.identity(None);
         Enforcement { walls: Vec::new(), limits: Vec::new(), profile, rootless: true }
     }
     fn usage(&self) -> Usage {
@@ -314,6 +310,8 @@ pub(crate) fn profile() -> Profile {
         name: "default".into(),
         version: "1".into(),
         sha256: "00".into(),
+        seccomp_sha256: String::new(),
+        bpf_sha256: String::new(),
         uid: 1000,
         gid: 1000,
         capabilities: Vec::new(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::PROFILES;
+use crate::support::http::request;
 use crate::support::{Feature, Session, Setup, eventually, host, page, python};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
@@ -15,6 +16,10 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         &[
             ("calls that a profile refuses are named in the result, and a program without any has no such field", named),
             ("refused calls of threads, children and descendants that left the session of processes are named", descendants),
+            (
+                "a stream tells of a refused call while the program runs, once; metrics and the audit log have it too",
+                told_at_once,
+            ),
             ("a flood of refused calls starves neither file commands nor executions nor another session", flood),
             ("signals in the middle of a refused call leave it refused, and with SA_RESTART are not seen", signals),
             ("a program that is killed in the middle of a refused call leaves init as it was", killed_while_waiting),
@@ -74,8 +79,15 @@ fn named() {
             (vec!["umount2"], &json!(true)),
             "{profile}: of this execution alone"
         );
-        let late = session.fails(&json!({"type": "execute_code", "code": python::probe(&format!("{CALLS}\nunshare()\nwhile True: pass")), "timeoutSeconds": 2}), "timeout");
-        assert_eq!(names(&late), ["unshare"], "{profile}: whatever ended it");
+        let (subscription, execution) = session.stream(&command("unshare()\nprint('refused', flush=True)\nwhile True: pass"));
+        while session.client.event(&subscription).expect("it prints")["type"] != "stdout" {}
+        session.client.ok("session.cancel", &json!({"sessionId": session.id, "executionId": execution}));
+        let ended = session.client.events(&subscription).pop().expect("exited");
+        assert_eq!(
+            (names(&ended["result"]), &ended["result"]["errorKind"]),
+            (vec!["unshare"], &json!("cancelled")),
+            "{profile}: whatever ended it"
+        );
         let sockets = "import socket\nsocket.socket(socket.AF_UNIX).close()\nprint(errno_of(_libc.socket, 38, 5, 0))";
         assert_eq!(names(&session.execute(&command(sockets))), ["socket"], "{profile}: refused for its arguments");
         assert_eq!(names(&session.program("true", &[])), Vec::<&str>::new());
@@ -106,6 +118,35 @@ while not os.path.exists("done"): time.sleep(0.01)"#;
         session.execute(&json!({"type": "execute_shell", "commandName": "sleep", "args": ["5555"], "background": true}));
     assert_eq!(names(&session.execute(&command("print(1)"))).len(), 0, "another execution's calls are not this one's");
     session.client.ok("session.cancel", &json!({"sessionId": session.id, "executionId": background["executionId"]}));
+}
+
+fn told_at_once() {
+    host().need(Feature::Python);
+    let server = Setup::plain().shared();
+    let mut session = session(&server, "default");
+    let profile = &session.created["enforcement"]["profile"];
+    for field in ["sha256", "seccompSha256", "bpfSha256"] {
+        assert_eq!(profile[field].as_str().map(str::len), Some(64), "{field}: {profile}");
+    }
+    let digest = profile["bpfSha256"].as_str().expect("text").to_owned();
+    let code = python::probe(&format!("{CALLS}\nfor n in range(50): umount()\nsys.stdin.readline()\nprint('went on')"));
+    let (subscription, execution) = session.stream(&json!({"type": "execute_code", "language": "python", "code": code}));
+    let event = session.client.event(&subscription).expect("the program waits for its input, so no other event comes");
+    assert_eq!(event, json!({"type": "blocked", "executionId": execution, "syscall": "umount2"}));
+    session.client.ok("session.input", &json!({"sessionId": session.id, "executionId": execution, "data": "\n", "eof": true}));
+    let rest = session.client.events(&subscription);
+    assert!(rest.iter().all(|event| event["type"] != "blocked"), "told once: {rest:?}");
+    let last = rest.last().expect("exited");
+    assert_eq!((&last["result"]["result"]["blockedSyscalls"], &last["result"]["success"]), (&json!(["umount2"]), &json!(true)));
+    let token = format!("Bearer {}", server.token);
+    let metrics = request(server.address, "/metrics", &[("Authorization", &token)], None).body;
+    assert!(metrics.contains("codebeaker_blocked_syscalls_total{syscall=\"umount2\"}"), "{metrics}");
+    let log = server.log();
+    let has = |words: &[&str]| log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(has(&["codebeaker::audit", "system call blocked", "umount2", execution.as_str(), session.id.as_str()]), "{log}");
+    assert!(has(&["codebeaker::audit", "session created", digest.as_str(), session.id.as_str()]), "the profile is in the log");
+    let quiet = session.stream(&json!({"type": "execute_code", "language": "python", "code": "print(1)", "stdin": ""})).0;
+    assert!(session.client.events(&quiet).iter().all(|event| event["type"] != "blocked"), "the control");
 }
 
 fn flood() {
