@@ -96,7 +96,11 @@ fn load_languages(config: &Config) -> Result<Arc<Languages>, CliError> {
 }
 
 fn load_profiles(config: &Config) -> Result<Arc<Profiles>, CliError> {
-    Profiles::load(config.sandbox.profile_dir.as_deref()).map(Arc::new).map_err(|error| failed(&error))
+    let profiles = Profiles::load(config.sandbox.profile_dir.as_deref()).map_err(|error| failed(&error))?;
+    for name in profiles.auditing() {
+        tracing::warn!(profile = name, "this profile audits only: calls against it are let through, so it is no wall");
+    }
+    Ok(Arc::new(profiles))
 }
 
 /// Starts the launcher; `server` names the groups this process makes.

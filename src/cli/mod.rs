@@ -138,7 +138,7 @@ fn carry_out(cli: Cli) -> ExitCode {
         Call::Doctor(args) => {
             let format = if args.json { output::OutputFormat::Json } else { args.format.format };
             return match common.load() {
-                Ok(loaded) => doctor::run(format, &loaded.config.state_dir),
+                Ok(loaded) => doctor::run(format, &loaded.config.state_dir, loaded.config.sandbox.profile_dir.as_deref()),
                 Err(error) => error.report(),
             };
         }

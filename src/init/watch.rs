@@ -1,14 +1,14 @@
 //! What init hears of one program: its listener, why it could not start, and which calls were refused to it.
 //!
-//! Invariants: every call that reaches a listener is refused with the plan's errno, whatever it is; nothing here waits; and what
-//! one turn of init's loop does for one program is one notice. When the listener is closed, the kernel refuses with ENOSYS.
+//! Invariants: every call that reaches a listener gets the plan's one answer, whatever it is; nothing here waits; and what one turn
+//! of init's loop does for one program is one notice. When the listener is closed, the kernel refuses with ENOSYS.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::PollFlags;
 
-use crate::plan::ProgramStep;
+use crate::plan::{ListenerAnswer, ProgramStep};
 use crate::sys::seccomp;
 use crate::sys::socket::{self, Wait};
 
@@ -27,7 +27,7 @@ pub struct Watch {
     /// The child's end is closed by its exec.
     socket: OwnedFd,
     hearing: Hearing,
-    errno: i32,
+    answer: ListenerAnswer,
     failure: Option<[u8; FAILURE_BYTES]>,
     blocked: BTreeSet<u32>,
 }
@@ -48,9 +48,15 @@ impl Watch {
     pub fn new(socket: OwnedFd, steps: &[ProgramStep]) -> Self {
         let listener = steps
             .iter()
-            .find_map(|step| if let ProgramStep::SeccompListener { errno, .. } = step { Some(*errno) } else { None });
+            .find_map(|step| if let ProgramStep::SeccompListener { answer, .. } = step { Some(*answer) } else { None });
         let hearing = if listener.is_some() { Hearing::Child } else { Hearing::Nothing };
-        Self { socket, hearing, errno: listener.unwrap_or(libc::EPERM), failure: None, blocked: BTreeSet::new() }
+        Self {
+            socket,
+            hearing,
+            answer: listener.unwrap_or(ListenerAnswer::Refuse(libc::EPERM)),
+            failure: None,
+            blocked: BTreeSet::new(),
+        }
     }
 
     /// What to poll for input.
@@ -66,7 +72,7 @@ impl Watch {
     pub fn hear(&mut self, events: PollFlags) -> Option<u32> {
         match &self.hearing {
             Hearing::Child => self.hear_child(),
-            Hearing::Calls(listener) if events.contains(PollFlags::IN) => match answer(listener.as_fd(), self.errno) {
+            Hearing::Calls(listener) if events.contains(PollFlags::IN) => match answer(listener.as_fd(), self.answer) {
                 Ok(Some(number)) if self.blocked.len() < KINDS_MAX => {
                     return self.blocked.insert(number).then_some(number);
                 }
@@ -106,9 +112,12 @@ impl Watch {
     }
 }
 
-/// The number of a call that waited and is refused now; none when it is gone.
-fn answer(listener: BorrowedFd<'_>, errno: i32) -> Result<Option<u32>, crate::sys::CallError> {
+/// The number of a call that waited and is answered now; none when it is gone.
+fn answer(listener: BorrowedFd<'_>, answer: ListenerAnswer) -> Result<Option<u32>, crate::sys::CallError> {
     let Some(notice) = seccomp::next_notice(listener)? else { return Ok(None) };
-    seccomp::refuse(listener, notice, errno)?;
+    match answer {
+        ListenerAnswer::Refuse(errno) => seccomp::refuse(listener, notice, errno)?,
+        ListenerAnswer::LetGo => seccomp::let_go(listener, notice)?,
+    }
     Ok(Some(notice.number))
 }

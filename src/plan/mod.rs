@@ -253,18 +253,27 @@ pub enum ProgramStep {
     NoNewPrivs,
     /// Apply the rule set made by `Step::LandlockRules`.
     Landlock,
-    /// Install a filter whose refusals init is told of and answers: the listener goes to init before anything else happens.
+    /// Install a filter that hands calls to init, which answers them: the listener goes to init before anything else happens.
     SeccompListener {
         /// An array of `struct sock_filter`.
         #[serde(with = "serde_bytes")]
         filter: Vec<u8>,
-        /// What init answers to every refused call.
-        errno: i32,
+        /// What init answers to every call that it is told of.
+        answer: ListenerAnswer,
         /// How a program waits for that.
         waiting: Waiting,
     },
     /// Install a filter: an array of `struct sock_filter`.
     Seccomp(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+/// What init says to a call that waits for its listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ListenerAnswer {
+    /// It fails with this errno.
+    Refuse(i32),
+    /// It runs: the profile only audits.
+    LetGo,
 }
 
 /// A step that could not be done.

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::sys::error::describe;
 use crate::sys::seccomp::Waiting;
 
-use super::{Missing, OutsideStep, Place, Plan, ProgramStep, Step};
+use super::{ListenerAnswer, Missing, OutsideStep, Place, Plan, ProgramStep, Step};
 
 /// The namespaces in the order they are named.
 pub const NAMESPACES: [(u64, &str); 8] = [
@@ -194,13 +194,21 @@ impl fmt::Display for ProgramStep {
             Self::DieWithInit => f.write_str("die with init"),
             Self::NoNewPrivs => f.write_str("no_new_privs"),
             Self::Landlock => f.write_str("apply the file rules"),
-            Self::SeccompListener { filter, errno, waiting } => {
+            Self::SeccompListener { filter, answer, waiting } => {
                 let waiting = match waiting {
                     Waiting::Killable => "killable",
                     Waiting::Interruptible => "interruptible",
                 };
-                write!(f, "filter of {} instructions, its refusals told to init, which answers ", filter.len() / 8)?;
-                write!(f, "{}; the wait is {waiting}", describe(*errno))
+                write!(f, "filter of {} instructions, ", filter.len() / 8)?;
+                match answer {
+                    ListenerAnswer::Refuse(errno) => {
+                        write!(f, "its refusals told to init, which answers {}", describe(*errno))?;
+                    }
+                    ListenerAnswer::LetGo => {
+                        f.write_str("AUDIT ONLY: what it would refuse is told to init, which lets it go on")?
+                    }
+                }
+                write!(f, "; the wait is {waiting}")
             }
             Self::Seccomp(program) => write!(f, "filter of {} instructions", program.len() / 8),
         }

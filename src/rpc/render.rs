@@ -310,6 +310,7 @@ fn enforcement(enforcement: Enforcement) -> WireEnforcement {
             name: profile.name,
             version: profile.version,
             sha256: profile.sha256,
+            audit_only: profile.audit_only,
             seccomp_sha256: profile.seccomp_sha256,
             bpf_sha256: profile.bpf_sha256,
         },

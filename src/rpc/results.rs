@@ -217,6 +217,7 @@ pub struct WireProfile {
     pub name: String,
     pub version: String,
     pub sha256: String,
+    pub audit_only: bool,
     pub seccomp_sha256: String,
     pub bpf_sha256: String,
 }

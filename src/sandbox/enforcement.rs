@@ -50,6 +50,8 @@ pub struct ProfileIdentity {
     pub version: String,
     /// Of the profile file followed by its seccomp file, hexadecimal.
     pub sha256: String,
+    /// What it refuses is let through and told, but for what no profile may open.
+    pub audit_only: bool,
     /// Of its seccomp file alone.
     pub seccomp_sha256: String,
     /// Of the filters that programs get, in the order they are installed.

@@ -15,6 +15,7 @@ use std::time::Duration;
 pub use load::{ProfileError, Profiles};
 
 use super::enforcement::ProfileIdentity;
+use crate::plan::ListenerAnswer;
 use crate::sys::seccomp::Waiting;
 
 /// A named set of walls, seccomp filters and default limits.
@@ -51,17 +52,28 @@ pub struct Profile {
     pub maximum: ProfileLimits,
 }
 
-/// Filters that decide as [`Profile::seccomp`] does, with the refused calls told to a listener.
+/// Filters that decide as [`Profile::seccomp`] does, with the refused calls told to a listener. In a profile that audits the listener
+/// lets them go on; where there is none, `Profile::seccomp` refuses them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notifying {
     /// The one that tells; installed first, with the listener.
     pub filter: Vec<u8>,
     /// What the listener must answer.
-    pub errno: u16,
+    pub answer: ListenerAnswer,
     /// Installed after it, in this order.
     pub others: Vec<Vec<u8>>,
     /// Of `filter` and `others`, in order, hexadecimal.
     pub bpf_sha256: String,
+}
+
+impl Notifying {
+    /// True when they refuse nothing but what no profile may open.
+    pub fn lets_go(&self) -> bool {
+        match self.answer {
+            ListenerAnswer::LetGo => true,
+            ListenerAnswer::Refuse(_) => false,
+        }
+    }
 }
 
 impl Profile {
@@ -73,6 +85,7 @@ impl Profile {
             version: self.version.clone(),
             sha256: self.sha256.clone(),
             seccomp_sha256: self.seccomp_sha256.clone(),
+            audit_only: notifying.is_some_and(Notifying::lets_go),
             bpf_sha256: notifying.map_or(&self.bpf_sha256, |notifying| &notifying.bpf_sha256).clone(),
         }
     }

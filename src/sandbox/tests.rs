@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::plan::{Plan, ProgramStep, Step};
+use crate::plan::{ListenerAnswer, Plan, ProgramStep, Step};
 use crate::sys::seccomp::Waiting;
 
 use super::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
@@ -36,7 +36,12 @@ fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
         root_filesystem,
         network,
         seccomp: vec![vec![0; 16], vec![0; 8]],
-        notifying: Some(Notifying { filter: vec![0; 32], errno: 1, others: vec![vec![0; 24]], bpf_sha256: String::new() }),
+        notifying: Some(Notifying {
+            filter: vec![0; 32],
+            answer: ListenerAnswer::Refuse(1),
+            others: vec![vec![0; 24]],
+            bpf_sha256: String::new(),
+        }),
         defaults: limits.clone(),
         maximum: limits,
     }
@@ -182,4 +187,18 @@ fn without_a_listener_the_plain_filters_are_installed_and_enforcement_says_so() 
     let untold = compile(&spec);
     assert_eq!(filters(&untold), overlay.seccomp.iter().cloned().map(ProgramStep::Seccomp).collect::<Vec<_>>());
     assert!(detail(&untold).1.contains("not named: the host offers no listener"), "{:?}", detail(&untold));
+}
+
+#[test]
+fn a_profile_that_audits_says_so_and_without_a_listener_it_refuses() {
+    let mut audits = profile(RootFilesystem::Overlay, Network::Loopback);
+    audits.notifying.as_mut().expect("it has one").answer = ListenerAnswer::LetGo;
+    let row = |compiled: &Compiled| compiled.walls.iter().find(|row| row.name == "seccomp").cloned().expect("a row");
+    let audited = row(&compiled(&audits, RANGE, placed(), 7));
+    assert!(audited.state == WallStatus::Degraded && audited.detail.starts_with("AUDIT ONLY"), "{audited:?}");
+    assert!(audits.identity(Some(Waiting::Killable)).audit_only && !audits.identity(None).audit_only);
+    let limits = limits();
+    let without = compile(&spec(&audits, &limits, RANGE, placed(), Kernel { listener: None, ..kernel(7) }));
+    assert_eq!(row(&without).state, WallStatus::Enforced);
+    assert!(without.plan.program.iter().all(|step| !matches!(step, ProgramStep::SeccompListener { .. })), "the plain filters");
 }

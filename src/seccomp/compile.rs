@@ -159,7 +159,8 @@ fn backend_action(action: Action) -> SeccompAction {
     match action {
         Action::Allow => SeccompAction::Allow,
         Action::Log => SeccompAction::Log,
-        // seccompiler has no such action; `notify` writes that filter, and in any other the call is refused just the same.
+        // seccompiler has no such actions; `notify` writes their filter, and in any other the call would be refused.
+        Action::Audit => SeccompAction::Errno(u32::from(notify::ERRNO)),
         Action::Notify(number) | Action::Errno(number) => SeccompAction::Errno(u32::from(number)),
         Action::Trap => SeccompAction::Trap,
         Action::KillThread => SeccompAction::KillThread,

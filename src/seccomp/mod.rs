@@ -31,6 +31,8 @@ pub enum Action {
     Allow,
     /// It runs and the audit log has a line.
     Log,
+    /// It waits until the filter's listener has heard of it, and then runs: only in profiles that audit.
+    Audit,
     /// It waits until whoever holds the filter's listener has answered; ours always answers this errno.
     Notify(u16),
     /// It fails with this errno.
@@ -49,7 +51,7 @@ impl Action {
         match self {
             Self::Allow => 0,
             Self::Log => 1,
-            Self::Notify(_) => 2,
+            Self::Audit | Self::Notify(_) => 2,
             Self::Errno(_) => 3,
             Self::Trap => 4,
             Self::KillThread => 5,
@@ -60,7 +62,7 @@ impl Action {
     /// True when the call is carried out.
     pub fn permits(self) -> bool {
         match self {
-            Self::Allow | Self::Log => true,
+            Self::Allow | Self::Log | Self::Audit => true,
             Self::Notify(_) | Self::Errno(_) | Self::Trap | Self::KillThread | Self::KillProcess => false,
         }
     }
@@ -71,6 +73,7 @@ impl fmt::Display for Action {
         match self {
             Self::Allow => f.write_str("allow"),
             Self::Log => f.write_str("log"),
+            Self::Audit => f.write_str("audit"),
             Self::Notify(errno) => write!(f, "{} by notification", Self::Errno(*errno)),
             Self::Errno(1) => f.write_str("EPERM"),
             Self::Errno(38) => f.write_str("ENOSYS"),

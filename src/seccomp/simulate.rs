@@ -137,6 +137,7 @@ fn returned(value: u32) -> Result<Action, SimulateError> {
     match value & 0xFFFF_0000 {
         0x7FFF_0000 => Ok(Action::Allow),
         0x7FFC_0000 => Ok(Action::Log),
+        0x7FC0_0000 if value as u16 == 0 => Ok(Action::Audit),
         0x7FC0_0000 => Ok(Action::Notify(value as u16)),
         0x0005_0000 => Ok(Action::Errno(value as u16)),
         0x0003_0000 => Ok(Action::Trap),

@@ -335,6 +335,40 @@ fn with_a_listener_each_profile_refuses_the_same_in_two_filters_and_tells_what_i
 }
 
 #[test]
+fn an_audit_lets_through_what_a_profile_refuses_and_never_what_none_may_open() {
+    for name in PROFILES {
+        let (rules, _) = built_in_rules(name, Arch::X86_64, KERNEL);
+        let audited = notify::auditing(&rules);
+        let filters = compile(&audited).expect("it compiles");
+        assert_compiled_as_resolved(&audited, &filters);
+        assert_eq!(floor::check(&audited), Ok(()), "{name}");
+        let verdict = |call: &str, args: [u64; 6]| {
+            let number = Arch::X86_64.number(call).expect("it exists");
+            decide(&filters, &Invocation::native(Arch::X86_64, number, args)).expect("the filters run")
+        };
+        for call in ["swapon", "kcmp", "modify_ldt"] {
+            assert_eq!(
+                (rules.verdict(Arch::X86_64.number(call).expect("it exists"), [0; 6]).permits(), verdict(call, [0; 6])),
+                (false, Action::Audit),
+                "{name} {call}"
+            );
+        }
+        for call in ["mount", "unshare", "bpf", "ptrace", "io_uring_setup"] {
+            assert_eq!(verdict(call, [0; 6]), EPERM, "{name} {call}: the kernel refuses, no listener is asked");
+        }
+        assert_eq!((verdict("clone3", [0; 6]), verdict("socket", [38, 5, 0, 0, 0, 0])), (ENOSYS, EPERM), "{name}");
+        assert_eq!(
+            (verdict("read", [0; 6]), verdict("setsockopt", [3, 6, 31, 0, 0, 0])),
+            (Action::Allow, Action::Audit),
+            "{name}"
+        );
+        let foreign = Invocation { arch: AUDIT_ARCH_I386, number: 1, args: [0; 6] };
+        assert_eq!(decide(&filters, &foreign), Ok(Action::KillProcess), "{name}");
+        assert_eq!(decide(&filters, &Invocation::native(Arch::X86_64, 999, [0; 6])), Ok(ENOSYS), "{name}");
+    }
+}
+
+#[test]
 fn calls_that_hand_the_listener_over_and_calls_refused_in_two_ways_are_not_told() {
     let rules = |rule: &str| {
         let text = format!(r#"{{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": [{rule}]}}"#);

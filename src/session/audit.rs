@@ -32,7 +32,7 @@ impl OutputSink for Audited {
 
     fn blocked(&self, syscall: &'static str) {
         metrics::counter!("codebeaker_blocked_syscalls_total", "syscall" => syscall).increment(1);
-        tracing::info!(target: TARGET, session = %self.session, execution = %self.execution, syscall, "system call blocked");
+        tracing::info!(target: TARGET, session = %self.session, execution = %self.execution, syscall, "system call against the profile");
         self.output.blocked(syscall);
     }
 }
@@ -46,6 +46,7 @@ pub(super) fn opened(session: &SessionId, enforcement: &Enforcement) {
         profile = profile.name,
         version = profile.version,
         sha256 = profile.sha256,
+        audit_only = profile.audit_only,
         seccomp_sha256 = profile.seccomp_sha256,
         bpf_sha256 = profile.bpf_sha256,
         "session created"

@@ -1,7 +1,7 @@
 //! seccomp(2): installing filters, and answering what a filter hands to its listener.
 //!
-//! Invariant: a listener here only ever refuses. It neither lets a call go on (`SECCOMP_USER_NOTIF_FLAG_CONTINUE`) nor hands a
-//! descriptor in, so it can't be raced into permitting anything.
+//! Invariant: a listener refuses, or, for a plan that audits and so is no wall there, lets a call go on unseen. It never decides by
+//! what a call's arguments point to, which a program could change meanwhile, and never hands a descriptor in.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -80,7 +80,10 @@ pub fn next_notice(listener: BorrowedFd<'_>) -> Result<Option<Notice>, CallError
 
 /// `SECCOMP_IOCTL_NOTIF_SEND`: the call fails with `errno`. A program that is gone, or was woken by a signal, is no error.
 pub fn refuse(listener: BorrowedFd<'_>, notice: Notice, errno: i32) -> Result<(), CallError> {
-    let answer = libc::seccomp_notif_resp { id: notice.id, val: 0, error: -errno, flags: 0 };
+    answer(listener, libc::seccomp_notif_resp { id: notice.id, val: 0, error: -errno, flags: 0 })
+}
+
+fn answer(listener: BorrowedFd<'_>, answer: libc::seccomp_notif_resp) -> Result<(), CallError> {
     // SAFETY: the pointer is to a live local; the kernel reads it and does not keep it.
     if unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw const answer) } == 0 {
         return Ok(());
@@ -91,6 +94,14 @@ pub fn refuse(listener: BorrowedFd<'_>, notice: Notice, errno: i32) -> Result<()
         _ => Err(error),
     }
 }
+
+/// The same with `SECCOMP_USER_NOTIF_FLAG_CONTINUE` (Linux 5.5): the call runs.
+pub fn let_go(listener: BorrowedFd<'_>, notice: Notice) -> Result<(), CallError> {
+    answer(listener, libc::seccomp_notif_resp { id: notice.id, val: 0, error: 0, flags: CONTINUE })
+}
+
+/// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`, in the type of the answer's field.
+const CONTINUE: u32 = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
 
 /// Lets everything through: `BPF_RET | BPF_K` of `SECCOMP_RET_ALLOW`.
 const ALLOW_ALL: libc::sock_filter = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };

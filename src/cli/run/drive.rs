@@ -166,6 +166,12 @@ fn warn_of_missing_walls(enforcement: &Enforcement) {
             WallStatus::Absent => warn(&format!("the wall `{}` is missing: {}", wall.name, wall.detail)),
         }
     }
+    if enforcement.profile.audit_only {
+        warn(&format!(
+            "the profile `{}` audits only: calls against it are let through; this is no wall",
+            enforcement.profile.name
+        ));
+    }
     if let Some(text) = missing_limits(&enforcement.limits) {
         warn(&text);
     }

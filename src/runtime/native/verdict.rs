@@ -121,7 +121,7 @@ fn refused(blocked: &[String]) -> String {
         [] => String::new(),
         all => {
             let more = if all.len() > NAMED_MAX { " and others" } else { "" };
-            format!("; its profile had refused {}{more}", all[..all.len().min(NAMED_MAX)].join(", "))
+            format!("; it made calls against its profile: {}{more}", all[..all.len().min(NAMED_MAX)].join(", "))
         }
     }
 }
@@ -287,7 +287,7 @@ mod tests {
         let (report, failure) = end(3 << 8, told.clone());
         let failure = failure.expect("it failed");
         assert_eq!((failure.kind, &report.blocked_syscalls), (FailureKind::NonzeroExit, &names));
-        assert_eq!(failure.message, "the program ended with exit code 3; its profile had refused mount, unshare");
+        assert_eq!(failure.message, "the program ended with exit code 3; it made calls against its profile: mount, unshare");
         let (report, failure) = end(0, told);
         assert_eq!((report.blocked_syscalls, failure), (names, None), "a success stays one");
         let (report, failure) = end(3 << 8, vec![100_000]);

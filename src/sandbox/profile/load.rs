@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use super::file::{FieldError, ProfileFile};
 use super::{Notifying, Profile};
+use crate::plan::ListenerAnswer;
 use crate::seccomp::compile::{CompileError, compile};
 use crate::seccomp::floor::{self, Breach};
 use crate::seccomp::model::SeccompProfile;
@@ -167,6 +168,12 @@ impl Profiles {
         self.0.get(name).cloned()
     }
 
+    /// Names of the profiles that audit only.
+    pub fn auditing(&self) -> impl Iterator<Item = &str> {
+        let audits = |profile: &Profile| profile.notifying.as_ref().is_some_and(Notifying::lets_go);
+        self.0.iter().filter(move |(_, profile)| audits(profile)).map(|(name, _)| name.as_str())
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
@@ -248,7 +255,11 @@ fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Pro
     let resolved = resolve_for(&file, seccomp, host)?;
     let failed = |source| ProfileError::Compile { name: file.name.clone(), source };
     let filters = compile(&resolved).map_err(failed)?;
-    let notifying = notifying_filters(&resolved).map_err(failed)?;
+    let notifying = if file.audit_only {
+        auditing_filters(&resolved, &file.name)?
+    } else {
+        notifying_filters(&resolved).map_err(failed)?
+    };
     Ok(Profile {
         sha256: digest([text, seccomp]),
         seccomp_sha256: digest([seccomp]),
@@ -269,10 +280,22 @@ fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Pro
 
 fn notifying_filters(resolved: &Resolved) -> Result<Option<Notifying>, CompileError> {
     let Some(told) = notify::notifying(resolved) else { return Ok(None) };
-    let filters = compile(&told)?;
+    Ok(with_listener(compile(&told)?, ListenerAnswer::Refuse(i32::from(notify::ERRNO))))
+}
+
+/// The floor is looked at once more: what an audit lets go on counts as allowed.
+fn auditing_filters(resolved: &Resolved, name: &str) -> Result<Option<Notifying>, ProfileError> {
+    let audited = notify::auditing(resolved);
+    floor::check(&audited).map_err(|source| ProfileError::Floor { name: name.to_owned(), source })?;
+    let filters = compile(&audited).map_err(|source| ProfileError::Compile { name: name.to_owned(), source })?;
+    Ok(with_listener(filters, ListenerAnswer::LetGo))
+}
+
+/// The first of the filters is the one that tells.
+fn with_listener(filters: Vec<Vec<u8>>, answer: ListenerAnswer) -> Option<Notifying> {
     let bpf_sha256 = digest(&filters);
     let mut filters = filters.into_iter();
-    Ok(filters.next().map(|filter| Notifying { filter, errno: notify::ERRNO, others: filters.collect(), bpf_sha256 }))
+    filters.next().map(|filter| Notifying { filter, answer, others: filters.collect(), bpf_sha256 })
 }
 
 fn resolve_for(file: &ProfileFile, seccomp: &str, host: Host) -> Result<Resolved, ProfileError> {

@@ -56,6 +56,7 @@ fn profile() -> impl Strategy<Value = SeccompProfile> {
 fn untold(action: Action) -> Action {
     match action {
         Action::Notify(errno) => Action::Errno(errno),
+        Action::Audit => Action::Errno(0),
         Action::Allow | Action::Log | Action::Errno(_) | Action::Trap | Action::KillThread | Action::KillProcess => action,
     }
 }

@@ -23,6 +23,10 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a flood of refused calls starves neither file commands nor executions nor another session", flood),
             ("signals in the middle of a refused call leave it refused, and with SA_RESTART are not seen", signals),
             ("a program that is killed in the middle of a refused call leaves init as it was", killed_while_waiting),
+            (
+                "a profile that audits lets through and names what it refuses, says so loudly, and keeps the floor shut",
+                audit_only,
+            ),
             ("a program can't have a listener of its own, a filter of its own it can", own_listener),
         ],
     )
@@ -143,7 +147,10 @@ fn told_at_once() {
     assert!(metrics.contains("codebeaker_blocked_syscalls_total{syscall=\"umount2\"}"), "{metrics}");
     let log = server.log();
     let has = |words: &[&str]| log.lines().any(|line| words.iter().all(|word| line.contains(word)));
-    assert!(has(&["codebeaker::audit", "system call blocked", "umount2", execution.as_str(), session.id.as_str()]), "{log}");
+    assert!(
+        has(&["codebeaker::audit", "system call against the profile", "umount2", execution.as_str(), session.id.as_str()]),
+        "{log}"
+    );
     assert!(has(&["codebeaker::audit", "session created", digest.as_str(), session.id.as_str()]), "the profile is in the log");
     let quiet = session.stream(&json!({"type": "execute_code", "language": "python", "code": "print(1)", "stdin": ""})).0;
     assert!(session.client.events(&quiet).iter().all(|event| event["type"] != "blocked"), "the control");
@@ -239,6 +246,44 @@ print(umount())";
         session.write("file", "init answers");
         assert_eq!(session.read("file"), "init answers");
     }
+}
+
+fn audit_only() {
+    host().need(Feature::Python);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let text =
+        include_str!("../../../profiles/default.toml").replace("name = \"default\"", "name = \"watch\"\naudit_only = true");
+    std::fs::write(directory.path().join("watch.toml"), text).expect("written");
+    let config = format!("[sandbox]\nprofiles = [\"default\", \"watch\"]\nprofile_dir = {:?}\n", directory.path());
+    let file = directory.path().join("config");
+    std::fs::write(&file, &config).expect("written");
+    let server = crate::support::Server::start(&Setup { config, ..Setup::bare() });
+    // ADDR_NO_RANDOMIZE: the default profile refuses it, and the kernel lets anybody have it.
+    let code = command("print(errno_of(_libc.personality, 0x0040000), mount(), unshare())");
+    let told = |profile: &str| {
+        let mut session = session(&server, profile);
+        let answer = session.execute(&code);
+        assert_eq!(answer["success"], true, "{answer}");
+        let names: Vec<String> = names(&answer).into_iter().map(str::to_owned).collect();
+        let enforcement = session.created["enforcement"].clone();
+        session.close();
+        let row = enforcement["walls"].as_array().and_then(|rows| rows.iter().find(|row| row["name"] == "seccomp")).cloned();
+        (answer["result"]["stdout"].clone(), names, enforcement["profile"]["auditOnly"].clone(), row.expect("a row"))
+    };
+    let (said, names, audits, row) = told("default");
+    assert_eq!((said, audits, &row["state"]), (json!("EPERM EPERM EPERM\n"), json!(false), &json!("enforced")), "the control");
+    assert_eq!(names, ["mount", "personality", "unshare"]);
+    let (said, names, audits, row) = told("watch");
+    assert_eq!((said, audits), (json!("ok EPERM EPERM\n"), json!(true)), "mount and unshare no profile may open");
+    assert_eq!(names, ["personality"], "what the kernel itself refuses is not told");
+    assert!(
+        row["state"] == "degraded" && row["detail"].as_str().is_some_and(|detail| detail.starts_with("AUDIT ONLY")),
+        "{row}"
+    );
+    assert!(server.log().lines().any(|line| line.contains("audits only") && line.contains("watch")), "{}", server.log());
+    let doctor = server.cli(&["doctor", "--config", file.to_str().expect("text")]);
+    assert!(doctor.stdout.contains("profile watch") && doctor.stdout.contains("AUDIT ONLY"), "{doctor:?}");
+    assert_eq!(server.end_and_check(), Vec::<String>::new());
 }
 
 fn own_listener() {
