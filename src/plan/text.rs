@@ -205,7 +205,7 @@ impl fmt::Display for ProgramStep {
                         write!(f, "its refusals told to init, which answers {}", describe(*errno))?;
                     }
                     ListenerAnswer::LetGo => {
-                        f.write_str("AUDIT ONLY: what it would refuse is told to init, which lets it go on")?
+                        f.write_str("AUDIT ONLY: what it would refuse is told to init, which lets it go on")?;
                     }
                 }
                 write!(f, "; the wait is {waiting}")

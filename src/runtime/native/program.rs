@@ -106,7 +106,9 @@ pub async fn drive(
         drive.blocked.tell(number, sink);
     }
     if let ProgramEnd::Ran { blocked, .. } = &end {
-        blocked.iter().for_each(|number| drive.blocked.tell(*number, sink));
+        for number in blocked {
+            drive.blocked.tell(*number, sink);
+        }
     }
     Ok(Driven { end, ended_by: drive.ended_by })
 }
