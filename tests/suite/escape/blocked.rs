@@ -254,7 +254,7 @@ fn audit_only() {
     let text =
         include_str!("../../../profiles/default.toml").replace("name = \"default\"", "name = \"watch\"\naudit_only = true");
     std::fs::write(directory.path().join("watch.toml"), text).expect("written");
-    let config = format!("[sandbox]\nprofiles = [\"default\", \"watch\"]\nprofile_dir = {:?}\n", directory.path());
+    let config = format!("[sandbox]\nprofiles = [\"default\", \"watch\"]\nprofile_dir = \"{}\"\n", directory.path().display());
     let file = directory.path().join("config");
     std::fs::write(&file, &config).expect("written");
     let server = crate::support::Server::start(&Setup { config, ..Setup::bare() });
