@@ -4,6 +4,7 @@
 //! the last one every shared server ends on SIGTERM, and whatever is left on the host fails the run. Options are those of
 //! libtest (`--help`). `CODEBEAKER_TEST_REQUIRE` names host features that must be there. Read `support` next.
 
+mod bench;
 mod cli;
 mod conformance;
 mod escape;

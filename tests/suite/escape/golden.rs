@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use libtest_mimic::Trial;
 
 use super::{PROFILES, probe_under};
-use crate::support::trial::skip;
 use crate::support::{Feature, host, trial};
 
 /// Numbers not called: they end, stop or double the child itself whatever their arguments. That exit, fork and signal
@@ -133,11 +132,23 @@ def one(nr):
     return call(nr, -1, -1, -1, -1, -1, -1)[1]
 print(json.dumps({nr: forked(lambda: one(nr)) for nr in NUMBERS}))";
 
+/// The committed list of a profile.
+fn list_of(profile: &str) -> BTreeMap<u32, Promise> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/syscalls-{profile}.txt"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    golden(&text)
+}
+
+/// Name and errno of every call that the list of a profile refuses whatever its arguments.
+pub(super) fn refused(profile: &str) -> BTreeMap<u32, (String, String)> {
+    let all = list_of(profile).into_iter().filter(|(number, _)| !PASSED_THROUGH.contains(number));
+    let refused = all.filter(|(_, promise)| matches!(promise.verdict.as_str(), "EPERM" | "ENOSYS"));
+    refused.map(|(number, promise)| (number, (promise.name, promise.verdict))).collect()
+}
+
 fn compare(profile: &str) {
     host().need(Feature::X86);
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/syscalls-{profile}.txt"));
-    let Ok(text) = std::fs::read_to_string(&path) else { skip("there is no golden list of this profile") };
-    let golden = golden(&text);
+    let golden = list_of(profile);
     assert!(golden.len() > 300, "the whole table: {} lines", golden.len());
     let numbers: Vec<u32> =
         golden.keys().copied().filter(|number| !ELSEWHERE.contains(number) && !PASSED_THROUGH.contains(number)).collect();

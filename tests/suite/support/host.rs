@@ -58,19 +58,23 @@ impl Host {
     /// Goes on when the host has the feature; otherwise skips the trial, or fails it where the run requires the feature.
     pub fn need(&self, feature: Feature) -> &Self {
         if let Some(reason) = Self::missing(feature) {
-            assert!(!self.requires(feature), "this run requires `{}`, but {reason}", feature.name());
-            skip(reason);
+            self.need_that(feature.name(), false, reason);
         }
         self
+    }
+
+    /// The same for what a trial has found out by itself; `word` stands in `CODEBEAKER_TEST_REQUIRE`.
+    pub fn need_that(&self, word: &str, found: bool, reason: &str) {
+        if !found {
+            let required = self.required.iter().any(|required| required == word || required == "all");
+            assert!(!required, "this run requires `{word}`, but {reason}");
+            skip(reason);
+        }
     }
 
     /// Whether the host has the feature, without a consequence.
     pub fn has(feature: Feature) -> bool {
         Self::missing(feature).is_none()
-    }
-
-    fn requires(&self, feature: Feature) -> bool {
-        self.required.iter().any(|word| word == feature.name() || word == "all")
     }
 
     /// What is missing, or nothing when the host has it.
