@@ -120,11 +120,14 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     telemetry::init_logs(&config.log)?;
     let metrics = telemetry::init_metrics()?;
     let state = StateDir::open(&config.state_dir).and_then(StateDir::lock)?;
-    match CgroupTree::remove_stale(&HostFacts::probe().cgroup) {
+    let cgroup = HostFacts::probe().cgroup;
+    match CgroupTree::remove_stale(&cgroup, &state.group_bases()) {
         Ok(report) => tracing::debug!(?report, "control groups of servers that are gone"),
         Err(error) => tracing::warn!(error = &error as &dyn Error, "control groups of a server that is gone stay behind"),
     }
+    state.note_group_bases(&cgroup.bases())?;
     let native = native(config, state.server_id())?;
+    let runtime = Arc::clone(&native);
     let manager = Manager::new(ManagerParts {
         config: Arc::new(config.clone()),
         registry: Arc::new(Registry::new(vec![native])),
@@ -147,6 +150,7 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     tracing::info!(%address, state_dir = %config.state_dir.display(), no_auth = config.server.no_auth, "starting");
     let served = server.run(|| told = ready(address)).map_err(CliError::from);
     upkeep.shutdown_timeout(Duration::from_secs(1));
+    runtime.end();
     served.and(told)
 }
 
@@ -158,14 +162,16 @@ fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::run
         .enable_all()
         .build()
         .map_err(|error| failed(&error))?;
+    // Before anybody is told that the server listens: whoever then ends it must find somebody who takes the signal.
+    let (mut terminate, mut interrupt) = {
+        let _within = runtime.enter();
+        let caught = |kind| signal(kind).map_err(|error| failed(&error));
+        (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?)
+    };
     runtime.spawn(async move {
         manager.start();
         let versions = Arc::clone(&manager);
         tokio::spawn(async move { versions.probe_languages().await });
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-            tracing::error!("signals can't be caught; the server ends by SIGKILL only");
-            return;
-        };
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

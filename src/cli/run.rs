@@ -112,6 +112,7 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
     let tokio = tokio.map_err(|error| CliError::new(format!("can't start: {error}")))?;
     let outcome = tokio.block_on(async { run_in(runtime.as_ref(), instance, command, Streams::standard(input)?).await });
     tokio.shutdown_background();
+    runtime.end();
     outcome
 }
 

@@ -9,7 +9,7 @@ mod create;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::event::epoll;
 
@@ -25,6 +25,9 @@ const EVENTS_MAX: usize = 64;
 /// How often a directory that is still busy is tried again, and how long between.
 const REMOVALS_MAX: u32 = 200;
 const REMOVAL_PAUSE_MS: u64 = 10;
+
+/// Groups below one of the server's, at most: a session has three of them, a server no more than some ten thousand sessions.
+const GROUPS_MAX: usize = 200_000;
 
 const SERVER_EVENT: u64 = u64::MAX;
 
@@ -210,9 +213,10 @@ impl Launcher {
         }
         self.wait_for_removals();
         for directory in std::mem::take(&mut self.at_end) {
-            // One that the launcher itself stands in stays for the next start.
-            std::fs::remove_dir(directory).ok();
+            // Nobody is left in them. What a server made and did not live to hand over is below them.
+            self.removals.extend(groups_below(Path::new(&directory)).into_iter().map(|group| (group, 0)));
         }
+        self.wait_for_removals();
         Ok(())
     }
 
@@ -223,6 +227,27 @@ impl Launcher {
             self.remove_directories();
         }
     }
+}
+
+/// A group and those below it, deepest first. One that the launcher itself stands in can't go and stays for the next start.
+fn groups_below(top: &Path) -> Vec<String> {
+    let mut groups = vec![top.to_owned()];
+    let mut next = 0;
+    while let Some(group) = groups.get(next).filter(|_| next < GROUPS_MAX) {
+        // One that is gone has none below it.
+        let below = std::fs::read_dir(group).into_iter().flatten().flatten();
+        let directories = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        groups.extend(directories.map(|entry| entry.path()).collect::<Vec<_>>());
+        next += 1;
+    }
+    let own = std::process::id().to_string();
+    let is_ours = |group: &PathBuf| {
+        let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        members.lines().any(|pid| pid == own)
+    };
+    let occupied: Vec<PathBuf> = groups.iter().filter(|group| is_ours(group)).cloned().collect();
+    groups.retain(|group| !occupied.iter().any(|occupied| occupied.starts_with(group)));
+    groups.into_iter().rev().map(|group| group.to_string_lossy().into_owned()).collect()
 }
 
 fn watch(events: BorrowedFd<'_>, fd: BorrowedFd<'_>, data: u64) -> Result<(), CallError> {

@@ -105,6 +105,9 @@ pub trait Runtime: Send + Sync {
     fn availability(&self) -> Availability;
     /// Makes an environment; nothing is left behind when it fails.
     fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>>;
+    /// Ends what is left of its environments and gives back what it holds on the host. Waits for that, so that a process which
+    /// returns has left nothing; nothing can be created afterwards.
+    fn end(&self) {}
 }
 
 /// Takes a program's output as it comes. Never blocks.

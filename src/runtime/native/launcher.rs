@@ -116,13 +116,18 @@ impl LauncherClient {
         channel::send(self.socket.as_fd(), request, &[])
     }
 
+    /// Lets the launcher see the end of its socket, which is its own end.
+    pub fn hang_up(&self) {
+        socket::hang_up(self.socket.as_fd());
+    }
+
     /// Takes what the launcher says until its socket closes.
     pub fn listen(&self) {
         while let Ok(received) = channel::receive::<LauncherMessage>(self.socket.as_fd(), Wait::Yes) {
             self.take(received.message, received.descriptors);
         }
         // A launcher that lives but can't be understood ends now, and every sandbox with it.
-        socket::hang_up(self.socket.as_fd());
+        self.hang_up();
     }
 
     /// After the launcher's end: everybody who waits learns it by its sender's end, and what the sandboxes held is free as far

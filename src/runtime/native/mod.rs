@@ -434,4 +434,22 @@ impl Runtime for NativeRuntime {
         }
         .boxed()
     }
+
+    fn end(&self) {
+        if !self.launchers.end() {
+            // It removes the groups when it is through; if it never is, the next start does.
+            tracing::warn!("the launcher takes long to end, and is left to itself");
+            return;
+        }
+        // What a launcher that was killed could not remove.
+        if let Some(Err(error)) = self.parts.cgroups.as_ref().map(CgroupTree::close) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a control group of this server stays behind");
+        }
+    }
+}
+
+impl Drop for NativeRuntime {
+    fn drop(&mut self) {
+        self.end();
+    }
 }

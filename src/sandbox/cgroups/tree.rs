@@ -108,7 +108,7 @@ impl CgroupTree {
 
     /// Removes the server's own groups, once its sessions are gone. A group that this process itself stands in stays for
     /// the next start to remove.
-    pub fn close(self) -> Result<(), CgroupError> {
+    pub fn close(&self) -> Result<(), CgroupError> {
         let mut result = Ok(());
         for group in self.v1_parents().into_iter().chain(self.v2.as_deref()) {
             if group.join("server").exists() {

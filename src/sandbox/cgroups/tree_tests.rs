@@ -164,13 +164,29 @@ fn groups_of_a_dead_server_are_emptied_and_removed_and_those_of_a_living_one_sta
     left.hand_over();
     let alive = bed.tree().create(&EnvironmentId::random(), &limits()).expect("created");
 
-    CgroupTree::remove_stale(&bed.host).expect("removed");
+    CgroupTree::remove_stale(&bed.host, &[]).expect("removed");
 
     assert!(left.directories.iter().all(|group| !group.exists()));
     assert!(alive.directories.iter().all(|group| group.exists()));
     let status = sleeper.0.wait().expect("our own child");
     assert!(!status.success(), "what ran in the stale group was killed");
     std::mem::forget(sleeper);
+}
+
+#[test]
+fn a_group_of_a_dead_server_elsewhere_is_removed_when_its_base_was_noted() {
+    let Some(bed) = Bed::open("elsewhere") else { return };
+    let mut past = Command::new("true").spawn().expect("true starts");
+    let namespace = ServerId::current().expect("/proc is mounted").as_str().split('-').next().map(str::to_owned);
+    let dead = format!("{GROUP_PREFIX}{}-{}-1", namespace.expect("first field"), past.id());
+    past.wait().expect("our own child");
+    let base = bed.tree().directories().remove(0);
+    let group = base.join(&dead);
+    fs::create_dir(&group).expect("root may make groups");
+    CgroupTree::remove_stale(&bed.host, &[]).expect("nothing to remove");
+    assert!(group.exists(), "the control: it is below no base of this host");
+    CgroupTree::remove_stale(&bed.host, &[base, "/proc".into(), "/nonexistent".into()]).expect("removed");
+    assert!(!group.exists());
 }
 
 #[test]

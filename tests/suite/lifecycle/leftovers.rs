@@ -28,7 +28,9 @@ fn many_leftovers() {
     const SESSIONS: usize = 300;
     host().need(Feature::Root);
     let setup = Setup::plain().with_config("[session]\nsessions_max = 320\n");
+    let begin = Instant::now();
     let server = Server::start(&setup);
+    let clean_start = begin.elapsed();
     let mut client = server.client();
     let create = json!({"language": "bash", "memoryLimitMB": 32});
     for _ in 0..SESSIONS {
@@ -55,7 +57,9 @@ fn many_leftovers() {
     let took = begin.elapsed();
     let left = tracked.left(&next.state_dir());
     assert!(left.is_empty(), "{} leftovers, the first: {:?}", left.len(), left.first());
-    assert!(took < Duration::from_secs(2), "the start took {took:?}");
+    // A host that starts a server slowly where nothing is to be cleared removes groups as slowly.
+    let allowed = Duration::from_secs(2).max(clean_start * 15);
+    assert!(took < allowed, "the start took {took:?}, without leftovers {clean_start:?}");
     end(next);
 }
 

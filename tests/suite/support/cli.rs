@@ -17,6 +17,8 @@ use super::fixture_user::{binary_for, directory_of};
 /// What a call gave.
 #[derive(Debug)]
 pub struct Output {
+    /// The number that its process had.
+    pub pid: u32,
     /// Exit code; 128+n for signal n.
     pub code: i32,
     /// Standard output.
@@ -103,6 +105,8 @@ impl Invocation {
         }
         let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = streams.spawn().expect("the binary can be executed");
+        let pid = child.id();
+        super::residue::started(pid);
         let mut stdin = child.stdin.take().expect("stdin is a pipe");
         let bytes = self.stdin;
         // A program that does not read its stdin ends this thread with a broken pipe, which is no failure.
@@ -119,7 +123,7 @@ impl Invocation {
         let text = |thread: std::thread::JoinHandle<Vec<u8>>| {
             String::from_utf8_lossy(&thread.join().expect("reading does not panic")).into_owned()
         };
-        Output { code, stdout: text(stdout), stderr: text(stderr) }
+        Output { pid, code, stdout: text(stdout), stderr: text(stderr) }
     }
 }
 

@@ -46,6 +46,7 @@ impl Server {
     /// Starts a server on a directory that an earlier one may have used.
     pub fn start_in(setup: &Setup, directory: TempDir) -> Self {
         let mut child = command(setup, directory.path()).spawn().expect("the binary can be executed");
+        residue::started(child.id());
         let pid = child.id().cast_signed();
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let address = listening_line(stdout).unwrap_or_else(|| {
@@ -231,6 +232,7 @@ fn command(setup: &Setup, directory: &Path) -> Command {
 /// Starts a server that is expected to refuse; its status and what it said.
 pub fn refused_start(setup: &Setup, directory: &Path) -> (Option<ExitStatus>, String) {
     let mut child = command(setup, directory).stderr(Stdio::piped()).spawn().expect("the binary can be executed");
+    residue::started(child.id());
     let ended = eventually(Duration::from_secs(20), || !matches!(child.try_wait(), Ok(None)));
     if !ended {
         child.kill().expect("the fixture's own child");

@@ -89,5 +89,6 @@ pub fn end_shared() -> Vec<String> {
         let server = Arc::into_inner(server).expect("a trial that ended holds no server");
         left.extend(server.end_and_check());
     }
+    left.extend(super::residue::groups_left());
     left
 }
