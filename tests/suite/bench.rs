@@ -243,12 +243,14 @@ impl Made {
         };
         let stdin = launch.stdin.unwrap_or(null.as_fd());
         self.ask(&InitRequest::Execute(request), &[stdin, writer.as_fd(), writer.as_fd()]);
+        drop(writer);
+        // Read while it runs: it may write more than a pipe holds.
+        let output = std::thread::spawn(move || std::io::read_to_string(reader).expect("text"));
         let end = match self.says() {
             Some(InitMessage::Ended { execution: 7, end }) => end,
             other => panic!("the end of the program was due: {other:?}"),
         };
-        drop(writer);
-        (end, std::io::read_to_string(reader).expect("text"))
+        (end, output.join().expect("reading does not panic"))
     }
 }
 

@@ -80,22 +80,22 @@ pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
 }
 
 /// `SECCOMP_RET_TRACE`, weaker than every refusal: without a tracer the call ends here with ENOSYS.
-const ENDS_HERE: u32 = 0x7ff0_0000;
+pub(super) const ENDS_HERE: u32 = 0x7ff0_0000;
 /// `SECCOMP_RET_ERRNO` with EBADE, which no call gives: a newer filter's errno takes its place.
 const ANOTHER_ANSWER: u32 = 0x0005_0000 | nix::errno::Errno::EBADE as u32;
 const ALLOW: u32 = 0x7fff_0000;
 
 /// A call that the trial's own filter answers.
 #[derive(Clone, Copy)]
-struct Call {
-    number: u32,
+pub(super) struct Call {
+    pub number: u32,
     /// Index, and the value of its low word.
-    argument: Option<(u32, u32)>,
-    how: u32,
+    pub argument: Option<(u32, u32)>,
+    pub how: u32,
 }
 
 /// A filter that answers these calls and lets all others go on: an array of `struct sock_filter`.
-fn answer(calls: &[Call]) -> Vec<u8> {
+pub(super) fn answer(calls: &[Call]) -> Vec<u8> {
     // linux/bpf_common.h: load a word of seccomp_data, compare it with a constant, return.
     const LOAD: u16 = 0x20;
     const JUMP_IF_EQUAL: u16 = 0x15;
@@ -137,7 +137,7 @@ fn told(profile: &str, cut: impl Fn(&mut codebeaker::plan::Plan), code: &str) ->
     said
 }
 
-fn json_told(profile: &str, cut: impl Fn(&mut codebeaker::plan::Plan), code: &str) -> Value {
+pub(super) fn json_told(profile: &str, cut: impl Fn(&mut codebeaker::plan::Plan), code: &str) -> Value {
     let said = told(profile, cut, code);
     serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
 }

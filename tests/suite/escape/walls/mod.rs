@@ -4,7 +4,7 @@
 //! That is possible here only: a plan travels on the socket that the launcher was started with, and nobody who speaks to a
 //! server has a word for one. Invariant: a sandbox that lacks a wall keeps all others, the user namespace above all, but for
 //! those named in `alone`, which would stop the same attempt and are left out on both sides; what is attempted is harmless
-//! should it succeed. Rows are in `namespaces`, `files`, `rights` and `kernel`; `cuts` says how a plan loses a wall, `world`
+//! should it succeed. Rows are in `namespaces`, `files`, `rights` and `kernel`, tables of arguments in `surface`; `cuts` says how a plan loses a wall, `world`
 //! what of the host the attempts aim at.
 
 mod cuts;
@@ -13,6 +13,7 @@ mod kernel;
 mod ledger;
 mod namespaces;
 mod rights;
+mod surface;
 mod world;
 
 use codebeaker::plan::Plan;
@@ -87,6 +88,7 @@ impl Pair {
 pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
     let mut trials: Vec<_> = pairs().map(|pair| trial("escape", &pair.name(), move || check(pair))).collect();
     trials.extend(kernel::trials());
+    trials.extend(surface::trials());
     trials.extend(ledger::trials());
     trials
 }
