@@ -26,7 +26,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
 }
 
 /// A root file system with bash, cat and the libraries they need.
-fn tiny_root() -> TempDir {
+pub(crate) fn tiny_root() -> TempDir {
     let root = directory_of(None);
     for program in ["/bin/bash", "/bin/cat"] {
         copy_into(root.path(), Path::new(program));

@@ -6,6 +6,7 @@ mod identity;
 mod kernel;
 mod places;
 mod races;
+mod setup;
 mod walls;
 
 use serde_json::{Value, json};
@@ -13,10 +14,18 @@ use serde_json::{Value, json};
 use crate::support::{Feature, Session, Setup, host};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
-    [identity::trials(), kernel::trials(), places::trials(), races::trials(), golden::trials(), walls::trials()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        identity::trials(),
+        kernel::trials(),
+        places::trials(),
+        races::trials(),
+        golden::trials(),
+        setup::trials(),
+        walls::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The profiles, weakest last.
