@@ -108,6 +108,7 @@ impl Builder {
                 mount::drop_old_root()
             }
             Step::Restrict { path, attributes } => mount::restrict(self.open(path)?.as_fd(), *attributes),
+            Step::UserLimit { path, limit } => self.user_limit(path, *limit),
             Step::Hostname(name) => process::set_hostname(name),
             Step::LoopbackUp => network::loopback_up(),
             Step::CgroupNamespace => process::unshare_cgroup_namespace(),
@@ -162,6 +163,13 @@ impl Builder {
             mount::restrict(tree.as_fd(), attributes)?;
         }
         Ok(tree)
+    }
+
+    fn user_limit(&self, path: &str, limit: u32) -> Result<(), CallError> {
+        match mount::write_inside(self.root()?, &text(path), &limit.to_string()) {
+            Err(error) if error.errno == Errno::NOENT => Ok(()),
+            written => written,
+        }
     }
 
     fn clone_host_tree(&mut self, slot: Slot, source: &str, attributes: u64) -> Result<(), CallError> {

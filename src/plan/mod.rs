@@ -174,6 +174,14 @@ pub enum Step {
         /// `sys::mount::attribute`.
         attributes: u64,
     },
+    /// Write to a file of the sandbox's `/proc/sys/user`: what its user namespace may take of the host's. Kernels without it
+    /// have no such count.
+    UserLimit {
+        /// The file, below the new root.
+        path: String,
+        /// How many.
+        limit: u32,
+    },
     /// `sethostname`.
     Hostname(String),
     /// Bring loopback up.

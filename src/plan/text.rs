@@ -92,6 +92,7 @@ impl Step {
             | Self::WatchQuota { .. }
             | Self::PivotRoot
             | Self::Restrict { .. } => "mount",
+            Self::UserLimit { .. } => "rlimits",
             Self::Hostname(_) => "uts",
             Self::LoopbackUp => "network",
             Self::CgroupNamespace => "cgroup",
@@ -134,6 +135,7 @@ impl fmt::Display for Step {
             Self::WatchQuota { path } => write!(f, "watch the quota of {path}"),
             Self::PivotRoot => f.write_str("pivot_root, detach the host's"),
             Self::Restrict { path, attributes } => write!(f, "mount_setattr {path}{}", Attributes(*attributes)),
+            Self::UserLimit { path, limit } => write!(f, "write {limit} to {path} where it exists"),
             Self::Hostname(name) => write!(f, "sethostname {name}"),
             Self::LoopbackUp => f.write_str("loopback up"),
             Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),

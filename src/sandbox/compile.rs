@@ -112,6 +112,7 @@ pub fn compile(spec: &Spec<'_>) -> Compiled {
     walls::user::become_root(&mut draft, spec);
     walls::root::add(&mut draft, spec, trees);
     walls::devices::add(&mut draft, spec);
+    walls::rlimits::of_the_sandbox(&mut draft);
     walls::proc::mask(&mut draft);
     walls::root::pivot(&mut draft, spec);
     walls::namespaces::hostname(&mut draft);

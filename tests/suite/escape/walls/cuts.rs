@@ -240,6 +240,11 @@ pub(super) fn rlimits(plan: &mut Plan) {
     lose(&mut plan.program, |step| step.wall() == "rlimits");
 }
 
+/// The user namespace may take what the host's root may.
+pub(super) fn user_limits(plan: &mut Plan) {
+    lose(&mut plan.inside, |step| step.wall() == "rlimits");
+}
+
 /// File commands have the rights of the sandbox's root.
 pub(super) fn file_ids(plan: &mut Plan) {
     assert_ne!((plan.file_uid, plan.file_gid), (0, 0));

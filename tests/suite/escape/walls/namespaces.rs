@@ -181,6 +181,18 @@ pub(super) const PAIRS: &[Pair] = &[
         open: "opened",
         ..PAIR
     },
+    Pair {
+        wall: "rlimits",
+        claim: "inotify instances are taken from those of the host's root without a limit",
+        without: cuts::user_limits,
+        // The limit is 16, that of the host's root 128 as a rule, for everything that runs as root there.
+        attempt: Attempt::Python(
+            "made = [_libc.inotify_init1(0) for n in range(18)]\nprint(sum(n >= 0 for n in made), errno.errorcode.get(ctypes.get_errno()))",
+        ),
+        held: "16 EMFILE",
+        open: "18 None",
+        ..PAIR
+    },
 ];
 
 const ABSTRACT: &str = "import socket\n\
