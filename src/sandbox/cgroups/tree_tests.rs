@@ -150,13 +150,18 @@ fn groups_that_nobody_took_over_go_with_the_value_and_others_stay() {
     super::super::remove_directories(&directories).expect("nobody is in them");
 }
 
+/// The id of a server whose process is gone.
+fn dead_server() -> String {
+    let mut past = Command::new("true").spawn().expect("true starts");
+    let namespace = ServerId::current().expect("/proc is mounted").as_str().split('-').next().map(str::to_owned);
+    past.wait().expect("our own child");
+    format!("{}-{}-1", namespace.expect("first field"), past.id())
+}
+
 #[test]
 fn groups_of_a_dead_server_are_emptied_and_removed_and_those_of_a_living_one_stay() {
     let Some(bed) = Bed::open("unrelated") else { return };
-    let mut past = Command::new("true").spawn().expect("true starts");
-    let namespace = ServerId::current().expect("/proc is mounted").as_str().split('-').next().map(str::to_owned);
-    let dead = format!("{}-{}-1", namespace.expect("first field"), past.id());
-    past.wait().expect("our own child");
+    let dead = dead_server();
     let stale = CgroupTree::open(&bed.host, &dead).expect("opens").expect("bed has groups");
     let mut left = stale.create(&EnvironmentId::random(), &limits()).expect("created");
     let mut sleeper = Sleeper::start();
@@ -176,10 +181,7 @@ fn groups_of_a_dead_server_are_emptied_and_removed_and_those_of_a_living_one_sta
 #[test]
 fn a_group_of_a_dead_server_elsewhere_is_removed_when_its_base_was_noted() {
     let Some(bed) = Bed::open("elsewhere") else { return };
-    let mut past = Command::new("true").spawn().expect("true starts");
-    let namespace = ServerId::current().expect("/proc is mounted").as_str().split('-').next().map(str::to_owned);
-    let dead = format!("{GROUP_PREFIX}{}-{}-1", namespace.expect("first field"), past.id());
-    past.wait().expect("our own child");
+    let dead = format!("{GROUP_PREFIX}{}", dead_server());
     let base = bed.tree().directories().remove(0);
     let group = base.join(&dead);
     fs::create_dir(&group).expect("root may make groups");

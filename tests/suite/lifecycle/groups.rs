@@ -32,15 +32,20 @@ fn groups_of(server: &Server) -> Vec<PathBuf> {
     groups
 }
 
+/// Ends a server; the moment its process is gone there is no group of it.
+fn ends_with_its_groups(server: &Server) {
+    server.signal(Signal::SIGTERM);
+    let status = server.wait(Duration::from_secs(60)).expect("it ends");
+    let left = groups_made_by(server.pid().cast_unsigned());
+    assert!(status.success() && left.is_empty(), "{status}: {left:?}");
+}
+
 fn gone_with_the_server() {
     host().need(Feature::Root);
     let server = Server::start(&Setup::plain());
     server.client().ok("session.create", &json!({"language": "bash"}));
     groups_of(&server);
-    server.signal(Signal::SIGTERM);
-    let status = server.wait(Duration::from_secs(60)).expect("it ends");
-    let left = groups_made_by(server.pid().cast_unsigned());
-    assert!(status.success() && left.is_empty(), "{status}: {left:?}");
+    ends_with_its_groups(&server);
 }
 
 fn launcher_just_killed() {
@@ -50,10 +55,7 @@ fn launcher_just_killed() {
     groups_of(&server);
     let launcher = server.launcher().expect("a launcher");
     kill(Pid::from_raw(launcher), Signal::SIGKILL).expect("a process below the trial's own server");
-    server.signal(Signal::SIGTERM);
-    let status = server.wait(Duration::from_secs(60)).expect("it ends");
-    let left = groups_made_by(server.pid().cast_unsigned());
-    assert!(status.success() && left.is_empty(), "{status}: {left:?}");
+    ends_with_its_groups(&server);
 }
 
 fn gone_with_the_call() {
