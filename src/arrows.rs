@@ -25,7 +25,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 8] = [
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
     ("cgroups_rs", &["sandbox/cgroups"]),
@@ -33,6 +33,7 @@ const OWNERS: [(&str, &[&str]); 7] = [
     ("seccompiler", &["seccomp/"]),
     ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry"]),
     ("figment", &["config"]),
+    ("sd_notify", &["cli/service_manager"]),
 ];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {

@@ -11,17 +11,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use images::{ImageRow, image_import, image_inspect, image_list, image_remove};
 
-use super::CliError;
 use super::error::chain;
+use super::{CliError, service_manager};
 use crate::config::Config;
 use crate::image::{Store, program_exists};
 use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
-use crate::rpc::server::{Authentication, Server, ServerParts};
+use crate::rpc::server::{Authentication, Pulse, Server, ServerParts};
 use crate::runtime::native::{NativeParts, NativeRuntime};
 use crate::runtime::registry::Registry;
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
@@ -139,19 +139,34 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     };
     let (stop, shutdown) = watch::channel(false);
     let service = Arc::clone(&manager);
-    let parts = ServerParts { config: config.server.clone(), service, authentication, metrics: Some(metrics), shutdown };
-    let server = Server::bind(parts)?;
+    let (pulses, pulse) = mpsc::channel(1);
+    let server = Server::bind(ServerParts {
+        config: config.server.clone(),
+        service,
+        authentication,
+        metrics: Some(metrics),
+        shutdown,
+        pulse: Some(pulse),
+    })?;
     let address = server.local_addr();
-    let upkeep = upkeep(manager, stop)?;
+    let upkeep = upkeep(manager, stop, pulses)?;
     let mut told = Ok(());
     tracing::info!(%address, state_dir = %config.state_dir.display(), no_auth = config.server.no_auth, "starting");
-    let served = server.run(|| told = ready(address)).map_err(CliError::from);
+    let accepting = || {
+        told = ready(address);
+        service_manager::ready(address);
+    };
+    let served = server.run(accepting).map_err(CliError::from);
     upkeep.shutdown_timeout(Duration::from_secs(1));
     served.and(told)
 }
 
-/// What happens beside connections, on a thread of its own: signals, sweeps, the versions of languages.
-fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::runtime::Runtime, CliError> {
+/// What happens beside connections, on a thread of its own: signals, sweeps, the versions of languages, the watchdog.
+fn upkeep(
+    manager: Arc<Manager>,
+    stop: watch::Sender<bool>,
+    pulses: mpsc::Sender<Pulse>,
+) -> Result<tokio::runtime::Runtime, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("upkeep")
@@ -162,6 +177,9 @@ fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::run
         manager.start();
         let versions = Arc::clone(&manager);
         tokio::spawn(async move { versions.probe_languages().await });
+        if let Some(interval) = service_manager::watchdog_interval() {
+            tokio::spawn(service_manager::feed_watchdog(interval, pulses));
+        }
         let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
             tracing::error!("signals can't be caught; the server ends by SIGKILL only");
             return;
@@ -170,6 +188,7 @@ fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::run
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        service_manager::stopping();
         stop.send_replace(true);
     });
     Ok(runtime)

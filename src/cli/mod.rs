@@ -22,6 +22,7 @@ mod ps;
 mod run;
 mod runtimes;
 mod serve;
+mod service_manager;
 mod streams;
 mod token;
 

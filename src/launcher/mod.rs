@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use rustix::event::epoll;
 
-use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag};
+use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag, WayBack};
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::process::{self, Reaped};
 use crate::sys::socket::Wait;
@@ -43,6 +43,7 @@ struct Launcher {
     removals: Vec<(String, u32)>,
     /// What goes last.
     at_end: Vec<String>,
+    way_back: Option<WayBack>,
 }
 
 /// Runs until the server is gone. The exit code is for nobody but a person who starts this by hand.
@@ -72,7 +73,7 @@ impl Launcher {
         process::close_from(SERVER_SOCKET + 1)?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC).named("epoll_create1")?;
         watch(events.as_fd(), server.as_fd(), SERVER_EVENT)?;
-        Ok(Self { server, events, sandboxes: BTreeMap::new(), removals: Vec::new(), at_end: Vec::new() })
+        Ok(Self { server, events, sandboxes: BTreeMap::new(), removals: Vec::new(), at_end: Vec::new(), way_back: None })
     }
 
     fn run(&mut self) -> Result<(), ChannelError> {
@@ -120,6 +121,10 @@ impl Launcher {
             LauncherRequest::Create(request) => self.create(*request),
             LauncherRequest::RemoveAtEnd(directories) => {
                 self.at_end = directories;
+                Ok(())
+            }
+            LauncherRequest::StepBackAtEnd(way_back) => {
+                self.way_back = Some(way_back);
                 Ok(())
             }
             LauncherRequest::End(tag) => {
@@ -209,10 +214,16 @@ impl Launcher {
             }
         }
         self.wait_for_removals();
-        for directory in std::mem::take(&mut self.at_end) {
-            // One that the launcher itself stands in stays for the next start.
-            std::fs::remove_dir(directory).ok();
+        if let Some(way) = self.way_back.take() {
+            match step_back(&way) {
+                Ok(()) => self.removals.push((way.leaf, 0)),
+                // What stays is found by the next start.
+                Err(error) => eprintln!("warning: a cgroup could not be left: {error}"),
+            }
         }
+        // The server may still be on its way out of the leaf.
+        self.removals.extend(self.at_end.drain(..).map(|directory| (directory, 0)));
+        self.wait_for_removals();
         Ok(())
     }
 
@@ -223,6 +234,19 @@ impl Launcher {
             self.remove_directories();
         }
     }
+}
+
+/// Back to where the server was started: a group may hold a process again once it hands no controller down.
+fn step_back(way: &WayBack) -> std::io::Result<()> {
+    for group in [&way.group, &way.base] {
+        let file = PathBuf::from(group).join("cgroup.subtree_control");
+        let handed = std::fs::read_to_string(&file)?;
+        let words: Vec<String> = handed.split_whitespace().map(|name| format!("-{name}")).collect();
+        if !words.is_empty() {
+            std::fs::write(&file, words.join(" "))?;
+        }
+    }
+    std::fs::write(PathBuf::from(&way.base).join("cgroup.procs"), "0")
 }
 
 fn watch(events: BorrowedFd<'_>, fd: BorrowedFd<'_>, data: u64) -> Result<(), CallError> {

@@ -23,6 +23,19 @@ pub enum LauncherRequest {
     End(Tag),
     /// Directories to remove when the server is gone and every sandbox with it, deepest first: its own cgroups.
     RemoveAtEnd(Vec<String>),
+    /// To be gone before that; absent from a server that stayed where it was started.
+    StepBackAtEnd(WayBack),
+}
+
+/// From a leaf, which server and launcher stand in, back to where the server was started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WayBack {
+    /// The leaf, below `group`.
+    pub leaf: String,
+    /// The server's own group, below `base`.
+    pub group: String,
+    /// Holds no process while it hands controllers down.
+    pub base: String,
 }
 
 /// One sandbox to make.

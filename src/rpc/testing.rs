@@ -228,7 +228,7 @@ impl Running {
         let fake = Arc::new(Fake::default());
         let (stop, shutdown) = watch::channel(false);
         let service: Arc<dyn SessionService> = Arc::clone(&fake) as Arc<dyn SessionService>;
-        let parts = ServerParts { config, service, authentication, metrics: None, shutdown };
+        let parts = ServerParts { config, service, authentication, metrics: None, shutdown, pulse: None };
         let server = Server::bind(parts).expect("a loopback port");
         let address = server.local_addr();
         let thread = std::thread::spawn(move || server.run(|| ()).expect("the server ends well"));

@@ -6,6 +6,7 @@
 
 mod cli;
 mod conformance;
+mod delegation;
 mod escape;
 mod faults;
 mod images;
@@ -13,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod neighbours;
 mod rootless;
+mod service;
 mod support;
 
 use std::process::ExitCode;
@@ -25,11 +27,13 @@ fn main() -> ExitCode {
     trials.extend(support::http::trials());
     trials.extend(conformance::trials());
     trials.extend(limits::trials());
+    trials.extend(delegation::trials());
     trials.extend(escape::trials());
     trials.extend(faults::trials());
     trials.extend(lifecycle::trials());
     trials.extend(neighbours::trials());
     trials.extend(rootless::trials());
+    trials.extend(service::trials());
     trials.extend(images::trials());
     trials.extend(cli::trials());
     ExitCode::from(support::trial::run(trials, support::setup::end_shared))

@@ -20,7 +20,7 @@ use crate::sys::channel::{self, ChannelError};
 use crate::sys::process;
 use crate::sys::socket::{self, Wait};
 
-use super::launchers::Proof;
+use super::launchers::{AtEnd, Proof};
 
 /// What a sandbox holds on the host besides its processes.
 pub type Held = Box<dyn Any + Send>;
@@ -101,9 +101,12 @@ impl LauncherClient {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Directories that the launcher removes when the server is gone, however it went.
-    pub fn remove_at_end(&self, directories: Vec<String>) {
-        self.send(&LauncherRequest::RemoveAtEnd(directories)).ok();
+    /// What the launcher does when the server is gone, however it went.
+    pub fn at_end(&self, at_end: &AtEnd) {
+        self.send(&LauncherRequest::RemoveAtEnd(at_end.directories.clone())).ok();
+        if let Some(way_back) = at_end.way_back.clone() {
+            self.send(&LauncherRequest::StepBackAtEnd(way_back)).ok();
+        }
     }
 
     /// Ends a sandbox; `Launched::gone` tells when it is over.

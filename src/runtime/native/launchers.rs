@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::plan::messages::WayBack;
 use crate::sys::process::{self, Reaped};
 use crate::sys::{CallError, memory};
 
@@ -31,16 +32,24 @@ const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 type Current = Option<Arc<LauncherClient>>;
 
+/// The server's own groups when nobody needs them any more.
+pub struct AtEnd {
+    /// Directories that go, deepest first.
+    pub directories: Vec<String>,
+    /// From the leaf that server and launcher stand in, when they had to step aside.
+    pub way_back: Option<WayBack>,
+}
+
 /// The launcher, whichever it is at the moment.
 pub struct Launchers(watch::Receiver<Current>);
 
 impl Launchers {
-    /// Starts the first launcher from a sealed copy of this binary. `at_end`: directories that go when the server is gone.
-    pub fn start(at_end: Vec<String>) -> io::Result<Self> {
+    /// Starts the first launcher from a sealed copy of this binary. `at_end`: what goes when the server is gone.
+    pub fn start(at_end: AtEnd) -> io::Result<Self> {
         let binary = memory::sealed_copy_of_self()?;
         process::adopt_orphans().map_err(|error| io::Error::from_raw_os_error(error.raw()))?;
         let (client, child) = LauncherClient::start(binary.as_fd())?;
-        client.remove_at_end(at_end.clone());
+        client.at_end(&at_end);
         let (publish, current) = watch::channel(Some(Arc::clone(&client)));
         let keeper = Keeper { binary, at_end, publish };
         thread::Builder::new().name("launcher-socket".into()).spawn(move || keeper.keep(client, child))?;
@@ -55,7 +64,7 @@ impl Launchers {
 
 struct Keeper {
     binary: OwnedFd,
-    at_end: Vec<String>,
+    at_end: AtEnd,
     publish: watch::Sender<Current>,
 }
 
@@ -74,7 +83,7 @@ impl Keeper {
             thread::sleep(RESTART_PAUSE);
             let Some(next) = self.restart() else { return };
             (client, child) = next;
-            client.remove_at_end(self.at_end.clone());
+            client.at_end(&self.at_end);
             self.publish.send_replace(Some(Arc::clone(&client)));
         }
     }

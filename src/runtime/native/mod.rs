@@ -38,7 +38,7 @@ use super::{Availability, Instance, InstanceConfig, Runtime, RuntimeKind};
 use control::InitClient;
 use instance::NativeInstance;
 use launcher::{CreateFailure, Held, Launched, LauncherClient};
-use launchers::Launchers;
+use launchers::{AtEnd, Launchers};
 use sandbox::Sandbox;
 
 /// A sandbox that does not stand after this long is taken for stuck.
@@ -115,8 +115,9 @@ impl NativeRuntime {
     fn launch(parts: &NativeParts) -> std::io::Result<(Launchers, Option<UidRanges>)> {
         let uids = parts.host.root.then(UidRanges::new).transpose().map_err(std::io::Error::other)?;
         let groups = parts.cgroups.as_ref().map(CgroupTree::directories).unwrap_or_default();
-        let at_end = groups.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-        Ok((Launchers::start(at_end)?, uids))
+        let directories = groups.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        let way_back = parts.cgroups.as_ref().and_then(CgroupTree::way_back);
+        Ok((Launchers::start(AtEnd { directories, way_back })?, uids))
     }
 
     pub(in crate::runtime::native) fn language(&self, name: &str) -> Option<Arc<Language>> {

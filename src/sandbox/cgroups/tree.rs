@@ -14,6 +14,7 @@ use cgroups_rs::fs::pid::PidController;
 use super::session::remove_directory;
 use super::{CPU_PERIOD_US, Carrier, CgroupError, CgroupHost, GROUP_PREFIX, SessionCgroup, V2Entry, cpu_quota_us, cpu_weight};
 use crate::id::EnvironmentId;
+use crate::plan::messages::WayBack;
 use crate::sandbox::enforcement::{WallState, WallStatus};
 use crate::sandbox::spec::Limits;
 
@@ -27,6 +28,8 @@ pub struct CgroupTree {
     v2: Option<PathBuf>,
     v2_controllers: Vec<&'static str>,
     swap: SwapAccounting,
+    /// This process has moved itself into a leaf of its own group.
+    way_back: Option<WayBack>,
 }
 
 /// Where a limit is written: below which of the server's groups.
@@ -59,9 +62,10 @@ impl CgroupTree {
         }
         let v2 = host.v2.as_ref().map(|tree| tree.base.join(&name));
         let v2_controllers = host.v2_controllers();
-        if let Some(tree) = &host.v2 {
-            hand_down(&tree.base, &tree.base.join(&name), tree.entry, &v2_controllers)?;
-        }
+        let way_back = match &host.v2 {
+            Some(tree) => hand_down(&tree.base, &tree.base.join(&name), tree.entry, &v2_controllers)?,
+            None => None,
+        };
         let place = |carrier: &Carrier| match (carrier, &v2) {
             (Carrier::V1(group), _) => Place::V1(group.join(&name)),
             (Carrier::V2, Some(group)) => Place::V2(group.clone()),
@@ -77,6 +81,7 @@ impl CgroupTree {
             cpuacct: host.cpuacct.as_ref().map(|group| group.join(&name)),
             v2,
             v2_controllers,
+            way_back,
         }))
     }
 
@@ -104,6 +109,11 @@ impl CgroupTree {
     /// The server's own groups: what the launcher, which outlives the server, removes last.
     pub fn directories(&self) -> Vec<PathBuf> {
         self.v1_parents().into_iter().chain(self.v2.as_deref()).map(Path::to_owned).collect()
+    }
+
+    /// From the leaf that this process has moved into, if it had to.
+    pub fn way_back(&self) -> Option<WayBack> {
+        self.way_back.clone()
     }
 
     /// Removes the server's own groups, once its sessions are gone. A group that this process itself stands in stays for
@@ -237,18 +247,25 @@ fn row(name: &str, state: WallStatus, detail: &str) -> WallState {
     WallState { name: name.to_owned(), state, detail: detail.to_owned() }
 }
 
-/// Lets the groups below `own` have the controllers; moves this process out of `base` first where it stands in the way.
-fn hand_down(base: &Path, own: &Path, entry: V2Entry, controllers: &[&str]) -> Result<(), CgroupError> {
+/// Lets the groups below `own` have the controllers; moves this process out of `base` first where it stands in the way, and
+/// then tells the way back.
+fn hand_down(base: &Path, own: &Path, entry: V2Entry, controllers: &[&str]) -> Result<Option<WayBack>, CgroupError> {
     if controllers.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    if entry == V2Entry::MoveSelf {
-        let leaf = own.join("server");
-        ensure_directory(&leaf)?;
-        write(&leaf.join("cgroup.procs"), "0")?;
-    }
+    let way_back = match entry {
+        V2Entry::Ready => None,
+        V2Entry::MoveSelf => {
+            let leaf = own.join("server");
+            ensure_directory(&leaf)?;
+            write(&leaf.join("cgroup.procs"), "0")?;
+            let text = |path: &Path| path.to_string_lossy().into_owned();
+            Some(WayBack { leaf: text(&leaf), group: text(own), base: text(base) })
+        }
+    };
     enable(base, controllers)?;
-    enable(own, controllers)
+    enable(own, controllers)?;
+    Ok(way_back)
 }
 
 /// Writes the controllers that `group` does not hand down yet.

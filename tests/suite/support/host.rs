@@ -23,6 +23,16 @@ pub enum Feature {
     CgroupPids,
     /// The memory controller, v1 or v2.
     CgroupMemory,
+    /// A directory of the image takes directories that are moved into it: overlay marks them on the upper tmpfs.
+    DirectoryMoves,
+    /// `systemd-analyze`.
+    SystemdAnalyze,
+    /// `apparmor_parser` that knows the rule `userns`.
+    Apparmor4,
+    /// A systemd in whose units the run may write: that of the emulated machine.
+    Systemd,
+    /// A unified tree in whose root the run may make groups: that of the emulated machine.
+    UnifiedCgroups,
 }
 
 impl Feature {
@@ -36,9 +46,17 @@ impl Feature {
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
             Self::CgroupMemory => "cgroup_memory",
+            Self::DirectoryMoves => "directory_moves",
+            Self::SystemdAnalyze => "systemd_analyze",
+            Self::Apparmor4 => "apparmor4",
+            Self::Systemd => "systemd",
+            Self::UnifiedCgroups => "unified_cgroups",
         }
     }
 }
+
+/// What `all` does not stand for: no package makes a host have it.
+const OF_OTHER_HOSTS: [Feature; 4] = [Feature::DirectoryMoves, Feature::Apparmor4, Feature::Systemd, Feature::UnifiedCgroups];
 
 /// The host, to ask.
 pub struct Host {
@@ -70,7 +88,8 @@ impl Host {
     }
 
     fn requires(&self, feature: Feature) -> bool {
-        self.required.iter().any(|word| word == feature.name() || word == "all")
+        let by_all = !OF_OTHER_HOSTS.contains(&feature);
+        self.required.iter().any(|word| word == feature.name() || (by_all && word == "all"))
     }
 
     /// What is missing, or nothing when the host has it.
@@ -83,9 +102,41 @@ impl Host {
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
+            Feature::DirectoryMoves => (kernel() >= (6, 6), "before Linux 6.6 a tmpfs keeps no mark of a moved directory"),
+            Feature::SystemdAnalyze => (Path::new("/usr/bin/systemd-analyze").exists(), "there is no systemd-analyze"),
+            Feature::Apparmor4 => (apparmor4(), "there is no apparmor_parser of version 4 or later"),
+            Feature::Systemd => (machine() && Path::new("/run/systemd/system").is_dir(), "this is not the machine's systemd"),
+            Feature::UnifiedCgroups => (machine() && unified(), "this is not the machine's unified cgroup tree"),
         };
         (!there).then_some(reason)
     }
+}
+
+/// The emulated machine: its init leaves this file, and what is changed in it is thrown away.
+fn machine() -> bool {
+    Path::new("/run/codebeaker-machine").exists()
+}
+
+fn unified() -> bool {
+    let root = Path::new("/sys/fs/cgroup");
+    nix::unistd::geteuid().is_root() && std::fs::read_to_string(root.join("cgroup.controllers")).is_ok()
+}
+
+fn apparmor4() -> bool {
+    let Ok(output) = std::process::Command::new("/usr/sbin/apparmor_parser").arg("--version").output() else { return false };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().find_map(|word| word.split('.').next()?.parse::<u32>().ok()).is_some_and(|major| major >= 4)
+}
+
+/// Major and minor number of the running kernel.
+pub fn kernel() -> (u32, u32) {
+    release(&std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())
+}
+
+/// `6.1.0-13-cloud-amd64` → (6, 1).
+pub fn release(text: &str) -> (u32, u32) {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn ordinary_user() -> bool {
