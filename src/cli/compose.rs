@@ -7,6 +7,7 @@ mod images;
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::rpc::server::{Authentication, Pulse, Server, ServerParts};
 use crate::runtime::native::{NativeParts, NativeRuntime};
 use crate::runtime::registry::Registry;
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
-use crate::sandbox::cgroups::CgroupTree;
+use crate::sandbox::cgroups::{CgroupTree, IoLimit};
 use crate::sandbox::host::HostFacts;
 use crate::sandbox::profile::{Profile, Profiles};
 use crate::sandbox::state::{ServerId, StateDir};
@@ -105,6 +106,8 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
     sys::process::raise_descriptor_limit().map_err(|error| failed(&error))?;
     let host = HostFacts::probe();
     let cgroups = CgroupTree::open(&host.cgroup, server.as_str()).map_err(|error| failed(&error))?;
+    let io_limit = IoLimit::on_disks_of(&[&config.state_dir, Path::new("/usr")], config.sandbox.io_bytes_per_s_max);
+    let cgroups = cgroups.map(|tree| tree.with_io_limit(io_limit));
     let parts = NativeParts {
         host,
         images: Arc::new(store(config)?),

@@ -109,6 +109,8 @@ pub struct SandboxConfig {
     pub profile_dir: Option<PathBuf>,
     /// Directory of the operator's own languages (`NAME.toml`).
     pub language_dir: Option<PathBuf>,
+    /// Bytes per second that one session may read from the disks of its image, and write to them; 0 = no limit. Default 512 MiB.
+    pub io_bytes_per_s_max: u64,
     /// Lowest isolation level (0 to 10) a runtime must have, default 0.
     pub isolation_level_min: u8,
     /// Directory of wheels and tarballs that package installs may use.
@@ -204,6 +206,7 @@ impl Default for SandboxConfig {
             profiles: vec!["default".into(), "strict".into()],
             profile_dir: None,
             language_dir: None,
+            io_bytes_per_s_max: 512 << 20,
             isolation_level_min: 0,
             package_dir: None,
         }

@@ -18,15 +18,18 @@ use super::root::ImageGuard;
 use super::staging::Staging;
 use super::store::Store;
 use super::{Bind, DEFAULT_PATH, ImageError, ImageName, ImageRoot};
+use crate::sys::credentials::is_root_of_the_host;
 
 /// Empty directories: mount points, and what programs expect to be there.
-const DIRECTORIES: [(&str, u32); 21] = [
+///
+/// `/workspace` is not among them: a directory of the image can't take directories that are moved into it before Linux 6.6,
+/// because overlay marks them with attributes that its upper tmpfs has no room for. The sandbox makes its own.
+const DIRECTORIES: [(&str, u32); 20] = [
     ("usr", 0o755),
     ("proc", 0o755),
     ("dev", 0o755),
     ("sys", 0o755),
     ("tmp", 0o1777),
-    ("workspace", 0o755),
     ("etc", 0o755),
     ("home", 0o755),
     ("home/user", 0o755),
@@ -109,12 +112,10 @@ fn build(host: &Path, root: &Path) -> Result<(), ImageError> {
     for name in USR_MERGE {
         mirror(&host.join(name), &root.join(name))?;
     }
-    if rustix::process::geteuid().is_root() {
-        for name in ["home/user", "workspace"] {
-            let path = root.join(name);
-            rustix::fs::chown(&path, Some(Uid::from_raw(USER_ID)), Some(Gid::from_raw(USER_ID)))
-                .map_err(ImageError::errno("setting the owner of", &path))?;
-        }
+    if is_root_of_the_host() {
+        let home = root.join("home/user");
+        rustix::fs::chown(&home, Some(Uid::from_raw(USER_ID)), Some(Gid::from_raw(USER_ID)))
+            .map_err(ImageError::errno("setting the owner of", &home))?;
     }
     etc::write(host, &root.join("etc"))
 }

@@ -15,6 +15,7 @@ use super::bounds::Meter;
 use super::store::{digest_text, now_ms};
 use super::tree::{Notes, Ownership, Tree};
 use super::{Bounds, ImageError, ImageInfo, ImageName, SourceKind, Store, confine, copy, layer};
+use crate::sys::credentials::is_root_of_the_host;
 
 /// Entries between two reports.
 const REPORT_ENTRIES: u64 = 256;
@@ -165,7 +166,7 @@ struct Filled {
 
 /// The whole work of the confined thread.
 fn fill(target: OwnedFd, source: &Source, bounds: Bounds, reporter: &Reporter<'_>) -> Result<Filled, ImageError> {
-    let ownership = if rustix::process::geteuid().is_root() { Ownership::Kept } else { Ownership::Own };
+    let ownership = if is_root_of_the_host() { Ownership::Kept } else { Ownership::Own };
     let directory = match source {
         Source::Directory(directory) => Some(directory.as_fd()),
         Source::Tar { .. } => None,

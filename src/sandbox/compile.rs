@@ -77,6 +77,18 @@ pub struct Placement {
     pub born_in: Option<PathBuf>,
     /// v2 directory for programs.
     pub programs_born_in: Option<PathBuf>,
+    /// What bounds the number of processes.
+    pub processes: ProcessBound,
+}
+
+/// What bounds the number of a sandbox's processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ProcessBound {
+    /// `pids.max` of its group.
+    Group,
+    /// RLIMIT_NPROC: nothing else is to be had.
+    #[default]
+    Rlimit,
 }
 
 /// What the kernel offers beyond the oldest that is served.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::cgroups::{CgroupTree, V2Entry};
+use super::cgroups::{CgroupTree, IoLimit, V2Entry};
 use super::enforcement::WallStatus;
 use super::host::{HostFacts, UserNamespaces};
 use super::spec::Limits;
@@ -59,8 +59,8 @@ pub fn examine(facts: &HostFacts, state_dir: &Path) -> Vec<Check> {
     let mut checks = Vec::new();
     let ids = ids_check(facts, &mut checks);
     checks.extend(namespace_checks(facts));
-    checks.extend(wall_checks(facts, &ids));
-    checks.extend(cgroup_checks(facts));
+    checks.extend(wall_checks(facts, &ids, state_dir));
+    checks.extend(cgroup_checks(facts, state_dir));
     checks.extend(interpreter_checks());
     checks.push(state_check(state_dir));
     checks
@@ -152,7 +152,7 @@ fn namespace_checks(facts: &HostFacts) -> Vec<Check> {
     checks
 }
 
-fn wall_checks(facts: &HostFacts, ids: &IdMap) -> Vec<Check> {
+fn wall_checks(facts: &HostFacts, ids: &IdMap, state_dir: &Path) -> Vec<Check> {
     let mounts = [Namespace::User, Namespace::Mount, Namespace::Pid];
     let attempt = |body: fn() -> Result<(), Refusal>| trial::run(&mounts, ids, body);
     let overlay = "modprobe overlay; without root Linux 5.11 is needed";
@@ -171,19 +171,26 @@ fn wall_checks(facts: &HostFacts, ids: &IdMap) -> Vec<Check> {
     }
     checks.push(landlock);
     if let (true, IdMap::Range { start, count }) = (facts.root, ids) {
-        let mount = trial::try_id_mapped_mount(Path::new("/usr"), *start, *count);
-        checks.push(judge(
-            "id-mapped mount of /usr",
-            CheckState::Failed,
-            mount,
-            "put /usr and images on ext4, xfs, btrfs or overlay",
-        ));
+        let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        for (name, path, mend) in [
+            ("id-mapped mount of /usr", Path::new("/usr"), "put /usr on ext4, xfs, btrfs or overlay"),
+            (
+                "id-mapped mount of the state directory",
+                existing,
+                "set `state_dir` to a directory on ext4, xfs or btrfs; a tmpfs needs Linux 6.3",
+            ),
+        ] {
+            let mount = trial::try_id_mapped_mount(path, *start, *count);
+            checks.push(judge(name, CheckState::Failed, mount, mend));
+        }
     }
     checks
 }
 
 /// Makes a session's groups with limits and removes them again.
-fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
+fn cgroup_checks(facts: &HostFacts, state_dir: &Path) -> Vec<Check> {
+    const IO_MEND: &str =
+        "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), and keep images on a disk of the host";
     const MEND: &str = "systemd-run --user --scope -p Delegate=yes codebeaker serve, or run as root";
     let absent =
         |cause: String| vec![Check { name: "cgroup limits".into(), state: CheckState::Degraded, cause, mend: MEND.into() }];
@@ -198,6 +205,8 @@ fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
             None => error.to_string(),
         };
         let Some(tree) = CgroupTree::open(&facts.cgroup, server.as_str()).map_err(failed)? else { return Ok(None) };
+        let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let tree = tree.with_io_limit(IoLimit::on_disks_of(&[existing, Path::new("/usr")], TRIAL_IO_BYTES_PER_S));
         let session = tree.create(&EnvironmentId::random(), &trial_limits());
         let result = session.and_then(|session| {
             let limits = session.limits.clone();
@@ -209,7 +218,12 @@ fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
                 WallStatus::Enforced => CheckState::Ok,
                 WallStatus::Degraded | WallStatus::Absent => CheckState::Degraded,
             };
-            let mend = if state == CheckState::Ok { String::new() } else { MEND.to_owned() };
+            let mend = match state {
+                CheckState::Ok => "",
+                CheckState::Degraded | CheckState::Failed if row.name == "io" => IO_MEND,
+                CheckState::Degraded | CheckState::Failed => MEND,
+            };
+            let mend = mend.to_owned();
             Check { name: format!("cgroup limit: {}", row.name), state, cause: row.detail, mend }
         });
         Ok(Some(rows.collect()))
@@ -220,6 +234,9 @@ fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
         Err(cause) => absent(cause),
     }
 }
+
+/// Tried and taken back.
+const TRIAL_IO_BYTES_PER_S: u64 = 1 << 30;
 
 /// Any values do: they hold for an empty group.
 fn trial_limits() -> Limits {

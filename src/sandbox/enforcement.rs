@@ -20,7 +20,8 @@ pub struct Enforcement {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WallState {
     /// `user`, `mount`, `pid`, `network`, `ipc`, `uts`, `cgroup`, `time`, `capabilities`, `no_new_privs`, `seccomp`,
-    /// `masked_paths`, `landlock`, `rlimits`; for limits `memory`, `pids`, `cpu`, `disk`, `inodes`, `output`, `wall_time`.
+    /// `masked_paths`, `landlock`, `rlimits`; for limits `memory`, `pids`, `cpu`, `io`, `disk`, `inodes`, `open_files`, `output`,
+    /// `wall_time`.
     pub name: String,
     /// How it stands.
     pub state: WallStatus,

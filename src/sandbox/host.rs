@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::cgroups::CgroupHost;
+use crate::sys::credentials::maps_every_id;
 use crate::sys::probe;
 
 /// Facts about the host and this process.
@@ -102,7 +103,7 @@ impl HostFacts {
         let gid = status_id(&status, "Gid:");
         let capabilities = status_capabilities(&status);
         let root = uid == 0
-            && is_initial_user_namespace(&read("/proc/self/uid_map"))
+            && maps_every_id(&read("/proc/self/uid_map"))
             && [CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID].iter().all(|&cap| has(capabilities, cap));
         let user_name = user_name(&read("/etc/passwd"), uid);
         let limits = read("/proc/self/limits");
@@ -179,11 +180,6 @@ fn status_capabilities(status: &str) -> u64 {
 
 fn has(capabilities: u64, number: u32) -> bool {
     capabilities & (1 << number) != 0
-}
-
-/// The initial namespace maps every id to itself.
-fn is_initial_user_namespace(uid_map: &str) -> bool {
-    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// The name of `uid`, or its number.
@@ -264,8 +260,8 @@ mod tests {
 
     #[test]
     fn only_the_initial_user_namespace_counts_as_initial() {
-        assert!(is_initial_user_namespace("         0          0 4294967295\n"));
-        assert!(!is_initial_user_namespace("         0     100000      65536\n"));
+        assert!(maps_every_id("         0          0 4294967295\n"));
+        assert!(!maps_every_id("         0     100000      65536\n"));
     }
 
     #[test]

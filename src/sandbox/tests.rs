@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::plan::{Plan, ProgramStep, Step};
 
-use super::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
+use super::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, compile};
 use super::enforcement::WallStatus;
 use super::profile::{Network, Profile, ProfileLimits, RootFilesystem};
 use super::spec::Limits;
@@ -67,7 +67,8 @@ fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -
 }
 
 fn placed() -> Placement {
-    Placement { join: vec![PathBuf::from("/cgroup/memory/one/cgroup.procs")], ..Placement::default() }
+    let join = vec![PathBuf::from("/cgroup/memory/one/cgroup.procs")];
+    Placement { join, processes: ProcessBound::Group, ..Placement::default() }
 }
 
 const RANGE: Ids = Ids::Range { start: 0x1000_0000, count: 65_536 };
@@ -144,6 +145,10 @@ fn what_the_host_lacks_is_told_and_not_hidden() {
         (state(&poor, "user"), state(&poor, "cgroup"), state(&poor, "landlock")),
         (WallStatus::Degraded, WallStatus::Degraded, WallStatus::Absent)
     );
-    assert!(poor.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
-    assert!(!full.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
+    let bounded = |compiled: &Compiled| {
+        compiled.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC"))
+    };
+    assert!(bounded(&poor) && !bounded(&full));
+    let without_pids = Placement { processes: ProcessBound::Rlimit, ..placed() };
+    assert!(bounded(&compiled(&overlay, RANGE, without_pids, 7)), "a group that has no pids.max is no bound");
 }

@@ -4,6 +4,17 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::error::{CallError, Named};
 
+/// Whether this process is root of the host, and not only of a user namespace: only then files can be given to any id, and ids
+/// be mapped as ranges.
+pub fn is_root_of_the_host() -> bool {
+    rustix::process::geteuid().is_root() && maps_every_id(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
+}
+
+/// The text of `/proc/self/uid_map` in the initial user namespace: every id is itself.
+pub fn maps_every_id(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// `setgroups(2)` with an empty list, by the raw call: one thread.
 pub fn clear_groups() -> Result<(), CallError> {
     // SAFETY: an empty list needs no pointer.

@@ -169,7 +169,12 @@ fn texts(paths: &[PathBuf]) -> Vec<String> {
 }
 
 fn placement(cgroup: &SessionCgroup) -> Placement {
-    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in: cgroup.run.clone() }
+    Placement {
+        join: cgroup.join.clone(),
+        born_in: cgroup.born_in.clone(),
+        programs_born_in: cgroup.run.clone(),
+        ..Placement::default()
+    }
 }
 
 fn limits() -> Limits {

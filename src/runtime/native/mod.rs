@@ -26,9 +26,10 @@ use crate::image::{ImageError, ImageRoot, Store};
 use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
 use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
-use crate::sandbox::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
+use crate::sandbox::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, compile};
 use crate::sandbox::enforcement::{Enforcement, ProfileIdentity, WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::held;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
 use crate::sandbox::uid_ranges::UidRanges;
 use crate::sys::error::describe;
@@ -204,7 +205,9 @@ impl NativeRuntime {
             None => (self.own_ids(), None),
         };
         let mut cgroup = self.group(config, generation)?;
-        let limits = Self::limits(config, cgroup.as_ref())?;
+        let carried = cgroup.as_ref().map(|cgroup| cgroup.limits.as_slice());
+        let limits = held::rows(&config.limits, carried, self.parts.host.nofile_hard);
+        held::refuse_named(config.named_limits, &limits)?;
         let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
         let compiled = compile(&self.spec(config, &image, ids, placement));
         self.required_walls(&compiled.walls)?;
@@ -254,35 +257,6 @@ impl NativeRuntime {
         })
     }
 
-    /// One row a limit; a limit that the request named and nothing here can hold is an error.
-    fn limits(config: &InstanceConfig, cgroup: Option<&SessionCgroup>) -> Result<Vec<WallState>, SandboxError> {
-        let mut rows = match cgroup {
-            Some(cgroup) => cgroup.limits.clone(),
-            None => ["memory", "pids", "cpu"].map(without_group).to_vec(),
-        };
-        let limits = &config.limits;
-        for (name, detail) in [
-            ("disk", format!("{} MiB on the session's tmpfs", limits.disk_bytes >> 20)),
-            ("inodes", format!("{} on the session's tmpfs", limits.inodes)),
-            ("output", format!("ended past {} MiB", limits.output_killed_bytes >> 20)),
-            ("wall_time", format!("{} s, at most {} s", limits.timeout.as_secs(), limits.timeout_max.as_secs())),
-        ] {
-            rows.push(WallState { name: name.into(), state: WallStatus::Enforced, detail });
-        }
-        let named = &config.named_limits;
-        for (limit, asked) in [("memory", named.memory), ("pids", named.pids), ("cpu", named.cpu_cores || named.cpu_shares)] {
-            let absent = rows.iter().find(|row| row.name == limit && row.state == WallStatus::Absent);
-            if let Some(row) = absent.filter(|_| asked) {
-                return Err(SandboxError::LimitUnenforceable {
-                    limit: limit.into(),
-                    cause: row.detail.clone(),
-                    mend: "delegate a cgroup to the server (systemd: Delegate=yes), or leave the limit out".into(),
-                });
-            }
-        }
-        Ok(rows)
-    }
-
     /// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
     fn required_walls(&self, walls: &[WallState]) -> Result<(), SandboxError> {
         const REQUIRED: [&str; 10] =
@@ -307,21 +281,14 @@ fn placement(cgroup: &SessionCgroup, ids: &Ids) -> Placement {
         // Init is then another host user than the one the groups were delegated to, and may not move anything in them.
         Ids::Helper { .. } => None,
     };
-    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in }
+    let processes = if cgroup.bounds_processes() { ProcessBound::Group } else { ProcessBound::Rlimit };
+    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in, processes }
 }
 
 /// The launcher removes the groups from here on: it knows when nothing is in them.
 fn hand_over(cgroup: &mut SessionCgroup) -> Vec<String> {
     cgroup.hand_over();
     cgroup.directories.iter().map(|path| path.to_string_lossy().into_owned()).collect()
-}
-
-fn without_group(name: &str) -> WallState {
-    let (state, detail) = match name {
-        "pids" => (WallStatus::Degraded, "RLIMIT_NPROC of the host id: no group is writable here"),
-        _ => (WallStatus::Absent, "no group is writable here; systemd: Delegate=yes"),
-    };
-    WallState { name: name.into(), state, detail: detail.into() }
 }
 
 fn wall_error(failure: &StepFailure) -> SandboxError {

@@ -11,6 +11,7 @@ use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 
+use super::io_limit::IoLimit;
 use super::session::remove_directory;
 use super::{CPU_PERIOD_US, Carrier, CgroupError, CgroupHost, GROUP_PREFIX, SessionCgroup, V2Entry, cpu_quota_us, cpu_weight};
 use crate::id::EnvironmentId;
@@ -30,6 +31,8 @@ pub struct CgroupTree {
     swap: SwapAccounting,
     /// This process has moved itself into a leaf of its own group.
     way_back: Option<WayBack>,
+    io: Place,
+    io_limit: IoLimit,
 }
 
 /// Where a limit is written: below which of the server's groups.
@@ -72,7 +75,7 @@ impl CgroupTree {
             (Carrier::V2, None) => Place::Absent("the v2 tree is gone".into()),
             (Carrier::Absent { why }, _) => Place::Absent(why.clone()),
         };
-        let memory = place(&host.memory);
+        let (memory, io) = (place(&host.memory), place(&host.io));
         Ok(Some(Self {
             swap: swap_accounting(&memory),
             memory,
@@ -82,7 +85,14 @@ impl CgroupTree {
             v2,
             v2_controllers,
             way_back,
+            io,
+            io_limit: IoLimit::default(),
         }))
+    }
+
+    /// Every session made from now on has this bound on disk traffic.
+    pub fn with_io_limit(self, io_limit: IoLimit) -> Self {
+        Self { io_limit, ..self }
     }
 
     /// Makes a session's groups and puts its limits in force.
@@ -102,6 +112,7 @@ impl CgroupTree {
         self.limit_memory(name, limits, &mut session)?;
         self.limit_pids(name, limits, &mut session)?;
         self.limit_cpu(name, limits, &mut session)?;
+        self.limit_io(name, &mut session);
         session.cpuacct = self.cpuacct.as_ref().map(|parent| parent.join(name));
         Ok(session)
     }
@@ -154,7 +165,7 @@ impl CgroupTree {
             return Ok(());
         }
         // Only these two: `run` needs memory for oom.group, and older kernels count a refused fork where it was tried.
-        let handed: Vec<&str> = self.v2_controllers.iter().copied().filter(|name| *name != "cpu").collect();
+        let handed: Vec<&str> = self.v2_controllers.iter().copied().filter(|name| ["memory", "pids"].contains(name)).collect();
         enable(group, &handed)?;
         let (init, run) = (group.join("init"), group.join("run"));
         for leaf in [&init, &run] {
@@ -240,6 +251,19 @@ impl CgroupTree {
         let words = if v2 { "cgroup v2 cpu.weight and cpu.max" } else { "cgroup v1 cpu.shares and cpu.cfs_quota_us" };
         session.limits.push(row("cpu", WallStatus::Enforced, words));
         Ok(())
+    }
+
+    /// Nobody can name this limit in a request, so what stands in its way is told and no failure.
+    fn limit_io(&self, name: &str, session: &mut SessionCgroup) {
+        let group = match &self.io {
+            Place::V2(parent) => Ok(parent.join(name)),
+            Place::V1(_) => Err("cgroup v1 sees no buffered writes".to_owned()),
+            Place::Absent(why) => Err(why.clone()),
+        };
+        session.limits.push(match group.and_then(|group| self.io_limit.apply(&group)) {
+            Ok(detail) => row("io", WallStatus::Enforced, &detail),
+            Err(why) => row("io", WallStatus::Absent, &why),
+        });
     }
 }
 

@@ -84,7 +84,7 @@ fn a_sessions_groups_hold_its_limits_and_are_gone_after_remove() {
     let session = bed.tree().create(&EnvironmentId::random(), &limits()).expect("created");
     let read = |group: &Path, file: &str| fs::read_to_string(group.join(file)).expect("a file of the group");
     let states: Vec<&str> = session.limits.iter().map(|row| row.name.as_str()).collect();
-    assert_eq!(states, ["memory", "pids", "cpu"]);
+    assert_eq!(states, ["memory", "pids", "cpu", "io"]);
     if let Some(group) = &session.memory {
         let file = if bed.host.memory == Carrier::V2 { "memory.max" } else { "memory.limit_in_bytes" };
         assert_eq!(read(group, file).trim(), "67108864");

@@ -1,7 +1,7 @@
 //! rlimits: what a single process may take, where a group has no say.
 
 use crate::plan::ProgramStep;
-use crate::sandbox::compile::{Draft, Spec};
+use crate::sandbox::compile::{Draft, ProcessBound, Spec};
 
 /// Bytes of POSIX message queues of one user.
 const MESSAGE_QUEUE_BYTES: u64 = 819_200;
@@ -28,8 +28,8 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
     for (resource, name, limit) in limits {
         draft.program.push(ProgramStep::Rlimit { resource, name: name.into(), limit });
     }
-    if spec.cgroup.join.is_empty() && spec.cgroup.born_in.is_none() {
-        // Without a group this is what stands against a fork bomb; it counts the processes of the host id.
+    if spec.cgroup.processes == ProcessBound::Rlimit {
+        // Without the controller this is what stands against a fork bomb; it counts the processes of the host id.
         let (resource, name) = (libc::RLIMIT_NPROC, "RLIMIT_NPROC".into());
         draft.program.push(ProgramStep::Rlimit { resource, name, limit: spec.limits.pids });
     }

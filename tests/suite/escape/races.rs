@@ -38,7 +38,7 @@ fn end(session: &mut Session<'_>, execution: &Value) {
 }
 
 fn exchange() {
-    host().need(Feature::Python).need(Feature::DirectoryMoves);
+    host().need(Feature::Python);
     let server = Setup::plain().shared();
     let outside = server.outside().join("raced");
     std::fs::create_dir_all(&outside).expect("the fixture's directory is writable");
@@ -77,7 +77,7 @@ fn exchange() {
 }
 
 fn deep_tree() {
-    host().need(Feature::Python).need(Feature::DirectoryMoves);
+    host().need(Feature::Python);
     let server = Setup::plain().shared();
     let mut session = Session::python(&server);
     // From the leaf up: what works at the bottom of such a tree costs the kernel a step for every level.

@@ -79,6 +79,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = Command::new("journalctl").args(["--no-pager", "--lines", "20", "--unit", &self.unit]).output();
+            eprintln!("{}", log.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default());
+        }
         // A unit that has ended and was transient is not known any more.
         Command::new("systemctl").args(["stop", &self.unit]).output().ok();
         Command::new("systemctl").args(["reset-failed", &self.unit]).output().ok();

@@ -23,8 +23,6 @@ pub enum Feature {
     CgroupPids,
     /// The memory controller, v1 or v2.
     CgroupMemory,
-    /// A directory of the image takes directories that are moved into it: overlay marks them on the upper tmpfs.
-    DirectoryMoves,
     /// `systemd-analyze`.
     SystemdAnalyze,
     /// `apparmor_parser` that knows the rule `userns`.
@@ -46,7 +44,6 @@ impl Feature {
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
             Self::CgroupMemory => "cgroup_memory",
-            Self::DirectoryMoves => "directory_moves",
             Self::SystemdAnalyze => "systemd_analyze",
             Self::Apparmor4 => "apparmor4",
             Self::Systemd => "systemd",
@@ -56,7 +53,7 @@ impl Feature {
 }
 
 /// What `all` does not stand for: no package makes a host have it.
-const OF_OTHER_HOSTS: [Feature; 4] = [Feature::DirectoryMoves, Feature::Apparmor4, Feature::Systemd, Feature::UnifiedCgroups];
+const OF_OTHER_HOSTS: [Feature; 3] = [Feature::Apparmor4, Feature::Systemd, Feature::UnifiedCgroups];
 
 /// The host, to ask.
 pub struct Host {
@@ -102,7 +99,6 @@ impl Host {
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
-            Feature::DirectoryMoves => (kernel() >= (6, 6), "before Linux 6.6 a tmpfs keeps no mark of a moved directory"),
             Feature::SystemdAnalyze => (Path::new("/usr/bin/systemd-analyze").exists(), "there is no systemd-analyze"),
             Feature::Apparmor4 => (apparmor4(), "there is no apparmor_parser of version 4 or later"),
             Feature::Systemd => (machine() && Path::new("/run/systemd/system").is_dir(), "this is not the machine's systemd"),
