@@ -8,6 +8,7 @@
 mod create;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -33,6 +34,20 @@ struct Sandbox {
     pid: i32,
     pidfd: OwnedFd,
     cgroups: Vec<String>,
+}
+
+impl Sandbox {
+    /// Kills all of it; one that has just ended is reaped by its own event.
+    fn end(&self) {
+        // The last directory is the top of the v2 tree's, if there is one: whatever is in it, at once. On v1 there is no such file.
+        if let Some(top) = self.cgroups.last()
+            && let Ok(mut file) = std::fs::OpenOptions::new().write(true).open(PathBuf::from(top).join("cgroup.kill"))
+        {
+            file.write_all(b"1").ok();
+        }
+        // The end of init is the end of its pid namespace, with or without a group.
+        process::kill_pidfd(self.pidfd.as_fd()).ok();
+    }
 }
 
 struct Launcher {
@@ -129,8 +144,7 @@ impl Launcher {
             }
             LauncherRequest::End(tag) => {
                 if let Some(sandbox) = self.sandboxes.get(&tag) {
-                    // One that has just ended is reaped by its own event.
-                    process::kill_pidfd(sandbox.pidfd.as_fd()).ok();
+                    sandbox.end();
                 }
                 Ok(())
             }
@@ -203,7 +217,7 @@ impl Launcher {
     /// The server is gone: nothing may stay.
     fn end_all(&mut self) -> Result<(), ChannelError> {
         for sandbox in self.sandboxes.values() {
-            process::kill_pidfd(sandbox.pidfd.as_fd()).ok();
+            sandbox.end();
         }
         let mut buffer = Vec::with_capacity(EVENTS_MAX);
         epoll::delete(self.events.as_fd(), self.server.as_fd()).named("epoll_ctl")?;

@@ -168,7 +168,7 @@ async fn answer_pulses(pulse: Option<mpsc::Receiver<Pulse>>, workers: &[Worker])
             }
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// True when every worker has come round; waits for those that are late.

@@ -27,8 +27,10 @@ fn group(states: [(&str, WallStatus); 4]) -> Vec<WallState> {
 
 use WallStatus::{Absent, Degraded, Enforced};
 
-/// The kinds of hosts: what groups say, and the states that a session is told of memory, pids, cpu and io.
-fn hosts() -> Vec<(&'static str, Option<Vec<WallState>>, [WallStatus; 4])> {
+/// A kind of host: what groups say, and the states that a session is told of memory, pids, cpu and io.
+type Host = (&'static str, Option<Vec<WallState>>, [WallStatus; 4]);
+
+fn hosts() -> Vec<Host> {
     let all = |pids, cpu, io| Some(group([("memory", Enforced), ("pids", pids), ("cpu", cpu), ("io", io)]));
     vec![
         ("v2 with everything", all(Enforced, Enforced, Enforced), [Enforced; 4]),

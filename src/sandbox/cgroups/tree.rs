@@ -91,6 +91,7 @@ impl CgroupTree {
     }
 
     /// Every session made from now on has this bound on disk traffic.
+    #[must_use]
     pub fn with_io_limit(self, io_limit: IoLimit) -> Self {
         Self { io_limit, ..self }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Client, Session, Setup, eventually, page};
+use crate::support::{Client, Session, Setup, eventually, pace, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -295,11 +295,14 @@ fn swept(client: &mut Client, id: &str) -> String {
 fn idle_sweep() {
     let server = sweeping().shared();
     let mut client = server.client();
-    let mut idle = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
-    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
     let patient = Session::open(&server, &json!({"idleTimeoutMinutes": 5}));
+    let mut idle = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
     assert_eq!(idle.created["config"]["idleTimeoutMinutes"], 0.02);
-    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["4"]});
+    // Longer than a slow host takes to send the command, shorter than the command takes.
+    let timeout_s = 1.2 * f64::from(pace());
+    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": timeout_s / 60.0}));
+    let seconds = (timeout_s * 3.5).to_string();
+    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": [seconds], "timeoutSeconds": 120});
     let request = busy.client.send("session.execute", &json!({"sessionId": busy.id, "command": command})).expect("sent");
     let reason = swept(&mut client, &idle.id);
     assert!(reason.contains("idle"), "{reason}");

@@ -58,6 +58,10 @@ pub fn hold_a_session(client: &mut Client, base: &Path) {
     let weight: u32 = read(&group, "cpu.weight").parse().expect("a number");
     assert!((2..100).contains(&weight), "half of the default shares is less than the default weight: {weight}");
     assert_eq!(read(&group.join("run"), "memory.oom.group"), "1");
+    if state(&created, "io") == "enforced" {
+        let line = read(&group, "io.max");
+        assert!(line.contains("rbps=536870912 wbps=536870912"), "{line}");
+    }
     assert_eq!(read(&group.join("init"), "cgroup.procs").lines().count(), 1, "init alone is in its leaf");
 
     let execute = |client: &mut Client, code: &str| {
@@ -67,7 +71,7 @@ pub fn hold_a_session(client: &mut Client, base: &Path) {
     let usage = execute(client, "x = b'a' * (16 << 20); print(len(x))")["result"]["usage"].clone();
     assert!(usage["memoryPeakBytes"].as_u64().is_some_and(|bytes| bytes > 16 << 20), "{usage}");
     assert!(usage["cpuMs"].is_number(), "{usage}");
-    // Linux 6.1 has no pids.peak: what the kernel does not tell is left out.
+    // What the kernel does not tell is left out.
     assert_eq!(usage["pidsPeak"].is_null(), !group.join("pids.peak").exists(), "{usage}");
     let bomb = execute(client, "x = []\nwhile True: x.append(b'a' * (1 << 20))");
     assert_eq!((&bomb["errorKind"], &bomb["result"]["oomKilled"]), (&json!("out_of_memory"), &json!(true)), "{bomb}");

@@ -24,6 +24,8 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a cgroup namespace with its own mount is the whole world", namespace),
             ("a controller that is not delegated is told, and an error when the request names its limit", no_pids),
             ("without cpu the other limits hold", no_cpu),
+            ("io.max holds back a session that reads its image cold", cold_reads),
+            ("close kills through the group, whatever is in it", kill_on_close),
         ],
     )
 }
@@ -179,5 +181,55 @@ fn no_cpu() {
     let made = groups::find(&group.0, session.environment()).expect("its group");
     assert_eq!(read(&made, "pids.max"), "32");
     session.close();
+    end(server);
+}
+
+/// Reads a file of the image that is in no cache; the seconds that the program took.
+fn cold_read(name: &str, bytes_per_s: u64) -> f64 {
+    let group = Group::make(name);
+    let words = ["/bin/sh", "-c", ENTER, "sh", group.0.to_str().expect("an ASCII path")];
+    let setup = Setup { wrapper: words.map(str::to_owned).to_vec(), ..Setup::plain() };
+    let server = Server::start(&setup.with_config(&format!("io_bytes_per_s_max = {bytes_per_s}\n")));
+    let mut session = Session::python(&server);
+    assert_eq!(state(&session.created, "io"), if bytes_per_s == 0 { "absent" } else { "enforced" });
+    session.run("import time");
+    // The cache is shared, so what the other run has read must go.
+    write(Path::new("/proc/sys/vm"), "drop_caches", "3");
+    let code = "import time\nbegin = time.monotonic()\nsize = len(open('/usr/local/trial-io', 'rb').read())\n\
+                assert size == 8 << 20, size\nprint(time.monotonic() - begin)";
+    let seconds = session.run(code).parse().expect("seconds");
+    session.close();
+    end(server);
+    seconds
+}
+
+fn cold_reads() {
+    host().need(Feature::Root).need(Feature::UnifiedCgroups).need(Feature::Python);
+    std::fs::write("/usr/local/trial-io", vec![7; 8 << 20]).expect("root of the machine may write there");
+    done_sync();
+    let (held, free) = (cold_read("io-held", 1 << 20), cold_read("io-free", 0));
+    // Never an absolute time alone: the bound gives a least time, load only adds to it.
+    assert!(held > 4.0 && held > 2.0 * free, "8 MiB at 1 MiB/s took {held} s, without the bound {free} s");
+}
+
+/// Dirty pages are no cold ones.
+fn done_sync() {
+    assert!(std::process::Command::new("/bin/sync").status().expect("sync is there").success());
+}
+
+fn kill_on_close() {
+    let group = Group::make("kill");
+    let server = server_in(&group.0, ENTER);
+    let session = Session::python(&server);
+    let made = groups::find(&group.0, session.environment()).expect("its group");
+    let sleeper = || std::process::Command::new("/bin/sleep").arg("600").spawn().expect("sleep is there");
+    let (mut inside, mut outside) = (sleeper(), sleeper());
+    // Not of the session's pid namespace, so the end of init is not its end.
+    write(&made.join("run"), "cgroup.procs", &inside.id().to_string());
+    session.close();
+    assert!(eventually(Duration::from_secs(5), || !matches!(inside.try_wait(), Ok(None))), "what is in the group dies");
+    assert!(matches!(outside.try_wait(), Ok(None)), "the control: what is not lives");
+    outside.kill().expect("an own child");
+    outside.wait().expect("an own child");
     end(server);
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::units::{deployed, unit};
-use crate::delegation::groups::{group_of, hold_a_session, state};
+use crate::delegation::groups::{find, group_of, hold_a_session, read, state};
 use crate::support::fixture_user::directory_of;
 use crate::support::{Client, Feature, eventually, host, page};
 
@@ -215,11 +215,22 @@ fn scope() {
 
 fn undelegated() {
     let (unit, mut client, _directory) = transient("undelegated", &[NOTIFY], 5104);
-    let group = unit.group();
-    // systemd enables no controllers below a unit that it was not told to delegate, but has them itself.
-    let above = group.parent().expect("a slice").to_owned();
-    hold_a_session(&mut client, &above);
+    // The unit's group holds the server, so sessions go beside it; the slice has memory and pids, and cpu when a unit asked for it.
+    let slice = unit.group().parent().expect("a slice").to_owned();
+    let created = client.ok("session.create", &json!({"language": "python", "memoryLimitMB": 128, "pidsLimit": 32}));
+    assert_eq!(["memory", "pids"].map(|limit| state(&created, limit)), ["enforced", "enforced"], "{created}");
+    let made = find(&slice, created["environmentId"].as_str().expect("an id")).expect("its group");
+    assert_eq!((read(&made, "memory.max").as_str(), read(&made, "pids.max").as_str()), ("134217728", "32"));
+    out_of_memory(&mut client, &created);
+    client.ok("session.close", &json!({"sessionId": created["sessionId"]}));
     unit.stop();
+}
+
+/// A program that takes too much is ended, and told so.
+fn out_of_memory(client: &mut Client, created: &serde_json::Value) {
+    let bomb = json!({"type": "execute_code", "code": "x = []\nwhile True: x.append(b'a' * (1 << 20))", "timeoutSeconds": 60});
+    let answer = client.ok("session.execute", &json!({"sessionId": created["sessionId"], "command": bomb}));
+    assert_eq!(answer["errorKind"], "out_of_memory", "{answer}");
 }
 
 /// Carries out a command as the machine's ordinary user, beside its user manager.
@@ -248,9 +259,7 @@ fn user_unit() {
     let created = client.ok("session.create", &json!({"language": "python", "memoryLimitMB": 128, "pidsLimit": 32}));
     assert_eq!(created["enforcement"]["rootless"], true);
     assert_eq!(["memory", "pids"].map(|limit| state(&created, limit)), ["enforced", "enforced"], "{created}");
-    let bomb = json!({"type": "execute_code", "code": "x = []\nwhile True: x.append(b'a' * (1 << 20))", "timeoutSeconds": 60});
-    let answer = client.ok("session.execute", &json!({"sessionId": created["sessionId"], "command": bomb}));
-    assert_eq!(answer["errorKind"], "out_of_memory", "{answer}");
+    out_of_memory(&mut client, &created);
     as_user(&["systemctl", "--user", "stop", "codebeaker.service"]);
     systemctl(&["stop", "user@1000.service"]);
 }
