@@ -4,7 +4,7 @@
 //! counts processes.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ static SHIPPED: Mutex<()> = Mutex::new(());
 /// A unit that is stopped when the trial is over, however it ends.
 struct Running {
     unit: String,
+    /// `systemd-run --scope` becomes what it was told to run.
+    child: Option<Child>,
     /// Held by trials of the shipped unit.
     _turn: Option<MutexGuard<'static, ()>>,
 }
@@ -86,6 +88,9 @@ impl Drop for Running {
         // A unit that has ended and was transient is not known any more.
         Command::new("systemctl").args(["stop", &self.unit]).output().ok();
         Command::new("systemctl").args(["reset-failed", &self.unit]).output().ok();
+        if let Some(mut child) = self.child.take() {
+            child.wait().ok();
+        }
     }
 }
 
@@ -109,7 +114,7 @@ fn start_shipped(drop_in: &str) -> Running {
     std::fs::write(format!("{directory}/trial.conf"), drop_in).expect("root may write there");
     systemctl(&["daemon-reload"]);
     systemctl(&["start", "codebeaker.service"]);
-    Running { unit: "codebeaker.service".into(), _turn: Some(turn) }
+    Running { unit: "codebeaker.service".into(), child: None, _turn: Some(turn) }
 }
 
 fn connect(address: &str, state: &Path) -> Client {
@@ -172,17 +177,16 @@ fn transient(name: &str, arguments: &[&str], port: u16) -> (Running, Client, tem
     let mut command = Command::new("systemd-run");
     command.args(["--quiet", "--collect", "--unit", &unit]).args(arguments).arg(binary);
     command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--state-dir"]).arg(&state);
-    if arguments.contains(&"--scope") {
-        // systemd-run becomes the server itself.
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("systemd-run is there");
-    } else {
-        done(command.args(["--log", "info"]));
+    let scope = arguments.contains(&"--scope");
+    let child = scope.then(|| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("systemd-run is there"));
+    if !scope {
+        done(&mut command);
     }
     let address = format!("127.0.0.1:{port}");
     assert!(eventually(Duration::from_secs(60), || std::net::TcpStream::connect(&address).is_ok()), "it does not listen");
-    let suffix = if arguments.contains(&"--scope") { "scope" } else { "service" };
+    let suffix = if scope { "scope" } else { "service" };
     let client = connect(&address, &state);
-    (Running { unit: format!("{unit}.{suffix}"), _turn: None }, client, directory)
+    (Running { unit: format!("{unit}.{suffix}"), child, _turn: None }, client, directory)
 }
 
 const NOTIFY: &str = "--property=Type=notify";

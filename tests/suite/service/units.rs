@@ -88,7 +88,7 @@ fn hardened() {
     }
     for name in ["NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp", "UMask", "KeyringMode"] {
         assert!(!off.iter().any(|row| row.starts_with(name)), "{name} is on");
-        let without: String = text.lines().filter(|line| !line.starts_with(name)).map(|line| format!("{line}\n")).collect();
+        let without = text.lines().filter(|line| !line.starts_with(name)).collect::<Vec<_>>().join("\n");
         let weaker = missing(&directory, &written(&directory, "codebeaker.service", &without));
         // systemd's own default for KeyringMode of a system service is private as well.
         assert!(name == "KeyringMode" || weaker.iter().any(|row| row.starts_with(name)), "the control: {name}, {weaker:?}");
