@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::fixture_user::{ORDINARY_UID, directory_of};
-use crate::support::{Feature, Session, Setup, cli, host, page};
+use crate::support::{Feature, Server, Session, Setup, cli, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -13,6 +13,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("enforcement tells what degrades, and as root it is enforced", degraded_rows),
             ("the walls that need no root stand", walls),
             ("doctor and run work as an ordinary user", command_line),
+            ("root of a user namespace only is served as an ordinary user is", root_of_a_namespace),
         ],
     )
 }
@@ -88,4 +89,17 @@ fn command_line() {
     let doctor = call(&["doctor", "--json"]);
     assert!(doctor.json().is_object() || doctor.json().is_array(), "{doctor:?}");
     assert_eq!(doctor.code, 0, "the main job runs here, so doctor says so: {doctor:?}");
+}
+
+fn root_of_a_namespace() {
+    host().need(Feature::Root).need(Feature::OrdinaryUser);
+    // uid 0, but of one id: files can be given to nobody else, and no range can be mapped.
+    let server = Server::start(&Setup { wrapper: vec!["/usr/bin/unshare".into(), "-Ur".into()], ..Setup::plain() });
+    let mut session = Session::python(&server);
+    assert_eq!(session.created["enforcement"]["rootless"], true);
+    assert_eq!(state_of(&session.created, "walls", "user")["state"], "degraded");
+    assert_eq!(session.run("import os; print(os.getuid())"), "1000");
+    session.close();
+    let left = server.end_and_check();
+    assert!(left.is_empty(), "{}", left.join("; "));
 }
