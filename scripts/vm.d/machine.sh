@@ -125,7 +125,7 @@ run_machine() {
     local cache=$1 work=$2 seconds=$3 console=$4 machine reader
     : >"$work/console"
     mkfifo "$work/serial"
-    (tr -d '\r' <"$work/serial" | tee "$work/results" >&2) 9>&- &
+    (sed -u 's/\r$//' <"$work/serial" | tee "$work/results" >&2) 9>&- &
     reader=$!
     timeout --kill-after=5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 2048 -smp 2 -no-reboot \
         -nodefaults -nic none -display none -serial "file:$work/console" -serial stdio \

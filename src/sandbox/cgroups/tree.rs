@@ -29,6 +29,9 @@ pub struct CgroupTree {
     v2: Option<PathBuf>,
     v2_controllers: Vec<&'static str>,
     swap: SwapAccounting,
+    /// What the rows of memory and pids say about `usage`.
+    memory_peak: &'static str,
+    pids_peak: &'static str,
     /// This process has moved itself into a leaf of its own group.
     way_back: Option<WayBack>,
     io: Place,
@@ -41,6 +44,18 @@ enum Place {
     V1(PathBuf),
     V2(PathBuf),
     Absent(String),
+}
+
+impl Place {
+    /// Nothing where the kernel tells the peak in this file of a group; else what `usage` lacks.
+    fn peak_words(&self, v1: &str, v2: &str) -> &'static str {
+        let told = match self {
+            Self::V1(group) => group.join(v1).exists(),
+            Self::V2(group) => group.join(v2).exists(),
+            Self::Absent(_) => true,
+        };
+        if told { "" } else { "; the kernel tells no peak, so usage has none" }
+    }
 }
 
 /// Whether the kernel counts swap per group.
@@ -76,10 +91,13 @@ impl CgroupTree {
             (Carrier::Absent { why }, _) => Place::Absent(why.clone()),
         };
         let (memory, io) = (place(&host.memory), place(&host.io));
+        let pids = place(&host.pids);
         Ok(Some(Self {
             swap: swap_accounting(&memory),
+            memory_peak: memory.peak_words("memory.max_usage_in_bytes", "memory.peak"),
             memory,
-            pids: place(&host.pids),
+            pids_peak: pids.peak_words("pids.peak", "pids.peak"),
+            pids,
             cpu: place(&host.cpu),
             cpuacct: host.cpuacct.as_ref().map(|group| group.join(&name)),
             v2,
@@ -201,9 +219,9 @@ impl CgroupTree {
         if self.swap == SwapAccounting::Counted {
             // v1 counts memory and swap together, v2 swap alone: either way nothing is left for swap.
             controller.set_memswap_limit(if v2 { 0 } else { bytes }).map_err(failed("swap"))?;
-            session.limits.push(row("memory", WallStatus::Enforced, &format!("cgroup {file}, no swap")));
+            session.limits.push(row("memory", WallStatus::Enforced, &format!("cgroup {file}, no swap{}", self.memory_peak)));
         } else {
-            let detail = format!("cgroup {file}; the kernel does not count swap per group");
+            let detail = format!("cgroup {file}; the kernel does not count swap per group{}", self.memory_peak);
             session.limits.push(row("memory", WallStatus::Degraded, &detail));
         }
         session.memory = Some(group);
@@ -223,7 +241,7 @@ impl CgroupTree {
         PidController::new(group.clone(), PathBuf::new(), version == "v2")
             .set_pid_max(MaxValue::Value(most))
             .map_err(|source| CgroupError::Limit { limit: "pids", path: group.clone(), source })?;
-        session.limits.push(row("pids", WallStatus::Enforced, &format!("cgroup {version} pids.max")));
+        session.limits.push(row("pids", WallStatus::Enforced, &format!("cgroup {version} pids.max{}", self.pids_peak)));
         session.pids = Some(group);
         Ok(())
     }

@@ -174,6 +174,16 @@ fn groups_of_a_dead_server_are_emptied_and_removed_and_those_of_a_living_one_sta
 }
 
 #[test]
+fn a_peak_that_the_kernel_does_not_tell_is_said() {
+    let group = tempfile::tempdir().expect("a temporary directory");
+    let place = || Place::V2(group.path().to_owned());
+    assert!(place().peak_words("memory.max_usage_in_bytes", "memory.peak").contains("usage has none"));
+    fs::write(group.path().join("memory.peak"), "0").expect("an own directory");
+    assert_eq!(place().peak_words("memory.max_usage_in_bytes", "memory.peak"), "");
+    assert_eq!(Place::Absent("no group".into()).peak_words("a", "b"), "", "its row says more than that already");
+}
+
+#[test]
 fn a_name_that_could_leave_the_group_is_refused() {
     assert!(check_name("env_0a").is_ok());
     for name in ["", ".", "../env", "a/b", "a\nb", "A"] {
