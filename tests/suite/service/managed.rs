@@ -218,12 +218,12 @@ fn scope() {
 }
 
 fn undelegated() {
-    let (unit, mut client, _directory) = transient("undelegated", &[NOTIFY], 5104);
-    // The unit's group holds the server, so sessions go beside it; the slice has memory and pids, and cpu when a unit asked for it.
-    let slice = unit.group().parent().expect("a slice").to_owned();
+    // Without Delegate= systemd stops a unit for an out-of-memory kill anywhere below it, unless told not to.
+    let (unit, mut client, _directory) = transient("undelegated", &[NOTIFY, "--property=OOMPolicy=continue"], 5104);
+    let group = unit.group();
     let created = client.ok("session.create", &json!({"language": "python", "memoryLimitMB": 128, "pidsLimit": 32}));
     assert_eq!(["memory", "pids"].map(|limit| state(&created, limit)), ["enforced", "enforced"], "{created}");
-    let made = find(&slice, created["environmentId"].as_str().expect("an id")).expect("its group");
+    let made = find(&group, created["environmentId"].as_str().expect("an id")).expect("its group");
     assert_eq!((read(&made, "memory.max").as_str(), read(&made, "pids.max").as_str()), ("134217728", "32"));
     out_of_memory(&mut client, &created);
     client.ok("session.close", &json!({"sessionId": created["sessionId"]}));
