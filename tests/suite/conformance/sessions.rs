@@ -279,6 +279,11 @@ fn sweeping() -> Setup {
     Setup::plain().with_variable("CODEBEAKER_SESSION_SWEEP_INTERVAL_S", "1")
 }
 
+/// A time in seconds that is longer than this host takes to send a command, and short enough to wait for.
+fn short_s() -> f64 {
+    1.2 * f64::from(pace())
+}
+
 /// Waits until the sweeper has closed a session; its `closeReason`.
 fn swept(client: &mut Client, id: &str) -> String {
     let mut reason = None;
@@ -298,10 +303,8 @@ fn idle_sweep() {
     let patient = Session::open(&server, &json!({"idleTimeoutMinutes": 5}));
     let mut idle = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
     assert_eq!(idle.created["config"]["idleTimeoutMinutes"], 0.02);
-    // Longer than a slow host takes to send the command, shorter than the command takes.
-    let timeout_s = 1.2 * f64::from(pace());
-    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": timeout_s / 60.0}));
-    let seconds = (timeout_s * 3.5).to_string();
+    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": short_s() / 60.0}));
+    let seconds = (short_s() * 3.5).to_string();
     let command = json!({"type": "execute_shell", "commandName": "sleep", "args": [seconds], "timeoutSeconds": 120});
     let request = busy.client.send("session.execute", &json!({"sessionId": busy.id, "command": command})).expect("sent");
     let reason = swept(&mut client, &idle.id);
@@ -314,10 +317,12 @@ fn idle_sweep() {
 
 fn background_is_activity() {
     let server = sweeping().shared();
-    let mut session = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
-    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["3"], "background": true});
+    let mut session = Session::open(&server, &json!({"idleTimeoutMinutes": short_s() / 60.0}));
+    let seconds = (short_s() * 2.5).to_string();
+    let command =
+        json!({"type": "execute_shell", "commandName": "sleep", "args": [seconds], "background": true, "timeoutSeconds": 120});
     session.ok(&command);
-    std::thread::sleep(Duration::from_millis(2500));
+    std::thread::sleep(Duration::from_secs_f64(short_s() * 2.0));
     let got = session.client.ok("session.get", &json!({"sessionId": session.id}));
     assert_ne!(got["state"], "Closed", "{got}");
     let id = session.id.clone();
@@ -327,8 +332,8 @@ fn background_is_activity() {
 fn lifetime_sweep() {
     let server = sweeping().shared();
     let mut client = server.client();
-    let mut session = Session::open(&server, &json!({"maxLifetimeMinutes": 0.02}));
-    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["30"]});
+    let mut session = Session::open(&server, &json!({"maxLifetimeMinutes": short_s() / 60.0}));
+    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["120"], "timeoutSeconds": 200});
     let request = session.client.send("session.execute", &json!({"sessionId": session.id, "command": command})).expect("sent");
     let reason = swept(&mut client, &session.id);
     assert!(reason.contains("lifetime"), "{reason}");
