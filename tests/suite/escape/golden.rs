@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use super::{PROFILES, probe_under};
 use crate::support::host::{kernel, release};
 use crate::support::trial::skip;
-use crate::support::{Feature, host, trial};
+use crate::support::{Feature, host, pace, trial};
 
 /// Numbers not called: they end, stop or double the child itself whatever their arguments. That exit, fork and signal
 /// returns are allowed is shown by every program that runs at all.
@@ -179,12 +179,14 @@ def one(nr):
     return call(nr, -1, -1, -1, -1, -1, -1)[1]
 print(json.dumps({nr: forked(lambda: one(nr)) for nr in NUMBERS}))";
 
-/// Numbers called by one program: a slow host must come through within the time that a profile gives a command.
-const NUMBERS_AT_ONCE: usize = 64;
+/// Numbers called by one program, fewer on a slow host: it must come through within the time that a profile gives a command.
+const NUMBERS_AT_ONCE: usize = 96;
+const NUMBERS_AT_ONCE_MIN: usize = 12;
 
 /// What each number answers.
 fn probed(profile: &str, numbers: &[u32]) -> BTreeMap<String, String> {
-    let answers = numbers.chunks(NUMBERS_AT_ONCE).map(|some| {
+    let at_once = (NUMBERS_AT_ONCE / pace() as usize).max(NUMBERS_AT_ONCE_MIN);
+    let answers = numbers.chunks(at_once).map(|some| {
         let answers = probe_under(profile, &PROBE.replace("NUMBERS", &format!("{some:?}")));
         serde_json::from_value::<BTreeMap<String, String>>(answers).expect("a word for each number")
     });
