@@ -74,7 +74,7 @@ pub fn open_descriptors(pid: i32) -> Option<usize> {
 }
 
 /// Directories of every cgroup hierarchy that a process is in and whose path names codebeaker.
-fn cgroups_of(pid: i32) -> Vec<PathBuf> {
+pub fn cgroups_of(pid: i32) -> Vec<PathBuf> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let ours = text.lines().filter_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
