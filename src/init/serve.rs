@@ -10,6 +10,7 @@ use crate::plan::Plan;
 use crate::plan::files::{FileCommand, FileError, FileErrorKind, FileReply};
 use crate::plan::messages::{InitMessage, InitRequest, Tag};
 use crate::sys::channel::{self, ChannelError};
+use crate::sys::error::Named;
 use crate::sys::socket::Wait;
 use crate::sys::{CallError, credentials, process};
 
@@ -21,22 +22,19 @@ use super::steps::Built;
 /// Where relative paths start.
 const WORKSPACE: &str = "/workspace";
 
-/// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
-pub fn run(plan: &Plan, built: Built, control: BorrowedFd<'_>) -> Result<(), ChannelError> {
+/// Everything that serving takes and that can fail: a sandbox that could not serve must not be called ready.
+pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Result<(Init<'a>, OwnedFd), CallError> {
     let children = process::child_signals()?;
-    let mut init = Init {
-        plan,
-        control,
-        context: FileContext {
-            root: built.root.try_clone().map_err(ChannelError::Carrier)?,
-            working_directory: WORKSPACE.into(),
-            bounds: FileBounds::default(),
-        },
-        built,
-        reaper: Reaper::default(),
-    };
+    let root = rustix::io::fcntl_dupfd_cloexec(&built.root, 0).named("fcntl(F_DUPFD_CLOEXEC)")?;
+    let context = FileContext { root, working_directory: WORKSPACE.into(), bounds: FileBounds::default() };
+    Ok((Init { plan, control, context, built, reaper: Reaper::default() }, children))
+}
+
+/// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
+pub fn run(mut init: Init<'_>, children: &OwnedFd) -> Result<(), ChannelError> {
+    let control = init.control;
     loop {
-        let mut waits = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
+        let mut waits = [PollFd::new(&control, PollFlags::IN), PollFd::new(children, PollFlags::IN)];
         match rustix::event::poll(&mut waits, None) {
             Ok(_) => {}
             Err(errno) if process::interrupted(errno) => continue,
@@ -57,7 +55,8 @@ pub fn run(plan: &Plan, built: Built, control: BorrowedFd<'_>) -> Result<(), Cha
     }
 }
 
-struct Init<'a> {
+/// An init whose walls stand.
+pub struct Init<'a> {
     plan: &'a Plan,
     control: BorrowedFd<'a>,
     context: FileContext,

@@ -113,7 +113,7 @@ impl Builder {
             Step::CgroupNamespace => process::unshare_cgroup_namespace(),
             Step::LandlockScopes => landlock::restrict_scopes().map(drop),
             Step::LandlockRules { writable } => {
-                self.rules = landlock::file_rules(writable)?;
+                self.rules = Some(landlock::file_rules(writable)?);
                 Ok(())
             }
             Step::BecomeRoot => {

@@ -2,7 +2,8 @@
 //! server's secrets in its memory.
 //!
 //! Invariants: one thread, so that cloning without exec is sound; it owns every sandbox's pidfd and cgroup directories until
-//! they are gone; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. Read `create` for
+//! they are gone; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. The server's own groups
+//! go only when the server is gone. Read `create` for
 //! the steps around the clone.
 
 mod create;
@@ -27,6 +28,16 @@ const REMOVALS_MAX: u32 = 200;
 const REMOVAL_PAUSE_MS: u64 = 10;
 
 const SERVER_EVENT: u64 = u64::MAX;
+
+/// What a look at the server's socket gave.
+enum Heard {
+    /// A request, or nothing yet.
+    Something,
+    /// The end: the server is gone.
+    End,
+    /// What can't be read; the server may live.
+    Garbage,
+}
 
 /// A sandbox that lives.
 struct Sandbox {
@@ -83,8 +94,15 @@ impl Launcher {
             for tag in happened {
                 if tag != SERVER_EVENT {
                     self.over(tag)?;
-                } else if !self.serve()? {
-                    return self.end_all();
+                    continue;
+                }
+                match self.serve()? {
+                    Heard::Something => {}
+                    Heard::Garbage => return self.end_all(),
+                    Heard::End => {
+                        self.end_all()?;
+                        return Ok(self.remove_own_groups());
+                    }
                 }
             }
             self.remove_directories();
@@ -101,16 +119,16 @@ impl Launcher {
         }
     }
 
-    /// One request; false when the server is gone.
-    fn serve(&mut self) -> Result<bool, ChannelError> {
+    /// One request.
+    fn serve(&mut self) -> Result<Heard, ChannelError> {
         match channel::receive::<LauncherRequest>(self.server.as_fd(), Wait::No) {
-            Ok(received) => self.request(received.message).map(|()| true),
-            Err(ChannelError::Empty) => Ok(true),
-            Err(ChannelError::Closed) => Ok(false),
+            Ok(received) => self.request(received.message).map(|()| Heard::Something),
+            Err(ChannelError::Empty) => Ok(Heard::Something),
+            Err(ChannelError::Closed) => Ok(Heard::End),
             Err(error) => {
                 // The server is our own binary: garbage means that something is badly wrong, so everything ends.
                 eprintln!("error: the launcher can't read its socket: {error}");
-                Ok(false)
+                Ok(Heard::Garbage)
             }
         }
     }
@@ -195,7 +213,7 @@ impl Launcher {
             .collect();
     }
 
-    /// The server is gone: nothing may stay.
+    /// No sandbox may stay, nor its groups.
     fn end_all(&mut self) -> Result<(), ChannelError> {
         for sandbox in self.sandboxes.values() {
             process::kill_pidfd(sandbox.pidfd.as_fd()).ok();
@@ -209,11 +227,15 @@ impl Launcher {
             }
         }
         self.wait_for_removals();
+        Ok(())
+    }
+
+    /// The server is gone, and needs its own groups no more. While it lives the next launcher makes sandboxes in them.
+    fn remove_own_groups(&mut self) {
         for directory in std::mem::take(&mut self.at_end) {
             // One that the launcher itself stands in stays for the next start.
             std::fs::remove_dir(directory).ok();
         }
-        Ok(())
     }
 
     fn wait_for_removals(&mut self) {

@@ -157,7 +157,7 @@ impl Shared {
 
 fn into_io(error: ChannelError) -> io::Error {
     match error {
-        ChannelError::Empty => io::ErrorKind::WouldBlock.into(),
+        ChannelError::Empty | ChannelError::Full => io::ErrorKind::WouldBlock.into(),
         ChannelError::Call(call) => io::Error::from_raw_os_error(call.raw()),
         ChannelError::Carrier(source) => source,
         ChannelError::Closed | ChannelError::Malformed(_) => io::ErrorKind::BrokenPipe.into(),

@@ -323,6 +323,11 @@ impl Run<'_> {
                     message: "the server has no descriptor left for the program's streams".into(),
                 }
             }
+            DriveError::Streams(source) => {
+                tracing::warn!(%source, "a program's streams broke");
+                let message = "the program ended, but some of its input or output was lost on the way".into();
+                Failure { kind: FailureKind::IoError, message }
+            }
         })?;
         let counters = self.sandbox.new_events();
         let (report, failure) = verdict::of(&driven, counters, self.sandbox.usage(), &self.instance.config.limits, timeout);

@@ -65,6 +65,9 @@ impl Keeper {
         loop {
             client.listen();
             self.publish.send_replace(None);
+            // One that lives but can't be understood ends now, and every sandbox with it. The end of its socket would tell it
+            // that the server is gone, and it would remove the server's groups.
+            child.kill().ok();
             match child.wait() {
                 Ok(status) => tracing::error!(%status, "the launcher ended, and every sandbox with it; another is started"),
                 Err(error) => tracing::error!(%error, "the launcher ended and could not be reaped; another is started"),

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
@@ -66,6 +67,9 @@ pub enum DriveError {
     /// The server has no descriptors left, as a rule.
     #[error("its pipes could not be made")]
     Pipes(#[source] std::io::Error),
+    /// Some of its input did not reach it, or some of its output did not reach us.
+    #[error("its streams broke")]
+    Streams(#[source] std::io::Error),
 }
 
 impl From<Gone> for DriveError {
@@ -92,6 +96,7 @@ pub async fn drive(
         tag,
         pipes: ours,
         sink,
+        broken: None,
         ended_by: EndedBy::Itself,
         buffer: vec![0; CHUNK_BYTES],
         deadline: Instant::now() + timeout,
@@ -99,7 +104,11 @@ pub async fn drive(
     let end = drive.until_end(end, control).await?;
     guard.disarm();
     drive.drain();
-    Ok(Driven { end, ended_by: drive.ended_by })
+    match drive.broken.or(drive.pipes.stdin.broken) {
+        // What would be told of such a program could be wrong without anybody noticing.
+        Some(error) => Err(DriveError::Streams(error)),
+        None => Ok(Driven { end, ended_by: drive.ended_by }),
+    }
 }
 
 struct Drive<'a> {
@@ -107,6 +116,8 @@ struct Drive<'a> {
     tag: Tag,
     pipes: Pipes,
     sink: &'a dyn OutputSink,
+    /// Why output was lost.
+    broken: Option<std::io::Error>,
     ended_by: EndedBy,
     buffer: Vec<u8>,
     deadline: Instant,
@@ -174,8 +185,14 @@ impl Drive<'_> {
         match reader.try_read(&mut self.buffer) {
             Ok(bytes) if bytes > 0 && ready => self.sink.write(stream, &self.buffer[..bytes]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && ready => OutputVerdict::Continue,
-            Ok(_) | Err(_) => {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => OutputVerdict::Continue,
+            Ok(_) => {
                 *pipe = None;
+                OutputVerdict::Continue
+            }
+            Err(error) => {
+                *pipe = None;
+                self.broken = Some(error);
                 OutputVerdict::Continue
             }
         }
@@ -184,9 +201,12 @@ impl Drive<'_> {
     fn drain(&mut self) {
         for (stream, pipe) in [(Stream::Stdout, &self.pipes.stdout), (Stream::Stderr, &self.pipes.stderr)] {
             if let Some(pipe) = pipe {
-                take_rest(pipe.as_fd(), &mut self.buffer, |bytes| {
+                let taken = take_rest(pipe.as_fd(), &mut self.buffer, |bytes| {
                     self.sink.write(stream, bytes);
                 });
+                if let Err(errno) = taken {
+                    self.broken = Some(errno.into());
+                }
             }
         }
     }
@@ -194,18 +214,23 @@ impl Drive<'_> {
 
 /// Takes what lies in a pipe now and no more: another execution of the session may hold its end and keep on writing. The kernel
 /// itself is asked, since the reactor may not know yet that the pipe holds something.
-fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8])) {
-    let mut left = rustix::io::ioctl_fionread(pipe).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> Result<(), Errno> {
+    let mut left = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
     while left > 0 {
         let chunk = left.min(buffer.len());
         match rustix::io::read(pipe, &mut buffer[..chunk]) {
-            Ok(bytes) if bytes > 0 => {
+            Ok(0) => break,
+            Ok(bytes) => {
                 take(&buffer[..bytes]);
                 left -= bytes;
             }
-            Ok(_) | Err(_) => break,
+            Err(Errno::INTR) => {}
+            // Somebody else, who has the other end for reading too, was quicker.
+            Err(Errno::AGAIN) => break,
+            Err(errno) => return Err(errno),
         }
     }
+    Ok(())
 }
 
 async fn readable(pipe: Option<&pipe::Receiver>) -> std::io::Result<()> {
@@ -231,6 +256,8 @@ struct Input {
     waiting: Vec<u8>,
     written: usize,
     open: bool,
+    /// Why some of it did not reach the program.
+    broken: Option<std::io::Error>,
 }
 
 impl Input {
@@ -257,8 +284,11 @@ impl Input {
             match pipe.try_write(&self.waiting[self.written..]) {
                 Ok(bytes) => self.written += bytes,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    // The program has closed its input: what is left has no reader.
+                Err(error) => {
+                    // A program that has closed its input has no reader for what is left; nothing else is expected.
+                    if error.kind() != std::io::ErrorKind::BrokenPipe {
+                        self.broken = Some(error);
+                    }
                     self.open = false;
                     break;
                 }
@@ -284,7 +314,7 @@ impl Pipes {
         let (stdin, their_stdin) = match stdin {
             Stdin::Empty => {
                 let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-                (Input { pipe: None, waiting: Vec::new(), written: 0, open: false }, null)
+                (Input { pipe: None, waiting: Vec::new(), written: 0, open: false, broken: None }, null)
             }
             Stdin::Bytes(bytes) => Self::input(bytes, false)?,
             Stdin::Open => Self::input(Vec::new(), true)?,
@@ -301,7 +331,8 @@ impl Pipes {
 
     fn input(bytes: Vec<u8>, open: bool) -> std::io::Result<(Input, OwnedFd)> {
         let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let mut input = Input { pipe: Some(pipe::Sender::from_owned_fd(ours)?), waiting: Vec::new(), written: 0, open: true };
+        let pipe = Some(pipe::Sender::from_owned_fd(ours)?);
+        let mut input = Input { pipe, waiting: Vec::new(), written: 0, open: true, broken: None };
         input.add(bytes, !open);
         Ok((input, theirs))
     }
@@ -369,7 +400,8 @@ mod tests {
         take_rest(reader.as_fd(), &mut [0; 4], |bytes| {
             taken.extend_from_slice(bytes);
             write(b"xyz");
-        });
+        })
+        .expect("the pipe can be read");
         assert_eq!(taken, b"abcdef");
     }
 }

@@ -106,6 +106,9 @@ fn not_started(failed: &StartFailure, ended_by: EndedBy) -> Failure {
             (FailureKind::IoError, format!("the program was not started: its wall `{wall}` could not be built: {reason}"))
         }
         (StartStage::Directory, libc::ENOENT) => (FailureKind::FileNotFound, "the working directory does not exist".into()),
+        (StartStage::Directory, libc::EIO | libc::ENOMEM) => {
+            (FailureKind::IoError, format!("the working directory could not be entered: {reason}"))
+        }
         (StartStage::Directory, _) => (FailureKind::PathInvalid, format!("the working directory can't be entered: {reason}")),
         (StartStage::Execute, libc::ENOENT | libc::ENOTDIR) => {
             (FailureKind::ProgramNotFound, "there is no such program, or its interpreter is missing".into())

@@ -21,7 +21,8 @@ pub fn of(client: &mut Client, session: &Value, init: i32) -> String {
     }
     for file in ["uid_map", "gid_map"] {
         let map = read(init, file);
-        let counts: Vec<&str> = map.split_whitespace().enumerate().filter(|(at, _)| at % 3 != 1).map(|(_, word)| word).collect();
+        let counts: Vec<&str> =
+            map.split_whitespace().enumerate().filter(|(at, _)| at % 3 != 1).map(|(_, word)| word).collect();
         text.push_str(&format!("{file} {counts:?}\n"));
     }
     for line in read(init, "mountinfo").lines() {
