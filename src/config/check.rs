@@ -86,7 +86,8 @@ fn session(session: &SessionConfig) -> Result<(), Complaint> {
     at_least("session.queue_max", session.queue_max.into(), 1)?;
     at_least("session.background_max", session.background_max.into(), 1)?;
     at_least("session.stream_buffer_bytes_max", session.stream_buffer_bytes_max, MESSAGE_BYTES_MIN)?;
-    at_least("session.outcomes_max", session.outcomes_max.into(), 1)
+    at_least("session.outcomes_max", session.outcomes_max.into(), 1)?;
+    at_least("session.closed_max", session.closed_max.into(), 1)
 }
 
 fn sandbox(sandbox: &SandboxConfig) -> Result<(), Complaint> {

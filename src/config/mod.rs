@@ -95,6 +95,10 @@ pub struct SessionConfig {
     pub stream_buffer_bytes_max: u64,
     /// Outcomes kept for `execution.status`, of one principal, default 1000.
     pub outcomes_max: u32,
+    /// Bytes of output in them, default 64 MiB; the newest is kept however large.
+    pub outcome_bytes_max: u64,
+    /// Closed sessions whose ids stay known, of all principals, default 16384.
+    pub closed_max: u32,
 }
 
 /// `[sandbox]`.
@@ -193,6 +197,8 @@ impl Default for SessionConfig {
             background_max: 16,
             stream_buffer_bytes_max: 1 << 20,
             outcomes_max: 1000,
+            outcome_bytes_max: 64 << 20,
+            closed_max: 16_384,
         }
     }
 }

@@ -71,11 +71,10 @@ impl Manager {
     /// A manager without sessions. Call `start` for its sweeper and spawn `probe_languages` once.
     pub fn new(parts: ManagerParts) -> Arc<Self> {
         let ManagerParts { config, registry, languages, profiles, images } = parts;
-        let remember = Duration::from_secs(config.session.remember_s);
         Arc::new(Self {
             shared: Arc::new(Shared {
                 book: Book::new(&config.session),
-                outcomes: Arc::new(Outcomes::new(remember, config.session.outcomes_max)),
+                outcomes: Arc::new(Outcomes::new(&config.session)),
                 versions: Mutex::default(),
                 config,
                 registry,

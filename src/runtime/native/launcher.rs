@@ -115,7 +115,10 @@ impl LauncherClient {
         }
         let abandoned = Abandoned { client: self, tag: Some(tag) };
         let request = LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups }));
-        self.send(request).map_err(|_| CreateFailure::LauncherGone)?;
+        if self.send(request).is_err() {
+            self.never_asked(tag);
+            return Err(CreateFailure::LauncherGone);
+        }
         match answer.await {
             Ok(Ok(control)) => {
                 abandoned.keep();
@@ -124,6 +127,15 @@ impl LauncherClient {
             Ok(Err(failure)) => Err(CreateFailure::Step(failure)),
             Err(_) if self.is_alive() => Err(CreateFailure::ControlLost),
             Err(_) => Err(CreateFailure::LauncherGone),
+        }
+    }
+
+    /// The launcher never heard of this one, so nothing is in its groups and nobody else removes them.
+    fn never_asked(&self, tag: Tag) {
+        let waiter =
+            self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|waiters| waiters.remove(&tag));
+        if let Some(Err(error)) = waiter.map(|waiter| remove_directories(&waiter.cgroups)) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
         }
     }
 

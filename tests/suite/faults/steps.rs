@@ -188,8 +188,10 @@ fn limits() -> Limits {
     }
 }
 
+/// The host's mounts, but for those of root file systems that somebody builds meanwhile.
 fn host_mounts() -> BTreeSet<String> {
-    std::fs::read_to_string("/proc/self/mountinfo").expect("readable").lines().map(str::to_owned).collect()
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    table.lines().filter(|line| !line.contains("/mmdebstrap.")).map(str::to_owned).collect()
 }
 
 fn init_says(made: &Made) -> Option<InitMessage> {

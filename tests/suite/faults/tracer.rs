@@ -14,7 +14,7 @@ use codebeaker::seccomp::arch::Arch;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 /// What a followed process is to the server.
@@ -78,12 +78,57 @@ pub fn trace<R>(rule: &Rule<'_>, action: impl FnOnce() -> R) -> (R, Report) {
     })
 }
 
+/// Whether a thread's end is the end of a process that the trial started and will wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    Server,
+    Nothing,
+}
+
+/// Whether a thread is followed on, or let go as soon as it stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Business {
+    Ours,
+    Foreign,
+}
+
+/// Stops that tell of a new thread or process.
+const MADE: [i32; 3] = [Event::PTRACE_EVENT_FORK as i32, Event::PTRACE_EVENT_VFORK as i32, Event::PTRACE_EVENT_CLONE as i32];
+
 /// One followed thread.
 struct Tracee {
     role: Role,
+    leads: Leads,
+    business: Business,
     /// What its next return from the kernel says, in place of the truth.
     answer: Option<Errno>,
 }
+
+impl Tracee {
+    /// What happened to it, if anything did. The end of a server is left for whoever started it: a process that is waited for by
+    /// its tracer and by its parent in one program is reported once.
+    fn look(&self, pid: i32) -> Option<WaitStatus> {
+        let pid = Pid::from_raw(pid);
+        if self.leads == Leads::Server {
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+            match waitid(Id::Pid(pid), flags | WaitPidFlag::__WALL) {
+                Ok(ended @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..))) => return Some(ended),
+                Ok(WaitStatus::StillAlive) => return None,
+                Err(_) => return Some(WaitStatus::Exited(pid, 0)),
+                Ok(_) => {}
+            }
+        }
+        match waitpid(pid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => None,
+            Ok(status) => Some(status),
+            Err(_) => Some(WaitStatus::Exited(pid, 0)),
+        }
+    }
+}
+
+/// Looks without an event after which the tracer pauses, and for how long: a call follows the last one at once or much later.
+const IDLE_LOOKS: u32 = 100;
+const IDLE_PAUSE: Duration = Duration::from_micros(50);
 
 struct Tracer<'a> {
     rule: &'a Rule<'a>,
@@ -109,7 +154,8 @@ impl<'a> Tracer<'a> {
         for &(pid, role) in self.rule.seeds {
             for thread in threads(pid) {
                 if ptrace::seize(Pid::from_raw(thread), options).is_ok() {
-                    self.followed.insert(thread, Tracee { role, answer: None });
+                    let leads = if role == Role::Server && thread == pid { Leads::Server } else { Leads::Nothing };
+                    self.followed.insert(thread, Tracee { role, leads, business: Business::Ours, answer: None });
                 }
             }
         }
@@ -128,25 +174,23 @@ impl<'a> Tracer<'a> {
                 return self.report;
             }
             assert!(deadline.is_none_or(|deadline| Instant::now() < deadline), "{:?} do not stop", self.followed.keys());
-            // Only this thread's tracees: other trials wait for children of their own.
-            let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG;
-            match waitpid(None, Some(flags)) {
-                Ok(WaitStatus::StillAlive) | Err(_) => {
-                    idle += 1;
-                    if idle > 100 {
-                        std::thread::sleep(Duration::from_micros(50));
-                    } else {
-                        std::thread::yield_now();
-                    }
+            let happened: Vec<WaitStatus> = self.followed.iter().filter_map(|(pid, tracee)| tracee.look(*pid)).collect();
+            if happened.is_empty() {
+                idle += 1;
+                if idle > IDLE_LOOKS {
+                    std::thread::sleep(IDLE_PAUSE)
+                } else {
+                    std::thread::yield_now()
                 }
-                Ok(status) => {
-                    idle = 0;
-                    self.happened(status);
-                    waiting = waiting.saturating_sub(1);
-                    if waiting == 0 {
-                        // Told more than once; only the first is read.
-                        ready.send(()).ok();
-                    }
+                continue;
+            }
+            idle = 0;
+            for status in happened {
+                self.happened(status);
+                waiting = waiting.saturating_sub(1);
+                if waiting == 0 {
+                    // Told more than once; only the first is read.
+                    ready.send(()).ok();
                 }
             }
         }
@@ -170,22 +214,20 @@ impl<'a> Tracer<'a> {
                 // From here on it is a program's own business.
                 self.let_go(pid, None);
             }
-            WaitStatus::PtraceEvent(pid, ..) => self.resume(pid, None),
+            WaitStatus::PtraceEvent(pid, _, event) => {
+                if MADE.contains(&event) {
+                    self.made(pid);
+                }
+                self.resume(pid, None);
+            }
             WaitStatus::Stopped(pid, signal) => self.resume(pid, Some(signal)),
             WaitStatus::Continued(_) | WaitStatus::StillAlive => {}
         }
     }
 
     fn resume(&mut self, pid: Pid, signal: Option<Signal>) {
-        if !self.followed.contains_key(&pid.as_raw()) {
-            match self.role_of_new(pid.as_raw()) {
-                Some(role) => {
-                    self.followed.insert(pid.as_raw(), Tracee { role, answer: None });
-                }
-                None => return self.let_go(pid, signal),
-            }
-        }
-        if self.ending {
+        let foreign = self.followed.get(&pid.as_raw()).is_none_or(|tracee| tracee.business == Business::Foreign);
+        if self.ending || foreign {
             return self.let_go(pid, signal);
         }
         // A tracee that was killed while it stood still is reported by its end.
@@ -197,20 +239,20 @@ impl<'a> Tracer<'a> {
         ptrace::detach(pid, signal).ok();
     }
 
-    /// Who a process that a followed one made is; none for one that is not of interest.
-    fn role_of_new(&self, pid: i32) -> Option<Role> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse::<i32>().ok();
-        let role = |pid: i32| self.followed.get(&pid).map(|tracee| tracee.role);
-        let group = field("Tgid:")?;
-        if group != pid {
-            return role(group);
-        }
-        match role(field("PPid:")?)? {
-            Role::Launcher => Some(Role::Init),
-            Role::Init => Some(Role::Program),
-            Role::Server | Role::Program => None,
-        }
+    /// A followed thread has made another, which the kernel lets us follow from its first moment.
+    fn made(&mut self, maker: Pid) {
+        let Some(new) = ptrace::getevent(maker).ok().and_then(|pid| i32::try_from(pid).ok()) else { return };
+        let Some(role) = self.followed.get(&maker.as_raw()).map(|tracee| tracee.role) else { return };
+        let status = std::fs::read_to_string(format!("/proc/{new}/status")).unwrap_or_default();
+        let thread =
+            !status.lines().any(|line| line.strip_prefix("Tgid:").is_some_and(|group| group.trim() == new.to_string()));
+        let (role, business) = match role {
+            Role::Server if thread => (Role::Server, Business::Ours),
+            Role::Launcher => (Role::Init, Business::Ours),
+            Role::Init => (Role::Program, Business::Ours),
+            Role::Server | Role::Program => (Role::Program, Business::Foreign),
+        };
+        self.followed.insert(new, Tracee { role, leads: Leads::Nothing, business, answer: None });
     }
 
     /// The entry into a call or the return from it.

@@ -52,6 +52,8 @@ const NEW: &str = "new";
 
 /// What a failed command may be called here: none of them has a program that fails by itself.
 const FAILURES: [&str; 4] = ["sandbox_gone", "io_error", "permission_denied", "program_not_found"];
+/// How a session says that it is over.
+const GONE: [&str; 2] = ["session_closed", "sandbox_gone"];
 /// What a call may be refused with: closed, a wall, busy, internal.
 const CODES: [i64; 4] = [1002, 1200, 1302, 1500];
 
@@ -198,14 +200,17 @@ impl World {
         match deed {
             Deed::Create => match self.deed(Deed::Execute, client, Some(session)) {
                 // It stood, and the fault came to it later; the session says so.
-                Answer::Typed(kind) if ["session_closed", "sandbox_gone"].contains(&kind.as_str()) => {}
+                Answer::Typed(kind) if GONE.contains(&kind.as_str()) => {}
                 Answer::Right(_) => {
                     let init = self.init().expect("a session that carries out commands has an init");
                     assert_eq!(walls::of(client, session, init), self.walls, "after {after} the session has other walls");
                 }
                 other => panic!("after {after} the session that was handed out says {other:?}"),
             },
-            Deed::WriteFile => assert_eq!(content(client, session).as_deref(), Ok(NEW), "after {after}"),
+            Deed::WriteFile => match content(client, session) {
+                Ok(content) => assert_eq!(content, NEW, "after {after}"),
+                Err(kind) => assert!(GONE.contains(&kind.as_str()), "after {after}: {kind}"),
+            },
             Deed::Execute | Deed::Close => {}
         }
     }
@@ -214,7 +219,7 @@ impl World {
     pub fn clear(&self, client: &mut Client, session: &Value, after: &str) {
         match content(client, session) {
             Ok(content) => assert!(content == OLD || content == NEW, "after {after} the file holds `{content}`"),
-            Err(kind) => assert!(["session_closed", "sandbox_gone"].contains(&kind.as_str()), "after {after}: {kind}"),
+            Err(kind) => assert!(GONE.contains(&kind.as_str()), "after {after}: {kind}"),
         }
         self.close(client, session);
     }
