@@ -3,8 +3,7 @@
 //!
 //! Invariants: one thread, so that cloning without exec is sound; it owns every sandbox's pidfd and cgroup directories until
 //! they are gone; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. The server's own groups
-//! go only when the server is gone. Read `create` for
-//! the steps around the clone.
+//! go only when the server is gone. Read `create` for the steps around the clone.
 
 mod create;
 
@@ -101,7 +100,8 @@ impl Launcher {
                     Heard::Garbage => return self.end_all(),
                     Heard::End => {
                         self.end_all()?;
-                        return Ok(self.remove_own_groups());
+                        self.remove_own_groups();
+                        return Ok(());
                     }
                 }
             }

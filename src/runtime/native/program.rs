@@ -219,14 +219,13 @@ fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8]
     while left > 0 {
         let chunk = left.min(buffer.len());
         match rustix::io::read(pipe, &mut buffer[..chunk]) {
-            Ok(0) => break,
-            Ok(bytes) => {
+            Ok(bytes) if bytes > 0 => {
                 take(&buffer[..bytes]);
                 left -= bytes;
             }
             Err(Errno::INTR) => {}
-            // Somebody else, who has the other end for reading too, was quicker.
-            Err(Errno::AGAIN) => break,
+            // Fewer than the kernel said: nothing is left that could be waited for.
+            Ok(_) | Err(Errno::AGAIN) => break,
             Err(errno) => return Err(errno),
         }
     }

@@ -258,11 +258,11 @@ impl Walk {
                 }
             }
             1 => {
-                let first = self.owed.replies.keys().min_by_key(|id| id.to_string()).cloned();
+                let first = self.owed.replies.keys().min_by_key(ToString::to_string).cloned();
                 first.map(|id| self.owed.replies.remove(&id));
             }
             _ => {
-                let first = self.owed.streams.keys().min_by_key(|id| id.to_string()).cloned();
+                let first = self.owed.streams.keys().min_by_key(ToString::to_string).cloned();
                 first.map(|id| self.owed.streams.remove(&id));
             }
         }
@@ -283,10 +283,13 @@ impl Walk {
         for (principal, create) in done {
             match create.await.expect("creating does not panic") {
                 Ok(view) => self.sessions.push((principal, view.session_id)),
-                // What the request asked for: too many, packages that fail, a sandbox that is broken.
-                Err(SessionError::QuotaExceeded { .. } | SessionError::PolicyDenied { .. } | SessionError::Sandbox(_)) => {}
-                // It was disconnected or its sandbox died before it was handed out.
-                Err(SessionError::Closed { .. }) => {}
+                // Too many, packages that fail, a sandbox that is broken; or it ended before it was handed out.
+                Err(
+                    SessionError::QuotaExceeded { .. }
+                    | SessionError::PolicyDenied { .. }
+                    | SessionError::Sandbox(_)
+                    | SessionError::Closed { .. },
+                ) => {}
                 Err(other) => panic!("{other:?}"),
             }
         }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 
 use super::tracer::{Fault, Report, Role, Rule, trace};
-use super::world::{Answer, Deed, World};
+use super::world::{Answer, Deed, World, clear, close, perform, session as new_session};
 use crate::support::{Feature, host, page};
 
 pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
@@ -153,11 +153,11 @@ fn sweep(pairs: &[(Deed, &'static [Role])]) {
 /// One deed with one fault; afterwards nothing is left of it.
 fn point(world: World, deed: Deed, counted: &[Role], nth: usize, fault: Fault) -> (World, Report, Answer) {
     let mut client = world.client();
-    let mut session = (deed != Deed::Create).then(|| world.session(&mut client));
+    let mut session = (deed != Deed::Create).then(|| new_session(&mut client));
     world.server.observe();
     let seeds = world.seeds(deed, counted);
     let rule = Rule { seeds: &seeds, counted, counts, nth, fault };
-    let (answer, report) = trace(&rule, || world.deed(deed, &mut client, session.as_ref()));
+    let (answer, report) = trace(&rule, || perform(deed, &mut client, session.as_ref()));
     let after = format!("{deed:?} with call {nth} of {counted:?} ({:?}) failing", report.hit);
     if let Answer::Right(value) = &answer {
         if deed == Deed::Create {
@@ -168,7 +168,7 @@ fn point(world: World, deed: Deed, counted: &[Role], nth: usize, fault: Fault) -
         }
     }
     if let Some(session) = session {
-        if deed == Deed::Create { world.close(&mut client, &session) } else { world.clear(&mut client, &session, &after) }
+        if deed == Deed::Create { close(&mut client, &session) } else { clear(&mut client, &session, &after) }
     }
     world.expect_quiet(&after);
     (world, report, answer)

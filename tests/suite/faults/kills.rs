@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::calls::points;
 use super::tracer::{Fault, Report, Role, Rule, trace};
-use super::world::{Answer, Deed, World};
+use super::world::{Answer, Deed, World, clear, close, perform, session as new_session};
 use crate::support::{Feature, host, page};
 
 pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
@@ -111,11 +111,11 @@ fn sweep(victim: Role, default: usize) {
 /// One deed with one kill; afterwards nothing is left of it.
 fn point(world: World, deed: Deed, victim: Role, nth: usize, fault: Fault) -> (World, Report, Answer) {
     let mut client = world.client();
-    let mut session = (deed != Deed::Create).then(|| world.session(&mut client));
+    let mut session = (deed != Deed::Create).then(|| new_session(&mut client));
     world.server.observe();
     let seeds = world.roles();
     let rule = Rule { seeds: &seeds, counted: &ACTORS, counts, nth, fault };
-    let (answer, report) = trace(&rule, || world.deed(deed, &mut client, session.as_ref()));
+    let (answer, report) = trace(&rule, || perform(deed, &mut client, session.as_ref()));
     let after = format!("{deed:?} with {victim:?} killed before step {nth} ({:?})", report.hit);
     if victim == Role::Server && report.hit.is_some() {
         return (world.restarted(&after), report, answer);
@@ -124,8 +124,8 @@ fn point(world: World, deed: Deed, victim: Role, nth: usize, fault: Fault) -> (W
         session = Some(created.clone());
     }
     match &session {
-        Some(session) if deed == Deed::Create => world.close(&mut client, session),
-        Some(session) => world.clear(&mut client, session, &after),
+        Some(session) if deed == Deed::Create => close(&mut client, session),
+        Some(session) => clear(&mut client, session, &after),
         None => {}
     }
     world.expect_quiet(&after);

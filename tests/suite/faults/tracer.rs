@@ -178,9 +178,9 @@ impl<'a> Tracer<'a> {
             if happened.is_empty() {
                 idle += 1;
                 if idle > IDLE_LOOKS {
-                    std::thread::sleep(IDLE_PAUSE)
+                    std::thread::sleep(IDLE_PAUSE);
                 } else {
-                    std::thread::yield_now()
+                    std::thread::yield_now();
                 }
                 continue;
             }

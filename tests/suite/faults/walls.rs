@@ -14,28 +14,28 @@ const PROBE: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp)' /proc/se
 
 /// Init's namespaces, maps, mounts and groups, and what a program sees.
 pub fn of(client: &mut Client, session: &Value, init: i32) -> String {
-    let mut text = String::new();
+    let mut lines: Vec<String> = Vec::new();
     for name in NAMESPACES {
         let (own, host) = (link(init, name), std::fs::read_link(format!("/proc/self/ns/{name}")).ok());
-        text.push_str(&format!("{name} {}\n", if own == host { "of the host" } else { "its own" }));
+        lines.push(format!("{name} {}", if own == host { "of the host" } else { "its own" }));
     }
     for file in ["uid_map", "gid_map"] {
         let map = read(init, file);
         let counts: Vec<&str> =
             map.split_whitespace().enumerate().filter(|(at, _)| at % 3 != 1).map(|(_, word)| word).collect();
-        text.push_str(&format!("{file} {counts:?}\n"));
+        lines.push(format!("{file} {counts:?}"));
     }
     for line in read(init, "mountinfo").lines() {
         let (left, right) = line.split_once(" - ").unwrap_or((line, ""));
         let left: Vec<&str> = left.split(' ').skip(3).take(3).collect();
-        text.push_str(&format!("mount {} {}\n", left.join(" "), without_numbers(right)));
+        lines.push(format!("mount {} {}", left.join(" "), without_numbers(right)));
     }
     let environment = session["environmentId"].as_str().expect("a session has an environment");
-    text.push_str(&read(init, "cgroup").replace(environment, "ENVIRONMENT"));
+    lines.push(read(init, "cgroup").replace(environment, "ENVIRONMENT"));
     let command = json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", PROBE]});
     let answer = client.ok("session.execute", &json!({"sessionId": session["sessionId"], "command": command}));
-    text.push_str(answer["result"]["stdout"].as_str().unwrap_or_else(|| panic!("the probe runs: {answer}")));
-    text
+    lines.push(answer["result"]["stdout"].as_str().unwrap_or_else(|| panic!("the probe runs: {answer}")).to_owned());
+    lines.join("\n")
 }
 
 /// Fails unless the text can tell a wall from none.

@@ -78,12 +78,12 @@ impl World {
         let mut world = Self { server, trees: BTreeSet::new(), walls: String::new() };
         world.await_versions();
         let mut client = world.client();
-        let session = world.session(&mut client);
+        let session = session(&mut client);
         let init = world.init().expect("a session has an init");
         world.trees = residue::cgroups_of(init).iter().filter_map(|group| tree_of(group)).collect();
         world.walls = walls::of(&mut client, &session, init);
         walls::expect_whole(&world.walls);
-        world.close(&mut client, &session);
+        close(&mut client, &session);
         world.expect_quiet("the start");
         world
     }
@@ -104,15 +104,6 @@ impl World {
         let mut client = self.server.client();
         client.set_timeout(Duration::from_secs(60));
         client
-    }
-
-    /// A session with a file in it.
-    pub fn session(&self, client: &mut Client) -> Value {
-        let session = client.ok("session.create", &json!({"language": "bash", "memoryLimitMB": 64}));
-        let write = json!({"type": "write_file", "path": "file", "content": OLD});
-        let written = client.ok("session.execute", &json!({"sessionId": session["sessionId"], "command": write}));
-        assert_eq!(written["success"], true, "{written}");
-        session
     }
 
     fn inits(&self) -> Vec<i32> {
@@ -177,28 +168,10 @@ impl World {
         (self.server.open_descriptors(), launcher.unwrap_or(0))
     }
 
-    /// Does a deed and judges its answer; `session` is absent for `Create`.
-    pub fn deed(&self, deed: Deed, client: &mut Client, session: Option<&Value>) -> Answer {
-        let id = session.map_or(Value::Null, |session| session["sessionId"].clone());
-        let execute = |command: Value| json!({"sessionId": id, "command": command});
-        let answer = match deed {
-            Deed::Create => client.call("session.create", &json!({"language": "bash", "memoryLimitMB": 64})),
-            Deed::Execute => client.call(
-                "session.execute",
-                &execute(json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", "echo right"]})),
-            ),
-            Deed::WriteFile => {
-                client.call("session.execute", &execute(json!({"type": "write_file", "path": "file", "content": NEW})))
-            }
-            Deed::Close => client.call("session.close", &json!({"sessionId": id})),
-        };
-        judge(deed, answer)
-    }
-
     /// After a deed that was answered as right: it is as it says.
     pub fn expect_done(&self, deed: Deed, client: &mut Client, session: &Value, after: &str) {
         match deed {
-            Deed::Create => match self.deed(Deed::Execute, client, Some(session)) {
+            Deed::Create => match perform(Deed::Execute, client, Some(session)) {
                 // It stood, and the fault came to it later; the session says so.
                 Answer::Typed(kind) if GONE.contains(&kind.as_str()) => {}
                 Answer::Right(_) => {
@@ -213,20 +186,6 @@ impl World {
             },
             Deed::Execute | Deed::Close => {}
         }
-    }
-
-    /// After a deed that failed: the file is whole, old or new, or there is no session any more. Then the session is closed.
-    pub fn clear(&self, client: &mut Client, session: &Value, after: &str) {
-        match content(client, session) {
-            Ok(content) => assert!(content == OLD || content == NEW, "after {after} the file holds `{content}`"),
-            Err(kind) => assert!(GONE.contains(&kind.as_str()), "after {after}: {kind}"),
-        }
-        self.close(client, session);
-    }
-
-    /// Closes a session, however it is.
-    pub fn close(&self, client: &mut Client, session: &Value) {
-        client.ok("session.close", &json!({"sessionId": session["sessionId"]}));
     }
 
     /// Starts the next server in the place of one that was killed.
@@ -297,4 +256,45 @@ fn content(client: &mut Client, session: &Value) -> Result<String, String> {
         Err(Error::Rpc(error)) => Err(error.kind().to_owned()),
         Err(error) => panic!("the connection must live: {error}"),
     }
+}
+
+/// A session with a file in it.
+pub fn session(client: &mut Client) -> Value {
+    let session = client.ok("session.create", &json!({"language": "bash", "memoryLimitMB": 64}));
+    let write = json!({"type": "write_file", "path": "file", "content": OLD});
+    let written = client.ok("session.execute", &json!({"sessionId": session["sessionId"], "command": write}));
+    assert_eq!(written["success"], true, "{written}");
+    session
+}
+
+/// Does a deed and judges its answer; `session` is absent for `Create`.
+pub fn perform(deed: Deed, client: &mut Client, session: Option<&Value>) -> Answer {
+    let id = session.map_or(Value::Null, |session| session["sessionId"].clone());
+    let execute = |command: Value| json!({"sessionId": id, "command": command});
+    let answer = match deed {
+        Deed::Create => client.call("session.create", &json!({"language": "bash", "memoryLimitMB": 64})),
+        Deed::Execute => client.call(
+            "session.execute",
+            &execute(json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", "echo right"]})),
+        ),
+        Deed::WriteFile => {
+            client.call("session.execute", &execute(json!({"type": "write_file", "path": "file", "content": NEW})))
+        }
+        Deed::Close => client.call("session.close", &json!({"sessionId": id})),
+    };
+    judge(deed, answer)
+}
+
+/// After a deed that failed: the file is whole, old or new, or there is no session any more. Then the session is closed.
+pub fn clear(client: &mut Client, session: &Value, after: &str) {
+    match content(client, session) {
+        Ok(content) => assert!(content == OLD || content == NEW, "after {after} the file holds `{content}`"),
+        Err(kind) => assert!(GONE.contains(&kind.as_str()), "after {after}: {kind}"),
+    }
+    close(client, session);
+}
+
+/// Closes a session, however it is.
+pub fn close(client: &mut Client, session: &Value) {
+    client.ok("session.close", &json!({"sessionId": session["sessionId"]}));
 }

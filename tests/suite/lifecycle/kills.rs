@@ -22,7 +22,7 @@ pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
             ("without root too a launcher that is killed is replaced", launcher_killed_rootless),
             ("a launcher that is killed again and again while clients create leaves nothing", launcher_killed_under_load),
             ("a server killed at any moment of create, execute and close leaves nothing behind", server_killed_at_random),
-            ("a server that was stopped for three seconds goes on where it was", stopped),
+            ("a server that was stopped for ten seconds goes on where it was", stopped),
         ],
     )
 }
@@ -220,7 +220,7 @@ fn stopped() {
     let request = session.client.send("session.execute", &shell(&session.created, "sleep 1; echo done")).expect("sent");
     std::thread::sleep(Duration::from_millis(200));
     server.signal(Signal::SIGSTOP);
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(10));
     server.signal(Signal::SIGCONT);
     let answer = session.client.wait(request).expect("an answer after the pause");
     assert_eq!((&answer["success"], &answer["result"]["stdout"]), (&json!(true), &json!("done\n")), "{answer}");

@@ -1,11 +1,12 @@
 //! The server's own life: SIGTERM, SIGKILL in mid-command, leftovers, the lock on the state directory, descriptors.
 //!
 //! Read `kills` for the deaths of launcher, init and server, `leftovers` for what a next start finds, `pressure` for a server
-//! that lacks descriptors, time or a place to write.
+//! that lacks descriptors and for crowds of clients, `scarce` for one that lacks memory, a place to write or the right time.
 
 mod kills;
 mod leftovers;
 mod pressure;
+mod scarce;
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     trials.extend(kills::trials());
     trials.extend(leftovers::trials());
     trials.extend(pressure::trials());
+    trials.extend(scarce::trials());
     trials
 }
 

@@ -177,6 +177,13 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the server lives").count()
     }
 
+    /// Memory that it has in use.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the server lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+    }
+
     /// Its launcher, when it has one.
     pub fn launcher(&self) -> Option<i32> {
         residue::descendants(self.pid).into_iter().map(|process| process.identity.0).find(|pid| {
