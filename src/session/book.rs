@@ -148,6 +148,12 @@ impl Book {
         locked(&self.inner).closed.len()
     }
 
+    /// Places that are taken.
+    #[cfg(test)]
+    pub(super) fn places_taken(&self) -> usize {
+        locked(&self.inner).total()
+    }
+
     /// All sessions, closed and internal ones too.
     pub(super) fn all(&self) -> Vec<Arc<Session>> {
         locked(&self.inner).sessions.values().cloned().collect()

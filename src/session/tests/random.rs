@@ -335,7 +335,8 @@ impl Walk {
             assert!(closed(instance) <= 1 && (closed(instance) == 0 || instance.running() == 0));
         }
         self.logs.retain(|(instance, ..)| closed(instance) == 0);
-        assert!(self.logs.len() <= SESSIONS_MAX as usize, "every environment that lives has a place");
+        let places = self.manager.shared.book.places_taken();
+        assert!(self.logs.len() <= places && places <= SESSIONS_MAX as usize, "every environment that lives has a place");
     }
 
     fn check_replies(&mut self) {
@@ -402,6 +403,7 @@ impl Walk {
         for name in ["one", "two"] {
             assert!(self.manager.list(&Principal(name.into()), None, None).is_empty(), "every session is closed");
         }
+        assert_eq!(self.manager.shared.book.places_taken(), 0, "every place was given back");
         assert!(self.owed.replies.is_empty(), "every command was answered");
         assert!(self.owed.streams.is_empty(), "every stream has ended");
         for (principal, id) in &self.owed.background {

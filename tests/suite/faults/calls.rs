@@ -25,7 +25,7 @@ pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
 }
 
 /// Points of each sweep unless the run says otherwise.
-const POINTS: usize = 40;
+const POINTS: usize = 30;
 
 /// Which of `calls` calls are tried.
 pub fn points(calls: usize, default: usize) -> Vec<usize> {

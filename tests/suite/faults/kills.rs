@@ -69,15 +69,15 @@ fn counts(_: Role, name: &str) -> bool {
 
 fn server() {
     // Each kill costs a start of the server.
-    sweep(Role::Server, 5);
+    sweep(Role::Server, 3);
 }
 
 fn launcher() {
-    sweep(Role::Launcher, 10);
+    sweep(Role::Launcher, 6);
 }
 
 fn init() {
-    sweep(Role::Init, 15);
+    sweep(Role::Init, 10);
 }
 
 fn sweep(victim: Role, default: usize) {
