@@ -263,9 +263,14 @@ impl Store {
 }
 
 pub(super) fn open_lock(path: &Path) -> Result<Lock, ImageError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(ImageError::io("opening", path))
+    // A lock that is there is only read: on a file system that has become read-only what is in the store can still be used.
+    let opened = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+        }
+        opened => opened,
+    };
+    opened.map_err(ImageError::io("opening", path))
 }
 
 fn move_out(from: &Path, to: &Path) -> Result<(), ImageError> {
