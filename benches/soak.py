@@ -384,7 +384,7 @@ def soak(server, seconds, seed):
         if server.process.poll() is not None:
             ledger.flaw("broken", f"the server ended with {server.process.returncode}")
             break
-        if now > over - seconds + (len(memory) + 1) * seconds / (MEMORY_SAMPLES + 1):
+        if len(memory) < MEMORY_SAMPLES and now > over - seconds + (len(memory) + 1) * seconds / (MEMORY_SAMPLES + 1):
             memory.append(held(server.process.pid, server.state)["memory_kib"])
         # None in the last seconds: what they disturb could not be told from a flaw's aftermath.
         if next_kill < now < over - DISTURBED_S:
