@@ -106,12 +106,13 @@ impl LauncherClient {
         let tag = self.next.fetch_add(1, Ordering::Relaxed);
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
+        let groups: Vec<PathBuf> = cgroups.iter().map(PathBuf::from).collect();
         match self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(waiters) => {
-                let cgroups = cgroups.iter().map(PathBuf::from).collect();
-                waiters.insert(tag, Waiter { created: Some(created), gone, cgroups, held });
+            Some(waiters) => drop(waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held })),
+            None => {
+                remove_unused(&groups);
+                return Err(CreateFailure::LauncherGone);
             }
-            None => return Err(CreateFailure::LauncherGone),
         }
         let abandoned = Abandoned { client: self, tag: Some(tag) };
         let request = LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups }));
@@ -130,12 +131,12 @@ impl LauncherClient {
         }
     }
 
-    /// The launcher never heard of this one, so nothing is in its groups and nobody else removes them.
+    /// The launcher never heard of this one.
     fn never_asked(&self, tag: Tag) {
         let waiter =
             self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|waiters| waiters.remove(&tag));
-        if let Some(Err(error)) = waiter.map(|waiter| remove_directories(&waiter.cgroups)) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
+        if let Some(waiter) = waiter {
+            remove_unused(&waiter.cgroups);
         }
     }
 
@@ -189,15 +190,11 @@ impl LauncherClient {
     pub fn release(&self, proof: Proof) {
         let waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
         let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = remove_directories(&leaving) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
-        }
+        remove_unused(&leaving);
         for Waiter { created, gone, cgroups, held } in waiters.into_values() {
             match proof {
                 Proof::AllEnded => {
-                    if let Err(error) = remove_directories(&cgroups) {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
-                    }
+                    remove_unused(&cgroups);
                     drop(held);
                 }
                 // A uid range that a process may still have must not be given to another session.
@@ -246,6 +243,13 @@ impl LauncherClient {
                 }
             }
         }
+    }
+}
+
+/// Removes groups that nothing was ever in, or nothing is any more.
+fn remove_unused(cgroups: &[PathBuf]) {
+    if let Err(error) = remove_directories(cgroups) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
     }
 }
 
@@ -321,6 +325,33 @@ mod tests {
             }),
             "the thread ends"
         );
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_asked_of_a_launcher_that_is_gone_leaves_no_group() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        let ask = async |name: &str| {
+            let group = parent.path().join(name);
+            std::fs::create_dir(&group).expect("an own directory");
+            let plan = Plan {
+                namespaces: 0,
+                born_in: None,
+                programs_born_in: None,
+                outside: Vec::new(),
+                inside: Vec::new(),
+                program: Vec::new(),
+                file_uid: 0,
+                file_gid: 0,
+            };
+            let asked = client.create(plan, vec![group.to_string_lossy().into_owned()], Box::new(())).await;
+            assert!(matches!(asked, Err(CreateFailure::LauncherGone)) && !group.exists(), "{name}");
+        };
+        drop(theirs);
+        ask("its socket is closed").await;
+        client.release(Proof::AllEnded);
+        ask("its end is known").await;
     }
 
     #[test]
