@@ -107,12 +107,11 @@ impl LauncherClient {
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
         let groups: Vec<PathBuf> = cgroups.iter().map(PathBuf::from).collect();
-        match self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(waiters) => drop(waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held })),
-            None => {
-                remove_unused(&groups);
-                return Err(CreateFailure::LauncherGone);
-            }
+        if let Some(waiters) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held });
+        } else {
+            remove_unused(&groups);
+            return Err(CreateFailure::LauncherGone);
         }
         let abandoned = Abandoned { client: self, tag: Some(tag) };
         let request = LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups }));
