@@ -15,7 +15,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("init", &["command", "plan", "sys"]),
     ("launcher", &["init", "plan", "sys"]),
     ("sandbox", &["command", "id", "plan", "seccomp", "sys"]),
-    ("image", &["sys"]),
+    ("image", &["seccomp", "sys"]),
     ("runtime", &["command", "id", "image", "language", "plan", "sandbox", "sys"]),
     ("selector", &["command", "runtime"]),
     ("session", &["command", "config", "id", "language", "runtime", "sandbox", "selector"]),
@@ -25,13 +25,16 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 10] = [
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
     ("cgroups_rs", &["sandbox/cgroups"]),
     ("landlock", &["sys/landlock", "sys/trial", "image/confine"]),
     ("seccompiler", &["seccomp/"]),
-    ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry"]),
+    ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry", "image/pull"]),
+    ("oci_client", &["image/pull"]),
+    ("docker_credential", &["image/pull"]),
+    ("oci_spec", &["image/"]),
     ("figment", &["config"]),
 ];
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-pub use images::{ImageRow, image_import, image_inspect, image_list, image_remove};
+pub use images::{ImageRow, Incoming, image_import, image_inspect, image_list, image_prune, image_pull, image_remove};
 
 use super::CliError;
 use super::error::chain;

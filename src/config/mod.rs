@@ -31,6 +31,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// Sandboxes.
     pub sandbox: SandboxConfig,
+    /// Images.
+    pub images: ImagesConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -115,6 +117,30 @@ pub struct SandboxConfig {
     pub package_dir: Option<PathBuf>,
 }
 
+/// `[images]`: how much an image may hold before its import is refused, and which registries are spoken to without TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Of all files of all layers, holes included; default 16 GiB.
+    pub bytes_max: u64,
+    /// Files, directories and links of all layers, default 2,000,000.
+    pub entries_max: u64,
+    /// Components of a path, default 1024.
+    pub depth_max: u64,
+    /// Layers of one image, default 512.
+    pub layers_max: u64,
+    /// Of one manifest, index or configuration, default 4 MiB.
+    pub document_bytes_max: u64,
+    /// Of the extended headers of one entry, default 1 MiB.
+    pub header_bytes_max: u64,
+    /// Of all names together, default 512 MiB.
+    pub names_bytes_max: u64,
+    /// Unpacked bytes for each packed byte, past the first 64 MiB; default 200.
+    pub expansion_max: u64,
+    /// Registries (`HOST[:PORT]`) that are spoken to in plain HTTP; empty by default.
+    pub plain_http_registries: Vec<String>,
+}
+
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -153,6 +179,7 @@ impl Default for Config {
             server: ServerConfig::default(),
             session: SessionConfig::default(),
             sandbox: SandboxConfig::default(),
+            images: ImagesConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -206,6 +233,22 @@ impl Default for SandboxConfig {
             language_dir: None,
             isolation_level_min: 0,
             package_dir: None,
+        }
+    }
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self {
+            bytes_max: 16 << 30,
+            entries_max: 2_000_000,
+            depth_max: 1024,
+            layers_max: 512,
+            document_bytes_max: 4 << 20,
+            header_bytes_max: 1 << 20,
+            names_bytes_max: 512 << 20,
+            expansion_max: 200,
+            plain_http_registries: Vec::new(),
         }
     }
 }

@@ -320,6 +320,16 @@ pub fn unshare_cgroup_namespace() -> Result<(), CallError> {
     }
 }
 
+/// `unshare(2)` of everything that a process which only reads and writes files can be without. The caller has one thread.
+pub fn unshare_for_unpacking() -> Result<(), CallError> {
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    // SAFETY: integers only; none of these namespaces shares memory or descriptors.
+    match unsafe { libc::unshare(flags) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("unshare")),
+    }
+}
+
 /// `sethostname(2)`.
 pub fn set_hostname(name: &str) -> Result<(), CallError> {
     rustix::system::sethostname(name.as_bytes()).named("sethostname")

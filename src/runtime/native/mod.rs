@@ -135,7 +135,7 @@ impl NativeRuntime {
 
     fn image(&self, config: &InstanceConfig) -> Result<ImageRoot, SandboxError> {
         self.parts.images.resolve(&config.image).map_err(|error| match error {
-            ImageError::NotFound { .. } | ImageError::NameInvalid { .. } => {
+            ImageError::NotFound { .. } | ImageError::OtherDigest { .. } | ImageError::NameInvalid { .. } => {
                 SandboxError::ImageNotFound { image: config.image.clone() }
             }
             error => exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())),
