@@ -17,7 +17,8 @@ const OTHER_STATE_DIR: &str =
 /// Where image names are told.
 const LIST_IMAGES: &str = "`codebeaker image list` shows what there is";
 /// What an import takes.
-const SOURCES: &str = "SOURCE is a directory, an OCI layout, or an archive as `docker save`, `docker export` or skopeo writes it";
+const SOURCES: &str =
+    "SOURCE is a directory, an OCI layout, or an archive as `docker save`, `docker export` or skopeo writes it";
 
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
@@ -35,7 +36,9 @@ impl From<ImageError> for CliError {
             ImageError::SourceUnsupported { .. } => SOURCES,
             ImageError::SourceHoldsStore { .. } => "copy what belongs to the image to a directory of its own",
             ImageError::EntryRefused { .. } => "nothing was imported; make the archive anew without that entry",
-            ImageError::BoundExceeded { .. } => "nothing was imported; when you trust the image, raise the bound in [images] of the configuration",
+            ImageError::BoundExceeded { .. } => {
+                "nothing was imported; when you trust the image, raise the bound in [images] of the configuration"
+            }
             ImageError::Archive { .. } => "nothing was imported; is the archive whole? `tar -tf` reads it to its end",
             ImageError::Entry { .. } => "nothing was imported; check space on the disk and permissions of the source",
             ImageError::MountPoint { .. } => "make it a directory in the source",

@@ -34,9 +34,6 @@ pub enum ImageError {
         #[serde(with = "io_error")]
         source: io::Error,
     },
-    #[serde(skip)]
-    #[error("{} is no record of an image", path.display())]
-    Record { path: PathBuf, source: serde_json::Error },
     #[error("{} is neither a directory nor a tar archive", path.display())]
     SourceUnsupported { path: PathBuf },
     #[error("{} holds the store itself", path.display())]
@@ -88,6 +85,10 @@ pub enum ImageError {
     Cancelled,
     #[error("the unpacking process ended unexpectedly: {cause}")]
     WorkerLost { cause: String },
+    /// Last, because it never travels: a variant that is skipped would shift the numbers of those behind it.
+    #[serde(skip)]
+    #[error("{} is no record of an image", path.display())]
+    Record { path: PathBuf, source: serde_json::Error },
 }
 
 /// Why one entry of an image was refused.
@@ -153,5 +154,26 @@ mod io_error {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<io::Error, D::Error> {
         let (number, text) = <(Option<i32>, String)>::deserialize(deserializer)?;
         Ok(number.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_arrives_as_what_it_was() {
+        let errors = [
+            ImageError::Cancelled,
+            ImageError::Confine { step: "seccomp".into(), cause: "EPERM".into() },
+            ImageError::WorkerLost { cause: "x".into() },
+            ImageError::EntryRefused { entry: "a".into(), refusal: Refusal::Whiteout },
+            ImageError::Archive { entry: "a".into(), source: io::Error::from_raw_os_error(libc::ENOSPC) },
+        ];
+        for error in errors {
+            let bytes = postcard::to_allocvec(&error).expect("encoded");
+            let arrived: ImageError = postcard::from_bytes(&bytes).expect("decoded");
+            assert_eq!(format!("{error:?}"), format!("{arrived:?}"));
+        }
     }
 }

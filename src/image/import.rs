@@ -102,11 +102,7 @@ pub(super) fn take(store: &Store, taking: Taking<'_>, progress: &mut dyn FnMut(P
     make(&work.join("root"), 0o755)?;
     let ownership = if rustix::process::geteuid().is_root() { Ownership::Kept } else { Ownership::Own };
     let job = Job { bounds: request.bounds, choice: request.choice.clone(), ownership, input };
-    let places = Places {
-        work: File::open(&work).map_err(ImageError::io("opening", &work))?,
-        source,
-        lock: staging.lock()?,
-    };
+    let places = Places { work: File::open(&work).map_err(ImageError::io("opening", &work))?, source, lock: staging.lock()? };
     let unpacked = unpack::run(&job, &places, request.cancel, progress)?;
     let (mut info, content) = record(name, unpacked, from, blobs)?;
     info.index = top.filter(|top| *top != info.digest);

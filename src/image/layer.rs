@@ -178,7 +178,11 @@ impl Opened {
     }
 
     /// The unpacked bytes into `file`, no more than `bytes_max` of them.
-    pub fn spool(mut self, file: &mut impl io::Write, tick: &mut dyn FnMut(u64) -> Result<(), ImageError>) -> Result<(), ImageError> {
+    pub fn spool(
+        mut self,
+        file: &mut impl io::Write,
+        tick: &mut dyn FnMut(u64) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
         let bounds = self.unpacked.bounds;
         let mut block = vec![0; 256 << 10];
         loop {
@@ -187,7 +191,8 @@ impl Opened {
                 return Ok(());
             }
             super::bounds::check("", "bytes_max", self.counters.unpacked.get(), bounds.bytes_max)?;
-            let unwritten = |source| ImageError::Entry { operation: "writing".into(), entry: "the unpacked archive".into(), source };
+            let unwritten =
+                |source| ImageError::Entry { operation: "writing".into(), entry: "the unpacked archive".into(), source };
             file.write_all(&block[..read]).map_err(unwritten)?;
             tick(self.counters.packed.get())?;
         }
@@ -261,12 +266,7 @@ fn drain(mut rest: Unpacked, counters: &Counters, last: &str) -> Result<(), Imag
     Ok(())
 }
 
-fn write_entry(
-    entry: &mut tar::Entry<'_, Unpacked>,
-    tree: &mut Tree,
-    meaning: Meaning,
-    shown: &str,
-) -> Result<(), ImageError> {
+fn write_entry(entry: &mut tar::Entry<'_, Unpacked>, tree: &mut Tree, meaning: Meaning, shown: &str) -> Result<(), ImageError> {
     let kind = entry.header().entry_type();
     if kind.is_pax_global_extensions() {
         return tree.meter.entry(shown);

@@ -26,12 +26,8 @@ const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 const REF_NAME: [&str; 2] = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
 
 /// What a registry may answer with.
-pub const ACCEPTED: [&str; 4] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    DOCKER_INDEX,
-    DOCKER_MANIFEST,
-];
+pub const ACCEPTED: [&str; 4] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json", DOCKER_INDEX, DOCKER_MANIFEST];
 
 /// One packed layer.
 #[derive(Debug)]
@@ -244,12 +240,7 @@ pub fn from_descriptor(
     Err(wrong("index", format!("indexes lie in each other more than {NESTING_MAX} deep")))
 }
 
-fn from_manifest(
-    members: &Members,
-    manifest: &ImageManifest,
-    bytes: Vec<u8>,
-    bounds: &Bounds,
-) -> Result<Resolved, ImageError> {
+fn from_manifest(members: &Members, manifest: &ImageManifest, bytes: Vec<u8>, bounds: &Bounds) -> Result<Resolved, ImageError> {
     let kind = manifest.config().media_type().to_string();
     if kind != DOCKER_CONFIG && *manifest.config().media_type() != MediaType::ImageConfig {
         return Err(ImageError::MediaType { found: kind, expected: "an image configuration".into() });

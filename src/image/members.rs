@@ -117,7 +117,10 @@ pub struct Index {
 
 #[derive(Debug)]
 enum Member {
-    File { at: u64, bytes: u64 },
+    File {
+        at: u64,
+        bytes: u64,
+    },
     /// `docker save` of old links equal layers to each other.
     Link(PathBuf),
 }
@@ -210,7 +213,10 @@ impl Read for Headers<'_> {
             return Ok(0);
         }
         if self.budget.get() == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the headers of one entry are longer than header_bytes_max"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the headers of one entry are longer than header_bytes_max",
+            ));
         }
         let wanted = buffer.len().min(usize::try_from(self.budget.get().min(left)).unwrap_or(usize::MAX));
         let read = self.file.read_at(&mut buffer[..wanted], self.at)?;

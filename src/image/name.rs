@@ -22,8 +22,9 @@ impl ImageName {
 
     /// Takes `[a-z0-9][a-z0-9._-]{0,63}`, and after a colon `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
-        let refuse =
-            |reason: &'static str| Err(ImageError::NameInvalid { name: text.chars().take(80).collect(), reason: reason.into() });
+        let refuse = |reason: &'static str| {
+            Err(ImageError::NameInvalid { name: text.chars().take(80).collect(), reason: reason.into() })
+        };
         let (name, tag) = match text.split_once(':') {
             Some((name, tag)) => (name, Some(tag)),
             None => (text, None),

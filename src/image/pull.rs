@@ -97,7 +97,8 @@ pub fn pull(store: &Store, request: PullRequest<'_>, progress: &mut dyn FnMut(Pr
         cancel: request.cancel,
     };
     let from = reference.whole();
-    let taking = Taking { request: import, input: Input::Blobs(descriptor), source, from: &from, top: Some(found.top), blobs: &kept };
+    let taking =
+        Taking { request: import, input: Input::Blobs(descriptor), source, from: &from, top: Some(found.top), blobs: &kept };
     take(store, taking, progress)
 }
 
@@ -189,9 +190,10 @@ async fn resolve(store: &Store, registry: &blobs::Registry<'_>, request: &PullRe
 }
 
 fn descriptor_of(document: &super::store::Document, media_type: Option<MediaType>) -> Result<Descriptor, ImageError> {
-    let digest: oci_spec::image::Digest = document.digest.parse().map_err(|error: oci_spec::OciSpecError| {
-        ImageError::Document { what: "digest".into(), reason: error.to_string() }
-    })?;
+    let digest: oci_spec::image::Digest = document
+        .digest
+        .parse()
+        .map_err(|error: oci_spec::OciSpecError| ImageError::Document { what: "digest".into(), reason: error.to_string() })?;
     Ok(Descriptor::new(media_type.unwrap_or(MediaType::ImageManifest), document.bytes().len() as u64, digest))
 }
 

@@ -81,9 +81,8 @@ mod tests {
     use super::*;
 
     fn parse(config: &str) -> Result<Settings, ImageError> {
-        let text = format!(
-            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}},"config":{config}}}"#
-        );
+        let text =
+            format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}},"config":{config}}}"#);
         Settings::parse(text.as_bytes())
     }
 

@@ -278,8 +278,7 @@ impl Store {
         }
         for document in &content.documents {
             let target = self.blob_path(&document.digest);
-            std::fs::rename(staging.path().join(hex(&document.digest)), &target)
-                .map_err(ImageError::io("making", &target))?;
+            std::fs::rename(staging.path().join(hex(&document.digest)), &target).map_err(ImageError::io("making", &target))?;
             sync_parent(&target)?;
         }
         let layer = self.layer_dir(&info.root);

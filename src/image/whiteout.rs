@@ -141,7 +141,8 @@ impl Tree {
                 if name == "." || name == ".." {
                     continue;
                 }
-                let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(ImageError::errno("looking at", &path))?;
+                let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(ImageError::errno("looking at", &path))?;
                 entries += 1;
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => waiting.push(path.join(name)),

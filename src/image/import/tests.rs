@@ -398,10 +398,10 @@ fn an_archive_of_gnu_tar_keeps_long_names_sparse_files_and_links() {
     std::fs::hard_link(tree.join("sparse"), tree.join("again")).expect("a link");
     let archive = fixture.dir.path().join("tree.tar");
     for (options, understood) in [
-        (["--format=gnu", "--sparse"], true),
-        (["--format=pax", "--sparse"], true),
-        (["--sparse", "--sparse-version=0.1"], false),
-        (["--format=pax", "--xattrs"], true),
+        (&["--format=gnu", "--sparse"][..], true),
+        (&["--format=pax", "--sparse"], true),
+        (&["--format=pax", "--sparse", "--sparse-version=0.1"], false),
+        (&["--format=pax", "--xattrs"], true),
     ] {
         let mut tar = std::process::Command::new("tar");
         tar.args(options).arg("-cf").arg(&archive).arg("-C").arg(&tree).arg(".");

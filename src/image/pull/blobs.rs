@@ -77,7 +77,10 @@ pub(super) async fn fetch_all(
     blobs: &[Descriptor],
     fetched: &AtomicU64,
 ) -> Result<(), ImageError> {
-    registry.client.auth(registry.reference, &registry.auth, RegistryOperation::Pull).await
+    registry
+        .client
+        .auth(registry.reference, &registry.auth, RegistryOperation::Pull)
+        .await
         .map_err(|error| registry.failed("logging in for")(chain(&error)))?;
     let mut wanted: Vec<&Descriptor> = blobs.iter().collect();
     wanted.sort_by_key(|blob| blob.digest().to_string());
@@ -86,12 +89,7 @@ pub(super) async fn fetch_all(
     stream::iter(fetches).buffer_unordered(PARALLEL_MAX).try_collect::<()>().await
 }
 
-async fn fetch(
-    store: &Store,
-    registry: &Registry<'_>,
-    blob: &Descriptor,
-    fetched: &AtomicU64,
-) -> Result<(), ImageError> {
+async fn fetch(store: &Store, registry: &Registry<'_>, blob: &Descriptor, fetched: &AtomicU64) -> Result<(), ImageError> {
     let digest = blob.digest().to_string();
     let target = store.blob_path(&crate::image::manifest::sha256(blob.digest())?);
     let is_there = || std::fs::metadata(&target).is_ok_and(|metadata| metadata.len() == blob.size());

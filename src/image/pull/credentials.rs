@@ -21,7 +21,9 @@ pub(super) fn of(registry: &str) -> Result<RegistryAuth, ImageError> {
     let key = if matches!(registry, "docker.io" | "index.docker.io") { DOCKER_HUB } else { registry };
     match get_credential(key) {
         Ok(DockerCredential::UsernamePassword(user, password)) => Ok(RegistryAuth::Basic(user, password)),
-        Ok(DockerCredential::IdentityToken(_)) => Err(failed("it is an identity token; log in with a name and a password".into())),
+        Ok(DockerCredential::IdentityToken(_)) => {
+            Err(failed("it is an identity token; log in with a name and a password".into()))
+        }
         Err(CredentialRetrievalError::NoCredentialConfigured | CredentialRetrievalError::ConfigNotFound) => {
             Ok(RegistryAuth::Anonymous)
         }

@@ -158,19 +158,15 @@ fn image_of(members: &Members, job: &Job) -> Result<Option<Resolved>, ImageError
     if archive { manifest::from_docker(members, &job.choice, bounds) } else { Ok(None) }
 }
 
-fn file(
-    work: &OwnedFd,
-    source: File,
-    job: &Job,
-    tree: &mut Tree,
-    reporter: &mut Reporter<'_>,
-) -> Result<Unpacked, ImageError> {
+fn file(work: &OwnedFd, source: File, job: &Job, tree: &mut Tree, reporter: &mut Reporter<'_>) -> Result<Unpacked, ImageError> {
     let reading = || ImageError::io("reading", "the archive");
     let whole = Window::whole(source.try_clone().map_err(reading())?).map_err(reading())?;
     reporter.total = Some(whole.bytes_left());
     let plain = match Opened::new(whole.clone(), job.bounds)?.packing() {
         Packing::Plain => Some(source),
-        Packing::Gzip | Packing::Zstd if holds_an_image(whole.clone(), job)? => Some(spool(work, whole.clone(), job, reporter)?),
+        Packing::Gzip | Packing::Zstd if holds_an_image(whole.clone(), job)? => {
+            Some(spool(work, whole.clone(), job, reporter)?)
+        }
         Packing::Gzip | Packing::Zstd => None,
     };
     let members = plain.and_then(|plain| Index::read(plain, &job.bounds).ok()).map(Members::Tar);

@@ -114,7 +114,8 @@ impl Process {
             let step = format!("writing {file}");
             move |error: std::io::Error| ImageError::Confine { step: step.into(), cause: error.to_string() }
         };
-        let write = |file: &str, text: String| std::fs::write(format!("/proc/{}/{file}", self.0.id()), text).map_err(wall(file));
+        let write =
+            |file: &str, text: String| std::fs::write(format!("/proc/{}/{file}", self.0.id()), text).map_err(wall(file));
         let root = rustix::process::geteuid().is_root();
         if !root {
             write("setgroups", "deny".into())?;

@@ -23,6 +23,8 @@ pub enum Feature {
     CgroupPids,
     /// The memory controller, v1 or v2.
     CgroupMemory,
+    /// `skopeo`, `umoci`, `docker-registry` and `mmdebstrap`.
+    ImageTools,
 }
 
 impl Feature {
@@ -36,6 +38,7 @@ impl Feature {
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
             Self::CgroupMemory => "cgroup_memory",
+            Self::ImageTools => "image_tools",
         }
     }
 }
@@ -83,6 +86,12 @@ impl Host {
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
+            Feature::ImageTools => {
+                let there = ["skopeo", "umoci", "docker-registry", "mmdebstrap"]
+                    .iter()
+                    .all(|tool| Path::new("/usr/bin").join(tool).exists());
+                (there, "one of skopeo, umoci, docker-registry and mmdebstrap is missing")
+            }
         };
         (!there).then_some(reason)
     }

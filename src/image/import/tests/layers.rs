@@ -91,11 +91,12 @@ fn every_form_of_one_image_gives_the_same_files() {
     let oci = tar_of(&layout().files());
     let config = layout().config.to_string().into_bytes();
     let name = format!("{}.json", &digest(&config)[7..]);
-    let manifest = json!([{"Config": name, "RepoTags": ["image:1"], "Layers": ["1/layer.tar", "2/layer.tar"]}]);
+    let [one, two, three] = ["1", "2", "3"].map(|digit| format!("{}/layer.tar", digit.repeat(64)));
+    let manifest = json!([{"Config": name, "RepoTags": ["image:1"], "Layers": [one, two]}]);
     let docker = archive(&[
-        file("1/layer.tar", &lower),
-        link(EntryType::Symlink, "2/layer.tar", "../3/layer.tar"),
-        file("3/layer.tar", &upper),
+        file(&one, &lower),
+        link(EntryType::Symlink, &two, &format!("../{three}")),
+        file(&three, &upper),
         file(&name, &config),
         file("manifest.json", manifest.to_string().as_bytes()),
     ]);
@@ -134,7 +135,8 @@ fn layered(lower: &[Entry<'_>], upper: &[Entry<'_>]) -> Result<Fixture, ImageErr
 
 #[test]
 fn an_opaque_directory_hides_what_is_below_it_wherever_it_stands() {
-    let lower = [link(EntryType::Directory, "d", ""), file("d/x", b"1"), link(EntryType::Directory, "d/e", ""), file("d/e/y", b"2")];
+    let lower =
+        [link(EntryType::Directory, "d", ""), file("d/x", b"1"), link(EntryType::Directory, "d/e", ""), file("d/e/y", b"2")];
     let own = || file("d/own", b"3");
     for upper in [[own(), file("d/.wh..wh..opq", b"")], [file("d/.wh..wh..opq", b""), own()]] {
         let fixture = layered(&lower, &upper).expect("a sound image");
@@ -148,7 +150,8 @@ fn an_opaque_directory_hides_what_is_below_it_wherever_it_stands() {
 #[test]
 fn a_later_layer_replaces_a_directory_by_a_file_and_a_link_by_a_directory() {
     let lower = [link(EntryType::Directory, "d", ""), file("d/x", b"1"), link(EntryType::Symlink, "l", "d")];
-    let fixture = layered(&lower, &[file("d", b"file"), link(EntryType::Directory, "l", ""), file("l/z", b"2")]).expect("sound");
+    let fixture =
+        layered(&lower, &[file("d", b"file"), link(EntryType::Directory, "l", ""), file("l/z", b"2")]).expect("sound");
     assert!(fixture.lower().join("d").is_file() && fixture.lower().join("l/z").is_file());
     let same = [link(EntryType::Directory, "d", ""), file("d", b"file")];
     let error = layered(&[], &same).map(|_| ()).expect_err("within one layer");
@@ -258,10 +261,7 @@ fn confused_media_types_are_refused() {
 
 #[test]
 fn a_number_of_layers_that_the_documents_disagree_on_is_refused() {
-    refused(
-        |layout| layout.config["rootfs"]["diff_ids"] = json!([]),
-        |error| matches!(error, ImageError::Document { .. }),
-    );
+    refused(|layout| layout.config["rootfs"]["diff_ids"] = json!([]), |error| matches!(error, ImageError::Document { .. }));
     refused(
         |layout| layout.config["rootfs"]["diff_ids"][0] = json!("sha256:../../../../etc/passwd"),
         |error| matches!(error, ImageError::Document { .. }),
