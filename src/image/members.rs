@@ -98,7 +98,8 @@ fn open_below(directory: &OwnedFd, name: &str) -> Result<Option<Window>, ImageEr
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let file = match rustix::fs::openat2(directory.as_fd(), name, flags, Mode::empty(), resolve) {
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        // What a link leads to is no part of the layout.
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(None),
         answer => File::from(answer.map_err(|errno| failed(errno.into()))?),
     };
     let stat = rustix::fs::fstat(&file).map_err(|errno| failed(errno.into()))?;

@@ -214,7 +214,7 @@ mod tests {
         ] {
             assert_eq!(default_name(reference).expect("a sound reference"), name, "{reference}");
         }
-        for bad in ["", "UPPER/case", "a b", "x@sha512:00", "x@sha256:00", "../x", "x:\n"] {
+        for bad in ["", "example.org/UPPER", "a b", "x@sha512:00", "x@sha256:00", "../x", "x:\n"] {
             assert!(matches!(default_name(bad), Err(ImageError::Reference { .. })), "{bad:?}");
         }
     }

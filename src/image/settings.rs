@@ -1,6 +1,6 @@
 //! What an image's configuration asks for, reduced to what a session can honour and what `image inspect` shows.
 //!
-//! Invariant: every text is bounded and free of NUL, every name of the environment is one that a shell could have; what is left out
+//! Invariant: every text is bounded and free of NUL, no name of the environment is empty or holds a space or control character; what is left out
 //! is left out here, at the edge. docs/images.md says what each field means for a session.
 
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ fn is_sound(text: &str) -> bool {
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && !name.contains(|c: char| c.is_control() || c == ' ')
+    !name.is_empty() && !name.contains(|c: char| c.is_control() || c == ' ')
 }
 
 #[cfg(test)]
