@@ -44,6 +44,7 @@ impl From<ImageError> for CliError {
             ImageError::MountPoint { .. } => "make it a directory in the source",
             ImageError::Confine { .. } => "`codebeaker doctor` checks what this host offers",
             ImageError::Cancelled => "nothing of it stays",
+            ImageError::PullCancelled => "pull again to go on from there, or `codebeaker image prune` to drop what has come",
             ImageError::Document { .. }
             | ImageError::MediaType { .. }
             | ImageError::DigestMismatch { .. }

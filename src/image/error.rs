@@ -83,6 +83,8 @@ pub enum ImageError {
     Confine { step: Word, cause: String },
     #[error("the import was cancelled")]
     Cancelled,
+    #[error("the pull was cancelled")]
+    PullCancelled,
     #[error("the unpacking process ended unexpectedly: {cause}")]
     WorkerLost { cause: String },
     /// Last, because it never travels: a variant that is skipped would shift the numbers of those behind it.

@@ -141,7 +141,7 @@ fn fetch(
                 outcome = &mut work => return outcome,
                 _ = tick.tick() => {
                     if request.cancel.load(Ordering::Relaxed) {
-                        return Err(ImageError::Cancelled);
+                        return Err(ImageError::PullCancelled);
                     }
                     let bytes = fetched.load(Ordering::Relaxed);
                     let total = Some(total.load(Ordering::Relaxed)).filter(|total| *total > 0);

@@ -188,7 +188,7 @@ fn interruptible<T>(work: impl FnOnce(&AtomicBool) -> Result<T, ImageError>) -> 
     let outcome = work(&asked.0);
     runtime.shutdown_background();
     outcome.map_err(|error| match (&error, asked.1.get()) {
-        (ImageError::Cancelled, Some(&code)) => CliError::from(error).code(code),
+        (ImageError::Cancelled | ImageError::PullCancelled, Some(&code)) => CliError::from(error).code(code),
         (_, _) => CliError::from(error),
     })
 }

@@ -105,6 +105,8 @@ impl Process {
         use std::process::{Command, Stdio};
         let mut command = Command::new("/proc/self/exe");
         command.arg0("codebeaker").arg("unpack").env_clear().stdin(socket).stdout(Stdio::null());
+        // Ctrl-C is for the importing process, which tells this one.
+        command.process_group(0);
         command.spawn().map(Self).map_err(ImageError::io("starting", "/proc/self/exe"))
     }
 
