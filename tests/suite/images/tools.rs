@@ -353,6 +353,9 @@ fn slow_source(place: &Path) -> PathBuf {
     for number in 0..40_000 {
         let mut header = tar::Header::new_ustar();
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(3);
         builder.append_data(&mut header, format!("d{}/f{number}", number % 100), &b"abc"[..]).expect("an own file");
     }
