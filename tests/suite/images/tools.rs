@@ -350,7 +350,7 @@ fn bcrypt(password: &str) -> Option<String> {
 fn slow_source(place: &Path) -> PathBuf {
     let path = place.join("slow.tar");
     let mut builder = tar::Builder::new(std::io::BufWriter::new(std::fs::File::create(&path).expect("an own directory")));
-    for number in 0..40_000 {
+    for number in 0..8_000 {
         let mut header = tar::Header::new_ustar();
         header.set_mode(0o644);
         header.set_uid(0);
