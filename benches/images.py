@@ -19,7 +19,8 @@ import time
 # What bash needs to run, for the small image.
 SMALL = ("bin", "lib", "lib64", "etc/debian_version", "usr/bin/bash", "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
          "usr/lib/x86_64-linux-gnu/libc.so.6", "usr/lib/x86_64-linux-gnu/libtinfo.so.6", "bin/bash", "lib64/ld-linux-x86-64.so.2",
-         "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/libtinfo.so.6")
+         "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/libtinfo.so.6", "usr/lib64", "usr/lib64/ld-linux-x86-64.so.2",
+         "usr/lib/x86_64-linux-gnu/libc.so.6")
 
 
 def seconds(arguments):

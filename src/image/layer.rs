@@ -281,18 +281,13 @@ fn write_entry(entry: &mut tar::Entry<'_, Unpacked>, tree: &mut Tree, meaning: M
     match kind {
         EntryType::Directory => tree.directory(&path, &meta),
         EntryType::Regular | EntryType::Continuous if name.ends_with(b"/") => tree.directory(&path, &meta),
-        EntryType::Regular | EntryType::Continuous => match extras.real_bytes {
-            Some(bytes) => {
-                let stored = entry.size();
-                let mut contents = sparse::Expanded::new(entry, stored, bytes)
-                    .map_err(|source| ImageError::Archive { entry: shown.to_owned(), source })?;
-                tree.file(&path, &meta, bytes, &mut contents)
-            }
-            None => {
-                let bytes = entry.size();
-                tree.file(&path, &meta, bytes, entry)
-            }
-        },
+        EntryType::Regular | EntryType::Continuous => {
+            let stored = entry.size();
+            let Some(bytes) = extras.real_bytes else { return tree.file(&path, &meta, stored, entry) };
+            let mut contents = sparse::Expanded::new(entry, stored, bytes)
+                .map_err(|source| ImageError::Archive { entry: shown.to_owned(), source })?;
+            tree.file(&path, &meta, bytes, &mut contents)
+        }
         EntryType::GNUSparse => {
             let bytes = entry.size();
             tree.file(&path, &meta, bytes, entry)

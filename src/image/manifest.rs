@@ -101,7 +101,7 @@ pub enum Top {
     /// Other manifests to choose from.
     Index(ImageIndex),
     /// One image.
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
 }
 
 /// Reads a document that is a manifest or an index; `media_type` is what named it so.
@@ -134,12 +134,12 @@ pub fn top(bytes: &[u8], media_type: Option<&str>) -> Result<Top, ImageError> {
             return Err(ImageError::MediaType { found: named.into(), expected: expected.into() });
         }
     }
-    Ok(if index { Top::Index(document(bytes, "index")?) } else { Top::Manifest(document(bytes, "manifest")?) })
+    Ok(if index { Top::Index(document(bytes, "index")?) } else { Top::Manifest(Box::new(document(bytes, "manifest")?)) })
 }
 
 /// The one entry of an index that is meant.
 pub fn choose<'i>(index: &'i ImageIndex, choice: &Choice) -> Result<&'i Descriptor, ImageError> {
-    let images = || index.manifests().iter().filter(|entry| is_top(&entry.media_type().to_string()));
+    let images = || index.manifests().iter().filter(|entry| is_top(entry.media_type().as_ref()));
     let named = |entry: &&Descriptor| {
         choice.tag.as_ref().is_none_or(|tag| {
             let annotations = entry.annotations().iter().flatten();
@@ -196,8 +196,8 @@ pub fn sha256(digest: &oci_spec::image::Digest) -> Result<String, ImageError> {
 
 fn blob(members: &Members, descriptor: &Descriptor, bounds: &Bounds) -> Result<Vec<u8>, ImageError> {
     let window = window(members, descriptor)?;
-    let bytes = window.read_bounded(&descriptor.digest().to_string(), bounds)?;
-    verify(&bytes, &descriptor.digest().to_string())?;
+    let bytes = window.read_bounded(descriptor.digest().as_ref(), bounds)?;
+    verify(&bytes, descriptor.digest().as_ref())?;
     Ok(bytes)
 }
 
@@ -232,7 +232,7 @@ pub fn from_descriptor(
     let mut descriptor = descriptor.clone();
     for _ in 0..NESTING_MAX {
         let bytes = blob(members, &descriptor, bounds)?;
-        match top(&bytes, Some(&descriptor.media_type().to_string()))? {
+        match top(&bytes, Some(descriptor.media_type().as_ref()))? {
             Top::Index(index) => descriptor = choose(&index, choice)?.clone(),
             Top::Manifest(manifest) => return from_manifest(members, &manifest, bytes, bounds),
         }
@@ -248,7 +248,7 @@ fn from_manifest(members: &Members, manifest: &ImageManifest, bytes: Vec<u8>, bo
     let config = blob(members, manifest.config(), bounds)?;
     let diff_ids = diff_ids(&config, manifest.layers().len(), bounds)?;
     let layers = manifest.layers().iter().zip(diff_ids).map(|(descriptor, diff_id)| {
-        let packing = packing(&descriptor.media_type().to_string())?;
+        let packing = packing(descriptor.media_type().as_ref())?;
         let digest = Some(descriptor.digest().to_string());
         Ok(LayerSource { contents: window(members, descriptor)?, digest, packing: Some(packing), diff_id })
     });

@@ -73,19 +73,19 @@ impl Tree {
         let mut waiting = vec![(path.to_owned(), Visit::Enter)];
         while let Some((path, visit)) = waiting.pop() {
             let kept = self.made.as_ref().is_some_and(|made| made.contains(&path));
-            match (visit, self.kind(&path, entry)?) {
-                (_, None) => {}
-                (Visit::Enter, Some(FileType::Directory)) => {
+            let Some(kind) = self.kind(&path, entry)? else { continue };
+            match visit {
+                Visit::Enter if kind == FileType::Directory => {
                     let names = self.names(&path, entry)?;
                     waiting.push((path.clone(), Visit::Leave));
                     waiting.extend(names.into_iter().map(|name| (path.join(name), Visit::Enter)));
                 }
-                (Visit::Leave, Some(_)) if !kept => {
+                Visit::Enter if !kept => self.unlink(&path, AtFlags::empty(), entry)?,
+                Visit::Leave if !kept => {
                     self.unlink(&path, AtFlags::REMOVEDIR, entry)?;
                     self.directories.remove(&path);
                 }
-                (Visit::Enter, Some(_)) if !kept => self.unlink(&path, AtFlags::empty(), entry)?,
-                (Visit::Enter | Visit::Leave, Some(_)) => {}
+                Visit::Enter | Visit::Leave => {}
             }
         }
         Ok(())

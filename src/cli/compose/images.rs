@@ -88,7 +88,7 @@ pub fn image_import(config: &Config, source: &Path, incoming: Incoming<'_>) -> R
         let request = Request { source, name, choice: &choice, taken, bounds, cancel };
         import(&store, request, progress).map_err(|error| of_source(error, source))
     })?;
-    told(&store, &imported)
+    Ok(told(&store, &imported))
 }
 
 /// Pulls an image from a registry.
@@ -114,7 +114,7 @@ pub fn image_pull(
         };
         pull(&store, request, progress)
     })?;
-    told(&store, &imported)
+    Ok(told(&store, &imported))
 }
 
 /// Carries out `work` with a progress bar and a flag that Ctrl-C sets.
@@ -133,7 +133,7 @@ fn watched(
 }
 
 /// Says what an image is not, or is without.
-fn told(store: &Store, imported: &Imported) -> Result<ImageRow, CliError> {
+fn told(store: &Store, imported: &Imported) -> ImageRow {
     let info = &imported.info;
     if let Some(text) = left_out(imported.notes) {
         note(&format!("note: left out: {text}\n"));
@@ -145,7 +145,7 @@ fn told(store: &Store, imported: &Imported) -> Result<ImageRow, CliError> {
     if !store.resolve(info.name.as_str()).is_ok_and(|root| program_exists(&root, "sh")) {
         warn("the image has no `sh`: is this a root file system?");
     }
-    Ok(row(info))
+    row(info)
 }
 
 /// Progress is for people who watch.

@@ -202,7 +202,7 @@ fn every_form() {
         let row = server.cli(&["image", "import", source, "--name", &name, "-o", "json"]).expect_code(0).json();
         assert_eq!(row["source"], *form, "{source}");
         // A root file system has no configuration, and so no variable of its own.
-        let without = form == &"rootfs-tar" || form == &"directory";
+        let without = matches!(*form, "rootfs-tar" | "directory");
         let expected = if without { expected.replace("\nblue\n", "\n\n") } else { expected.clone() };
         assert_eq!(seen(&server, &name), expected, "{source}");
         server.cli(&["image", "remove", &name]).expect_code(0);

@@ -21,7 +21,7 @@ struct Layout {
     blobs: Vec<(String, Vec<u8>)>,
     manifest: Value,
     config: Value,
-    /// Around the manifest, innermost first.
+    /// What the index says the manifest is.
     index_media_type: &'static str,
 }
 
