@@ -99,7 +99,7 @@ pub fn verify(bytes: &[u8], digest: &str) -> Result<(), ImageError> {
 #[derive(Debug)]
 pub enum Top {
     /// Other manifests to choose from.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     /// One image.
     Manifest(Box<ImageManifest>),
 }
@@ -134,7 +134,11 @@ pub fn top(bytes: &[u8], media_type: Option<&str>) -> Result<Top, ImageError> {
             return Err(ImageError::MediaType { found: named.into(), expected: expected.into() });
         }
     }
-    Ok(if index { Top::Index(document(bytes, "index")?) } else { Top::Manifest(Box::new(document(bytes, "manifest")?)) })
+    Ok(if index {
+        Top::Index(Box::new(document(bytes, "index")?))
+    } else {
+        Top::Manifest(Box::new(document(bytes, "manifest")?))
+    })
 }
 
 /// The one entry of an index that is meant.
