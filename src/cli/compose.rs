@@ -34,6 +34,9 @@ use crate::session::manager::{Manager, ManagerParts};
 use crate::session::sources::{ImageSource, LanguageSource, ProfileSource};
 use crate::{sys, telemetry};
 
+/// The profile whose limits hold for compilers and installers.
+const STEP_PROFILE: &str = "default";
+
 /// One step of a plan, in the order it is carried out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct PlanRow {
@@ -80,8 +83,9 @@ impl ImageSource for Store {
         self.resolve(image).is_ok()
     }
 
-    fn language_installed(&self, image: &str, language: &Language) -> bool {
-        self.resolve(image).is_ok_and(|root| language.programs.iter().any(|program| program_exists(&root, program)))
+    fn missing_programs(&self, image: &str, language: &Language) -> Vec<String> {
+        let Ok(root) = self.resolve(image) else { return language.programs.clone() };
+        language.programs.iter().filter(|program| !program_exists(&root, program)).cloned().collect()
     }
 }
 
@@ -111,8 +115,20 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
         languages: load_languages(config)?,
         cgroups,
         allow_degraded: config.sandbox.allow_degraded.clone(),
+        step_timeout: profile(config, STEP_PROFILE)?.defaults.timeout,
     };
     NativeRuntime::start(parts).map_err(|error| failed(&error))
+}
+
+fn manager(config: &Config, server: &ServerId) -> Result<Arc<Manager>, CliError> {
+    let native = native(config, server)?;
+    Ok(Manager::new(ManagerParts {
+        config: Arc::new(config.clone()),
+        registry: Arc::new(Registry::new(vec![native])),
+        languages: load_languages(config)?,
+        profiles: load_profiles(config)?,
+        images: Arc::new(store(config)?),
+    }))
 }
 
 /// Runs the server until a signal ends it; `ready` is called once connections are accepted.
@@ -124,14 +140,7 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
         Ok(report) => tracing::debug!(?report, "control groups of servers that are gone"),
         Err(error) => tracing::warn!(error = &error as &dyn Error, "control groups of a server that is gone stay behind"),
     }
-    let native = native(config, state.server_id())?;
-    let manager = Manager::new(ManagerParts {
-        config: Arc::new(config.clone()),
-        registry: Arc::new(Registry::new(vec![native])),
-        languages: load_languages(config)?,
-        profiles: load_profiles(config)?,
-        images: Arc::new(store(config)?),
-    });
+    let manager = manager(config, state.server_id())?;
     let authentication = if config.server.no_auth {
         Authentication::Off
     } else {
@@ -150,7 +159,7 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     served.and(told)
 }
 
-/// What happens beside connections, on a thread of its own: signals, sweeps, the versions of languages.
+/// What happens beside connections, on a thread of its own: signals and sweeps.
 fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::runtime::Runtime, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -160,8 +169,6 @@ fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::run
         .map_err(|error| failed(&error))?;
     runtime.spawn(async move {
         manager.start();
-        let versions = Arc::clone(&manager);
-        tokio::spawn(async move { versions.probe_languages().await });
         let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
             tracing::error!("signals can't be caught; the server ends by SIGKILL only");
             return;
@@ -180,23 +187,24 @@ pub fn languages(config: &Config) -> Result<Vec<Arc<Language>>, CliError> {
     Ok(load_languages(config)?.all().to_vec())
 }
 
-/// The rows of `language.list`; versions are known to a running server only.
+/// The rows of `language.list`: each language that has its programs is asked for its version, in a sandbox.
 pub fn language_rows(config: &Config) -> Result<Vec<LanguageRow>, CliError> {
-    let store = store(config)?;
+    let id = ServerId::current().map_err(|error| failed(&error))?;
+    let manager = manager(config, &id)?;
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let tokio = tokio.map_err(|error| failed(&error))?;
+    let rows = tokio.block_on(manager.probed_languages());
+    tokio.shutdown_timeout(Duration::from_secs(1));
+    Ok(rows)
+}
+
+/// One language by name or alias; the error lists what there is.
+pub fn language(config: &Config, name: &str) -> Result<Arc<Language>, CliError> {
     let languages = load_languages(config)?;
-    let rows = languages.all().iter().map(|language| {
-        let image = image_of(&store, language);
-        LanguageRow {
-            name: language.name.clone(),
-            display_name: language.display_name.clone(),
-            aliases: language.aliases.clone(),
-            version: None,
-            runtimes: vec![RuntimeKind::NativeProcess],
-            installed: store.language_installed(&image, language),
-            image,
-        }
-    });
-    Ok(rows.collect())
+    languages.get(name).ok_or_else(|| {
+        let names: Vec<&str> = languages.all().iter().map(|language| language.name.as_str()).collect();
+        CliError::new(format!("there is no language `{name}`")).hint(format!("there are: {}", names.join(", ")))
+    })
 }
 
 /// The rows of `runtime.list`.

@@ -43,6 +43,7 @@ Examples:
   codebeaker run --profile strict --memory 64 --timeout 5 untrusted.js
 
 Exit codes: the program's own, 128+n when signal n ended it (137 also: timeout, out of memory);
+  1    the code does not compile (compiled languages)
   2    the call is wrongly written
   125  the sandbox could not be set up, or the output not be written
   126  the program can't be executed
@@ -287,6 +288,8 @@ pub(super) fn code_of(own: Option<u8>, kind: &str, success: bool) -> u8 {
         Some(code) => code,
         None if success => 0,
         None if kind == FailureKind::PermissionDenied.name() => 126,
+        // As compilers themselves say it: the sandbox was there.
+        None if kind == FailureKind::CompileError.name() => 1,
         None => NOT_SET_UP,
     }
 }

@@ -321,6 +321,7 @@ pub fn language(row: LanguageRow) -> WireLanguage {
         runtimes: row.runtimes.into_iter().map(RuntimeKind::name).collect(),
         image: row.image,
         installed: row.installed,
+        reason: row.reason,
     }
 }
 

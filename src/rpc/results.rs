@@ -69,6 +69,9 @@ pub struct WireLanguage {
     pub runtimes: Vec<&'static str>,
     pub image: String,
     pub installed: bool,
+    /// Why it is not installed, and what mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// `runtime.list`

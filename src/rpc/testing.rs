@@ -205,6 +205,9 @@ impl SessionService for Fake {
     fn languages(&self) -> Vec<LanguageRow> {
         vec![]
     }
+    fn probed_languages(&self) -> BoxFuture<'_, Vec<LanguageRow>> {
+        Box::pin(async { vec![] })
+    }
     fn runtimes(&self) -> Vec<RuntimeRow> {
         vec![]
     }

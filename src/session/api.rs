@@ -269,4 +269,6 @@ pub struct LanguageRow {
     pub runtimes: Vec<RuntimeKind>,
     pub image: String,
     pub installed: bool,
+    /// Why it is not installed, and what mends it.
+    pub reason: Option<String>,
 }

@@ -27,11 +27,12 @@ use super::cause::CloseCause;
 use super::opening::{self, Opening};
 use super::outcomes::Outcomes;
 use super::output::Output;
+use super::probe::Said;
 use super::session::{Session, Visibility};
 use super::sources::{ImageSource, LanguageSource, ProfileSource};
 
 /// The image that is always there.
-const HOST_IMAGE: &str = "host";
+pub(super) const HOST_IMAGE: &str = "host";
 /// How long `shutdown` waits for sessions to close once they have been told to.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -63,12 +64,14 @@ pub(super) struct Shared {
     pub(super) images: Arc<dyn ImageSource>,
     pub(super) book: Arc<Book>,
     pub(super) outcomes: Arc<Outcomes>,
-    /// What the languages' `version` commands printed.
-    pub(super) versions: Mutex<BTreeMap<String, String>>,
+    /// What each language's `version` command said, by language and image.
+    pub(super) said: Mutex<BTreeMap<(String, String), Said>>,
+    /// Whose turn it is to ask them.
+    pub(super) probing: tokio::sync::Mutex<()>,
 }
 
 impl Manager {
-    /// A manager without sessions. Call `start` for its sweeper and spawn `probe_languages` once.
+    /// A manager without sessions. Call `start` for its sweeper.
     pub fn new(parts: ManagerParts) -> Arc<Self> {
         let ManagerParts { config, registry, languages, profiles, images } = parts;
         let remember = Duration::from_secs(config.session.remember_s);
@@ -76,7 +79,8 @@ impl Manager {
             shared: Arc::new(Shared {
                 book: Book::new(&config.session),
                 outcomes: Arc::new(Outcomes::new(remember, config.session.outcomes_max)),
-                versions: Mutex::default(),
+                said: Mutex::default(),
+                probing: tokio::sync::Mutex::default(),
                 config,
                 registry,
                 languages,

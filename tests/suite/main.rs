@@ -9,6 +9,7 @@ mod conformance;
 mod escape;
 mod faults;
 mod images;
+mod languages;
 mod lifecycle;
 mod limits;
 mod neighbours;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     trials.extend(neighbours::trials());
     trials.extend(rootless::trials());
     trials.extend(images::trials());
+    trials.extend(languages::trials());
     trials.extend(cli::trials());
     ExitCode::from(support::trial::run(trials, support::setup::end_shared))
 }

@@ -22,14 +22,7 @@ fn language(name: &str, alias: &str, extension: &str) -> Arc<Language> {
         aliases: vec![alias.into()],
         image: "host".into(),
         file_extension: extension.into(),
-        run: vec![],
-        programs: vec![],
-        version: vec![],
-        install: None,
-        env: BTreeMap::new(),
-        preload: vec![],
-        install_file: None,
-        package_syntax: None,
+        ..Language::default()
     })
 }
 

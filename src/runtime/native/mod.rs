@@ -3,6 +3,7 @@
 //! From a request to a sandbox: image → limits in a group → ids → `sandbox::compile` → the launcher → init's word that every
 //! wall stands. Nothing is left behind when a step fails. Read `instance` for commands, `program` for the life of a program.
 
+mod code;
 mod control;
 mod files;
 mod instance;
@@ -59,6 +60,8 @@ pub struct NativeParts {
     pub cgroups: Option<CgroupTree>,
     /// Required walls that may be missing.
     pub allow_degraded: Vec<String>,
+    /// Wall time of a step before a program, compiler or installer: that of the profile `default`, whatever the session's.
+    pub step_timeout: Duration,
 }
 
 /// The runtime.
@@ -121,6 +124,10 @@ impl NativeRuntime {
 
     pub(in crate::runtime::native) fn language(&self, name: &str) -> Option<Arc<Language>> {
         self.parts.languages.get(name)
+    }
+
+    pub(in crate::runtime::native) fn step_timeout(&self) -> Duration {
+        self.parts.step_timeout
     }
 
     /// The steps that would build a sandbox, for `codebeaker plan`.

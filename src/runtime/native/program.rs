@@ -45,6 +45,26 @@ pub struct Driven {
     pub end: ProgramEnd,
     /// Who ended it.
     pub ended_by: EndedBy,
+    /// Input that came under [`Feed::Later`].
+    pub held: Held,
+}
+
+/// Input of a client for a program that has not begun.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// What was sent.
+    pub bytes: Vec<u8>,
+    /// And nothing more will be.
+    pub eof: bool,
+}
+
+/// Standard input of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feed {
+    /// What the command says, after what came before the program began.
+    Own(Stdin, Held),
+    /// Nothing: it is a step before the program, for which input is kept.
+    Later(Held),
 }
 
 /// What to run.
@@ -52,7 +72,7 @@ pub struct Program {
     /// For init; its tag is filled in.
     pub request: ExecuteRequest,
     /// Standard input.
-    pub stdin: Stdin,
+    pub feed: Feed,
     /// Wall time.
     pub timeout: Duration,
 }
@@ -81,8 +101,8 @@ pub async fn drive(
     sink: &dyn OutputSink,
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Driven, DriveError> {
-    let Program { request, stdin, timeout } = program;
-    let (ours, theirs) = Pipes::make(stdin).map_err(DriveError::Pipes)?;
+    let Program { request, feed, timeout } = program;
+    let (ours, theirs) = Pipes::make(feed).map_err(DriveError::Pipes)?;
     let (tag, end) = init.execute(request, &theirs).await?;
     drop(theirs);
     sink.started();
@@ -99,7 +119,8 @@ pub async fn drive(
     let end = drive.until_end(end, control).await?;
     guard.disarm();
     drive.drain();
-    Ok(Driven { end, ended_by: drive.ended_by })
+    let Input { waiting, open, .. } = drive.pipes.stdin;
+    Ok(Driven { end, ended_by: drive.ended_by, held: Held { bytes: waiting, eof: !open } })
 }
 
 struct Drive<'a> {
@@ -228,18 +249,29 @@ const WAITING_BYTES_MAX: usize = 1 << 20;
 /// Standard input: what waits to be written, and whether more may come.
 struct Input {
     pipe: Option<pipe::Sender>,
+    /// What waits is for a later program.
+    keeps: bool,
     waiting: Vec<u8>,
     written: usize,
     open: bool,
 }
 
 impl Input {
+    fn nothing() -> Self {
+        Self { pipe: None, keeps: false, waiting: Vec::new(), written: 0, open: false }
+    }
+
     /// While much waits, no more is taken from the client: the wait is the client's, not our memory's.
     fn has_room(&self) -> bool {
         self.waiting.len() - self.written < WAITING_BYTES_MAX
     }
 
     fn add(&mut self, data: Vec<u8>, eof: bool) {
+        if self.keeps {
+            self.waiting.extend(data);
+            self.open &= !eof;
+            return;
+        }
         if self.pipe.is_none() {
             return;
         }
@@ -280,14 +312,14 @@ struct Pipes {
 
 impl Pipes {
     /// Our ends, and theirs as stdin, stdout, stderr.
-    fn make(stdin: Stdin) -> std::io::Result<(Self, [OwnedFd; 3])> {
-        let (stdin, their_stdin) = match stdin {
-            Stdin::Empty => {
-                let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-                (Input { pipe: None, waiting: Vec::new(), written: 0, open: false }, null)
+    fn make(feed: Feed) -> std::io::Result<(Self, [OwnedFd; 3])> {
+        let (stdin, their_stdin) = match feed {
+            Feed::Own(Stdin::Empty, _) => (Input::nothing(), no_input()?),
+            Feed::Own(Stdin::Bytes(bytes), _) => Self::input(bytes, false)?,
+            Feed::Own(Stdin::Open, Held { bytes, eof }) => Self::input(bytes, !eof)?,
+            Feed::Later(Held { bytes, eof }) => {
+                (Input { keeps: true, waiting: bytes, open: !eof, ..Input::nothing() }, no_input()?)
             }
-            Stdin::Bytes(bytes) => Self::input(bytes, false)?,
-            Stdin::Open => Self::input(Vec::new(), true)?,
         };
         let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -301,10 +333,14 @@ impl Pipes {
 
     fn input(bytes: Vec<u8>, open: bool) -> std::io::Result<(Input, OwnedFd)> {
         let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let mut input = Input { pipe: Some(pipe::Sender::from_owned_fd(ours)?), waiting: Vec::new(), written: 0, open: true };
+        let mut input = Input { pipe: Some(pipe::Sender::from_owned_fd(ours)?), open: true, ..Input::nothing() };
         input.add(bytes, !open);
         Ok((input, theirs))
     }
+}
+
+fn no_input() -> std::io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// A program whose caller went away.
@@ -352,9 +388,10 @@ mod tests {
         let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
         let request = ExecuteRequest { execution: 0, arguments: vec![], environment: vec![], directory: vec![] };
         let timeout = Duration::from_secs(5);
+        let feed = Feed::Own(Stdin::Empty, Held::default());
         let (_sender, mut control) = mpsc::channel(1);
         let begin = Instant::now();
-        let driven = drive(&init, Program { request, stdin: Stdin::Empty, timeout }, &Nowhere, &mut control).await;
+        let driven = drive(&init, Program { request, feed, timeout }, &Nowhere, &mut control).await;
         assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
         assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());
     }

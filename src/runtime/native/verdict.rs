@@ -50,6 +50,41 @@ pub fn of(
     }
 }
 
+/// The verdict of a step before the program: a compiler that says no is `compile_error`; a limit that ended it stays that limit.
+/// The program itself never ran, so it has no exit code.
+pub fn of_compiler((report, failure): (ExecutionReport, Option<Failure>)) -> (ExecutionReport, Option<Failure>) {
+    let Some(failure) = failure else { return (report, None) };
+    let (kind, message) = match failure.kind {
+        FailureKind::NonzeroExit => {
+            (FailureKind::CompileError, "the code does not compile; stderr has the compiler's words".into())
+        }
+        FailureKind::Signaled | FailureKind::SeccompViolation => {
+            (FailureKind::CompileError, failure.message.replacen("the program", "the compiler", 1))
+        }
+        FailureKind::ProgramNotFound => (FailureKind::ProgramNotFound, "the compiler is not in the image".into()),
+        FailureKind::Cancelled => (FailureKind::Cancelled, failure.message),
+        // What a limit or the sandbox says is as true of the compiler.
+        FailureKind::Timeout
+        | FailureKind::OutOfMemory
+        | FailureKind::PidsLimit
+        | FailureKind::DiskFull
+        | FailureKind::OutputLimit
+        | FailureKind::PermissionDenied
+        | FailureKind::FileNotFound
+        | FailureKind::AlreadyExists
+        | FailureKind::NotARegularFile
+        | FailureKind::PathInvalid
+        | FailureKind::LimitExceeded
+        | FailureKind::DirectoryNotEmpty
+        | FailureKind::NotADirectory
+        | FailureKind::PackageUnavailable
+        | FailureKind::CompileError
+        | FailureKind::SandboxGone
+        | FailureKind::IoError => (failure.kind, failure.message.replacen("the program", "the compiler", 1)),
+    };
+    (ExecutionReport { exit_code: None, signal: None, ..report }, Some(Failure { kind, message }))
+}
+
 struct Facts {
     exit: Exit,
     ended_by: EndedBy,
@@ -142,6 +177,7 @@ fn limit_text(kind: FailureKind, limits: &Limits, timeout: Duration) -> Option<S
         | FailureKind::DirectoryNotEmpty
         | FailureKind::NotADirectory
         | FailureKind::PackageUnavailable
+        | FailureKind::CompileError
         | FailureKind::SandboxGone
         | FailureKind::IoError => None,
     }
@@ -204,8 +240,12 @@ mod tests {
         }
     }
 
+    fn driven(end: ProgramEnd, ended_by: EndedBy) -> Driven {
+        Driven { end, ended_by, held: super::super::program::Held::default() }
+    }
+
     fn judge(status: i32, ended_by: EndedBy, counters: Counters, quota_full: bool) -> (ExecutionReport, Option<FailureKind>) {
-        let driven = Driven { end: ProgramEnd::Ran { status, cpu_us: 1500, quota_full }, ended_by };
+        let driven = driven(ProgramEnd::Ran { status, cpu_us: 1500, quota_full }, ended_by);
         let (report, failure) = of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(60));
         (report, failure.map(|failure| failure.kind))
     }
@@ -235,6 +275,22 @@ mod tests {
     }
 
     #[test]
+    fn a_compiler_s_no_is_a_verdict_of_its_own_and_a_limit_s_stays_what_it_is() {
+        let kind = |status, ended_by, counters| {
+            let driven = driven(ProgramEnd::Ran { status, cpu_us: 0, quota_full: false }, ended_by);
+            let (report, failure) = of_compiler(of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(60)));
+            (report.exit_code, failure.map(|failure| failure.kind))
+        };
+        let none = Counters::default();
+        assert_eq!(kind(EXIT_1, EndedBy::Itself, none), (None, Some(FailureKind::CompileError)));
+        assert_eq!(kind(libc::SIGSEGV, EndedBy::Itself, none), (None, Some(FailureKind::CompileError)));
+        assert_eq!(kind(KILLED, EndedBy::Timeout, none), (None, Some(FailureKind::Timeout)));
+        let killed = Counters { oom_kills: 1, ..none };
+        assert_eq!(kind(KILLED, EndedBy::Itself, killed), (None, Some(FailureKind::OutOfMemory)));
+        assert_eq!(kind(0, EndedBy::Itself, none), (Some(0), None));
+    }
+
+    #[test]
     fn a_signal_has_its_name_and_the_shell_s_exit_code() {
         let (report, _) = judge(libc::SIGSEGV, EndedBy::Itself, Counters::default(), false);
         assert_eq!((report.exit_code, report.signal.as_deref()), (Some(139), Some("SIGSEGV")));
@@ -243,7 +299,7 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_and_a_full_process_table_are_told_apart() {
         let kind = |stage, errno| {
-            let driven = Driven { end: ProgramEnd::NotStarted(StartFailure { stage, errno }), ended_by: EndedBy::Itself };
+            let driven = driven(ProgramEnd::NotStarted(StartFailure { stage, errno }), EndedBy::Itself);
             of(&driven, Counters::default(), Usage::default(), &limits(), Duration::from_secs(1)).1.map(|failure| failure.kind)
         };
         assert_eq!(kind(StartStage::Execute, libc::ENOENT), Some(FailureKind::ProgramNotFound));

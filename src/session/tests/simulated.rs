@@ -272,10 +272,8 @@ impl LanguageSource for World {
             programs: vec!["python3".into()],
             version: vec!["echo".into(), "Python 3".into()],
             install: Some(vec!["pip".into(), "{packages}".into()]),
-            env: BTreeMap::new(),
-            preload: Vec::new(),
-            install_file: None,
-            package_syntax: None,
+            package_syntax: Some(crate::language::PackageSyntax::Pep508),
+            ..Language::default()
         };
         let bash = Language { name: "bash".into(), aliases: Vec::new(), install: None, ..python.clone() };
         vec![Arc::new(bash), Arc::new(python)]
@@ -292,8 +290,8 @@ impl ImageSource for World {
     fn installed(&self, image: &str) -> bool {
         image == "host" || image == "slim"
     }
-    fn language_installed(&self, _image: &str, language: &Language) -> bool {
-        language.name == "python"
+    fn missing_programs(&self, _image: &str, language: &Language) -> Vec<String> {
+        if language.name == "python" { Vec::new() } else { vec!["bash".into()] }
     }
 }
 

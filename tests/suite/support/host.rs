@@ -64,13 +64,29 @@ impl Host {
         self
     }
 
+    /// The same for the programs of a language; `language` is its word in `CODEBEAKER_TEST_REQUIRE`.
+    pub fn need_programs(&self, language: &str, programs: &[&str]) -> &Self {
+        for program in programs {
+            if !Path::new("/usr/bin").join(program).exists() {
+                let reason = format!("there is no /usr/bin/{program}");
+                assert!(!self.required(language), "this run requires `{language}`, but {reason}");
+                skip(&reason);
+            }
+        }
+        self
+    }
+
     /// Whether the host has the feature, without a consequence.
     pub fn has(feature: Feature) -> bool {
         Self::missing(feature).is_none()
     }
 
     fn requires(&self, feature: Feature) -> bool {
-        self.required.iter().any(|word| word == feature.name() || word == "all")
+        self.required(feature.name())
+    }
+
+    fn required(&self, name: &str) -> bool {
+        self.required.iter().any(|word| word == name || word == "all")
     }
 
     /// What is missing, or nothing when the host has it.

@@ -1,0 +1,165 @@
+//! `execute_code` and `install_packages`: the steps of a language's plan, one program after the other.
+//!
+//! Invariants: a step before the program (installer, compiler) has limits of its own, writes to standard error only, and its
+//! failure is the answer; input that a client sends meanwhile is kept for the program; what the plan wrote is removed.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::command::*;
+use crate::language::{LanguageError, execution_plan, install_file_plan, install_plan, leftovers};
+use crate::plan::files::FileCommand;
+use crate::runtime::{OutputSink, OutputVerdict};
+
+use super::files;
+use super::instance::{Answer, Launch, Run, broken, file};
+use super::program::{Feed, Held};
+use super::verdict;
+
+impl Run<'_> {
+    pub(super) async fn code(&self, code: ExecuteCode, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let language = match &code.language {
+            None => Arc::clone(&self.instance.config.language),
+            Some(name) => self.instance.runtime.language(name).ok_or_else(|| Failure {
+                kind: FailureKind::ProgramNotFound,
+                message: format!("there is no language `{name}`"),
+            })?,
+        };
+        let mut held = Held::default();
+        if !code.packages.is_empty() {
+            let plan = install_plan(&language, &code.packages).map_err(|error| unplanned(&error))?;
+            let (answer, kept) = self.installed(plan, &OnStderr(self.sink), control).await?;
+            if answer.1.is_some() {
+                return Ok(answer);
+            }
+            held = kept;
+        }
+        let plan = execution_plan(&language, &code.code, &code.args).map_err(|error| unplanned(&error))?;
+        let answer = self.carry_out(plan, code, held, control).await;
+        for path in leftovers(&language) {
+            self.forget(path).await;
+        }
+        answer
+    }
+
+    /// The steps in order, up to the first that fails.
+    async fn carry_out(
+        &self,
+        plan: Vec<Command>,
+        code: ExecuteCode,
+        mut held: Held,
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Answer {
+        let last = plan.len().saturating_sub(1);
+        let mut code = Some(code);
+        for (index, mut step) in plan.into_iter().enumerate() {
+            if let Some(request) = files::request(&mut step) {
+                file(self.sandbox, &step, request).await?;
+                continue;
+            }
+            let Command::ExecuteShell(shell) = step else { return Err(broken()) };
+            if index == last {
+                return self.run(shell, code.take().ok_or_else(broken)?, held, control).await;
+            }
+            let (answer, kept) = self.compile(shell, held, control).await?;
+            if answer.1.is_some() {
+                return Ok(answer);
+            }
+            held = kept;
+        }
+        Err(broken())
+    }
+
+    /// The program itself, with what the request said of input, time and environment.
+    async fn run(
+        &self,
+        mut shell: ExecuteShell,
+        code: ExecuteCode,
+        held: Held,
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Answer {
+        let language = std::mem::replace(&mut shell.env, code.env);
+        let timeout = self.timeout(code.timeout);
+        let launch = Launch { shell, language: &language, feed: Feed::Own(code.stdin, held), timeout };
+        let (answer, _) = self.launch(launch, self.sink, control).await?;
+        Ok(answer)
+    }
+
+    async fn compile(
+        &self,
+        mut shell: ExecuteShell,
+        held: Held,
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
+        let language = std::mem::take(&mut shell.env);
+        let timeout = self.instance.runtime.step_timeout();
+        let launch = Launch { shell, language: &language, feed: Feed::Later(held), timeout };
+        let ((output, failure), held) = self.launch(launch, &OnStderr(self.sink), control).await?;
+        let CommandOutput::Execution(report) = output else { return Err(broken()) };
+        let (report, failure) = verdict::of_compiler((report, failure));
+        Ok(((CommandOutput::Execution(report), failure), held))
+    }
+
+    /// Removes what a plan wrote; the session goes on without it in any case.
+    async fn forget(&self, path: String) {
+        let command = FileCommand::Delete { path: path.into(), recursive: true };
+        if let Ok(Err(error)) = self.sandbox.init().file(command).await {
+            tracing::debug!(?error, "a file of a plan stays");
+        }
+    }
+
+    pub(super) async fn install(&self, install: InstallPackages, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let language = Arc::clone(&self.instance.config.language);
+        let mut answer = None;
+        if !install.packages.is_empty() {
+            let plan = install_plan(&language, &install.packages).map_err(|error| unplanned(&error))?;
+            answer = Some(self.installed(plan, self.sink, control).await?.0);
+        }
+        match (&answer, &install.requirements_file) {
+            (None | Some((_, None)), Some(path)) => {
+                let plan = install_file_plan(&language, path).map_err(|error| unplanned(&error))?;
+                Ok(self.installed(plan, self.sink, control).await?.0)
+            }
+            _ => answer.ok_or_else(broken),
+        }
+    }
+
+    async fn installed(
+        &self,
+        plan: Command,
+        sink: &dyn OutputSink,
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
+        let Command::ExecuteShell(mut shell) = plan else { return Err(broken()) };
+        let language = std::mem::take(&mut shell.env);
+        let timeout = self.instance.runtime.step_timeout();
+        let launch = Launch { shell, language: &language, feed: Feed::Later(Held::default()), timeout };
+        let ((output, failure), held) = self.launch(launch, sink, control).await?;
+        let failure = failure.map(|failure| match failure.kind {
+            FailureKind::NonzeroExit => Failure {
+                kind: FailureKind::PackageUnavailable,
+                message: "the packages could not be installed: a session has no network, so they must be in its image".into(),
+            },
+            _ => failure,
+        });
+        Ok(((output, failure), held))
+    }
+}
+
+fn unplanned(error: &LanguageError) -> Failure {
+    Failure { kind: FailureKind::PackageUnavailable, message: error.to_string() }
+}
+
+/// A step before the program: standard output is the program's alone.
+struct OnStderr<'a>(&'a dyn OutputSink);
+
+impl OutputSink for OnStderr<'_> {
+    fn started(&self) {
+        self.0.started();
+    }
+
+    fn write(&self, _: Stream, data: &[u8]) -> OutputVerdict {
+        self.0.write(Stream::Stderr, data)
+    }
+}
