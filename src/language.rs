@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use package::{PackageError, PackageSyntax, validate_package};
+pub use package::{PACKAGES_MAX, PackageError, PackageSyntax, validate_package};
 pub use plan::{execution_plan, install_file_plan, install_plan, leftovers, source_path};
 
 /// Where sessions keep their files and where `execute_code` writes its source.
@@ -56,6 +56,12 @@ pub struct Language {
     pub install: Option<Vec<String>>,
     /// The argument vector that installs what a requirements file names; `{file}` stands for its path.
     pub install_file: Option<Vec<String>>,
+    /// Variables of installers when the operator has given packages; `{directory}` stands for where they are.
+    pub source_env: BTreeMap<String, String>,
+    /// What the installer says when a package is not there.
+    pub not_found_words: Vec<String>,
+    /// What the installer says when packages exclude each other.
+    pub conflict_words: Vec<String>,
     /// What a package's name may look like; there whenever `install` is.
     pub package_syntax: Option<PackageSyntax>,
     /// Environment of its programs.
@@ -106,6 +112,14 @@ pub enum LanguageError {
         first: String,
         /// File that wants it too.
         second: String,
+    },
+    /// `packages_like` leads nowhere.
+    #[error("{file}: `packages_like` is {name:?}, but takes the name of another language that installs packages itself")]
+    PackagesLike {
+        /// The file.
+        file: String,
+        /// What stands there.
+        name: String,
     },
     /// More files than are taken.
     #[error("{} holds more than {FILES_MAX} languages", path.display())]
@@ -160,7 +174,7 @@ impl Languages {
     pub fn load(dir: Option<&Path>) -> Result<Self, LanguageError> {
         let mut languages = Self::default();
         for (file, text) in EMBEDDED {
-            languages.add(file, definition::parse(file, text)?)?;
+            languages.add(file, definition::parse(file, text, &languages)?)?;
         }
         let Some(dir) = dir else { return Ok(languages) };
         for path in definition_files(dir)? {
@@ -176,7 +190,7 @@ impl Languages {
         let file = std::fs::File::open(path).map_err(unreadable)?;
         file.take(definition::BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(unreadable)?;
         let name = path.display().to_string();
-        self.add(&name, definition::parse(&name, &text)?)
+        self.add(&name, definition::parse(&name, &text, self)?)
     }
 
     /// The language of that name or alias; upper and lower case are the same.

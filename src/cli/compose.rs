@@ -7,6 +7,8 @@ mod images;
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,9 +117,23 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
         languages: load_languages(config)?,
         cgroups,
         allow_degraded: config.sandbox.allow_degraded.clone(),
+        package_dir: package_dir(config)?,
         step_timeout: profile(config, STEP_PROFILE)?.defaults.timeout,
     };
     NativeRuntime::start(parts).map_err(|error| failed(&error))
+}
+
+/// The operator's packages, which the users of all sessions must be able to read.
+fn package_dir(config: &Config) -> Result<Option<PathBuf>, CliError> {
+    let Some(path) = &config.sandbox.package_dir else { return Ok(None) };
+    let problem = match std::fs::metadata(path) {
+        Err(error) => format!("can't be read: {error}"),
+        Ok(metadata) if !metadata.is_dir() => "is no directory".into(),
+        Ok(metadata) if metadata.permissions().mode() & 0o005 != 0o005 => "is not open to the users of sessions".into(),
+        Ok(_) => return Ok(Some(path.clone())),
+    };
+    let error = CliError::new(format!("sandbox.package_dir: {} {problem}", path.display()));
+    Err(error.hint("name a directory of wheels and tarballs that everyone may read (chmod -R a+rX DIR), or leave the key out"))
 }
 
 fn manager(config: &Config, server: &ServerId) -> Result<Arc<Manager>, CliError> {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, StartFailure, StartStage};
+use crate::plan::messages::{ExecuteRequest, ProgramEnd, StartFailure, StartStage, View};
 use crate::plan::{Plan, ProgramStep};
 use crate::sys::process::{self, Cloned, CloseOnExec};
 use crate::sys::{CallError, credentials, landlock};
@@ -68,7 +68,7 @@ const STAGE_STREAMS: u8 = 4;
 /// Returns only when something failed.
 fn child(plan: &Plan, built: &Built, image: &Image, streams: &[OwnedFd; 3], pipe: &OwnedFd) -> ChildFailure {
     let failed = |stage: u8, step: usize, error: CallError| ChildFailure { stage, step: step as u8, errno: error.raw() };
-    if let Err(error) = connect(streams, pipe, built) {
+    if let Err(error) = connect(streams, pipe, built, image.view) {
         return failed(STAGE_STREAMS, 0, error);
     }
     for (index, step) in plan.program.iter().enumerate() {
@@ -86,7 +86,7 @@ fn child(plan: &Plan, built: &Built, image: &Image, streams: &[OwnedFd; 3], pipe
 const RULES: i32 = 4;
 
 /// A session of its own, the three streams, and nothing else open past exec.
-fn connect(streams: &[OwnedFd; 3], pipe: &OwnedFd, built: &Built) -> Result<(), CallError> {
+fn connect(streams: &[OwnedFd; 3], pipe: &OwnedFd, built: &Built, view: View) -> Result<(), CallError> {
     process::new_session()?;
     process::reset_signals()?;
     for (number, stream) in (0..).zip(streams) {
@@ -94,6 +94,9 @@ fn connect(streams: &[OwnedFd; 3], pipe: &OwnedFd, built: &Built) -> Result<(), 
     }
     // The pipe's and the rules' own numbers are above 4: init keeps 3 for its socket and opened others before them.
     process::duplicate_to(pipe.as_fd(), FAILURE_PIPE, CloseOnExec::Yes)?;
+    if let (View::Installers, Some(namespace)) = (view, &built.installers_view) {
+        process::enter_mount_namespace(namespace.as_fd())?;
+    }
     let Some(rules) = &built.rules else {
         return process::close_from(RULES);
     };
@@ -170,6 +173,7 @@ struct Image {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     directory: CString,
+    view: View,
 }
 
 impl Image {
@@ -191,6 +195,7 @@ impl Image {
             arguments: strings(&request.arguments)?,
             environment: strings(&request.environment)?,
             directory: CString::new(request.directory.clone()).ok()?,
+            view: request.view,
         })
     }
 

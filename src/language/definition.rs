@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use super::plan::{FILE, OUTPUT, PACKAGES, helper_name};
-use super::{Language, LanguageError, PackageSyntax};
+use super::{Language, LanguageError, Languages, PackageSyntax};
 use crate::image::ImageName;
 
 /// Longest file taken.
@@ -35,6 +35,13 @@ struct Definition {
     install: Option<Vec<String>>,
     install_file: Option<Vec<String>>,
     package_syntax: Option<PackageSyntax>,
+    packages_like: Option<String>,
+    #[serde(default)]
+    source_env: BTreeMap<String, String>,
+    #[serde(default)]
+    not_found_words: Vec<String>,
+    #[serde(default)]
+    conflict_words: Vec<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
     #[serde(default)]
@@ -43,19 +50,23 @@ struct Definition {
     preload: Vec<String>,
 }
 
-/// Parses and checks one file; `file` is its name in messages.
-pub(super) fn parse(file: &str, text: &str) -> Result<Language, LanguageError> {
+/// Parses and checks one file; `file` is its name in messages, `others` are the languages before it.
+pub(super) fn parse(file: &str, text: &str, others: &Languages) -> Result<Language, LanguageError> {
     if text.len() > BYTES_MAX {
         return Err(field(file, "the file", "too long", "at most 64 KiB"));
     }
-    let definition: Definition =
+    let mut definition: Definition =
         toml::from_str(text).map_err(|error| LanguageError::Syntax { file: file.to_owned(), message: error.to_string() })?;
+    if let Some(name) = definition.packages_like.take() {
+        take_packages(file, &mut definition, &name, others)?;
+    }
     check_names(file, &definition)?;
     check_places(file, &definition)?;
     check_vectors(file, &definition)?;
     check_helpers(file, &definition)?;
     check_packages(file, &definition)?;
-    check_env(file, &definition.env)?;
+    check_env(file, "env", &definition.env)?;
+    check_env(file, "source_env", &definition.source_env)?;
     Ok(Language {
         name: definition.name,
         display_name: definition.display_name,
@@ -72,10 +83,32 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Language, LanguageError> {
         install: definition.install,
         install_file: definition.install_file,
         package_syntax: definition.package_syntax,
+        source_env: definition.source_env,
+        not_found_words: definition.not_found_words,
+        conflict_words: definition.conflict_words,
         env: definition.env,
         helpers: definition.helpers,
         preload: definition.preload,
     })
+}
+
+/// Packages of one language are installed as another one's are.
+fn take_packages(file: &str, definition: &mut Definition, name: &str, others: &Languages) -> Result<(), LanguageError> {
+    let wrong = || LanguageError::PackagesLike { file: file.to_owned(), name: name.to_owned() };
+    let other = others.get(name).filter(|other| other.install.is_some()).ok_or_else(wrong)?;
+    if definition.install.is_some() || definition.install_file.is_some() {
+        return Err(field(file, "install", "there beside `packages_like`", "one of the two"));
+    }
+    definition.install.clone_from(&other.install);
+    definition.install_file.clone_from(&other.install_file);
+    definition.package_syntax = other.package_syntax;
+    definition.source_env.clone_from(&other.source_env);
+    definition.not_found_words.clone_from(&other.not_found_words);
+    definition.conflict_words.clone_from(&other.conflict_words);
+    for (name, text) in &other.helpers {
+        definition.helpers.entry(name.clone()).or_insert_with(|| text.clone());
+    }
+    Ok(())
 }
 
 fn field(file: &str, field: &'static str, found: &str, takes: &'static str) -> LanguageError {
@@ -213,17 +246,17 @@ fn check_helpers(file: &str, definition: &Definition) -> Result<(), LanguageErro
 fn check_packages(file: &str, definition: &Definition) -> Result<(), LanguageError> {
     let installs = definition.install.is_some() || definition.install_file.is_some();
     if installs && definition.package_syntax.is_none() {
-        return Err(field(file, "package_syntax", "absent", "`pep508` or `npm` where the language has `install`"));
+        return Err(field(file, "package_syntax", "absent", "`pep508`, `npm` or `gem` where the language has `install`"));
     }
     Ok(())
 }
 
-fn check_env(file: &str, env: &BTreeMap<String, String>) -> Result<(), LanguageError> {
+fn check_env(file: &str, name: &'static str, env: &BTreeMap<String, String>) -> Result<(), LanguageError> {
     for (key, value) in env {
         let sound = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if !sound || value.contains('\0') {
-            return Err(field(file, "env", &format!("{key:?}"), "names of letters, digits and `_`, values without NUL"));
+            return Err(field(file, name, &format!("{key:?}"), "names of letters, digits and `_`, values without NUL"));
         }
     }
     Ok(())

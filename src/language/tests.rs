@@ -126,6 +126,9 @@ fn an_unsound_file_is_refused_with_file_and_field() {
         (LUA.replace("name = \"lua\"\ndisplay", "name = \"Lu a\"\ndisplay"), "`name`"),
         (LUA.replace("image = \"lua\"", "image = \"../lua\""), "`image`"),
         (format!("{LUA}install = [\"luarocks\", \"{{packages}}\"]\n"), "`package_syntax`"),
+        (format!("{LUA}packages_like = \"bash\"\n"), "`packages_like`"),
+        (format!("{LUA}packages_like = \"python\"\ninstall = [\"luarocks\", \"{{packages}}\"]\n"), "`install`"),
+        (format!("{LUA}[source_env]\n\"A=B\" = \"x\"\n"), "`source_env`"),
         (format!("{LUA}install = [\"luarocks\", \"-x{{packages}}\"]\npackage_syntax = \"npm\"\n"), "`install`"),
     ];
     assert!(load_file(&compiled()).is_ok(), "the control: nothing else is wrong with them");
@@ -145,6 +148,7 @@ fn two_languages_with_one_name_collide() {
 fn package_names_pass_and_everything_else_does_not() {
     let good = [
         ("python", vec!["numpy", "numpy==1.26.4", "requests[socks]>=2,<3", "a~=1.0", "ruamel.yaml", "x===1.0+local"]),
+        ("ruby", vec!["rack", "rack:3.0.1", "net-http"]),
         ("javascript", vec!["left-pad", "left-pad@1.3.0", "@types/node@^20", "lodash@latest", "a@>=1.2"]),
     ];
     for (name, packages) in good {
@@ -179,7 +183,7 @@ fn package_names_pass_and_everything_else_does_not() {
         "é",
     ];
     for package in hostile {
-        for name in ["python", "javascript"] {
+        for name in ["python", "javascript", "typescript", "ruby"] {
             assert!(validate_package(&language(name), package).is_err(), "{name}: {package:?}");
         }
     }

@@ -85,6 +85,17 @@ pub struct ExecuteRequest {
     pub environment: Vec<Vec<u8>>,
     /// Where it starts, with the program's own rights.
     pub directory: Vec<u8>,
+    /// Which mounts it sees.
+    pub view: View,
+}
+
+/// A view of the sandbox's mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum View {
+    /// That of programs and file commands.
+    Programs,
+    /// That of installers, where the sandbox has one: with the operator's packages in it.
+    Installers,
 }
 
 /// Init → server.

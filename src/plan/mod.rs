@@ -174,6 +174,13 @@ pub enum Step {
         /// `sys::mount::attribute`.
         attributes: u64,
     },
+    /// Make a second view of the mounts, for installers alone, in which a tree is attached that the others do not see.
+    InstallersView {
+        /// The tree.
+        slot: Slot,
+        /// Where it is in that view, from the sandbox's root.
+        target: Place,
+    },
     /// `sethostname`.
     Hostname(String),
     /// Bring loopback up.

@@ -91,6 +91,7 @@ impl Step {
             | Self::TakeRoot { .. }
             | Self::WatchQuota { .. }
             | Self::PivotRoot
+            | Self::InstallersView { .. }
             | Self::Restrict { .. } => "mount",
             Self::Hostname(_) => "uts",
             Self::LoopbackUp => "network",
@@ -134,6 +135,9 @@ impl fmt::Display for Step {
             Self::WatchQuota { path } => write!(f, "watch the quota of {path}"),
             Self::PivotRoot => f.write_str("pivot_root, detach the host's"),
             Self::Restrict { path, attributes } => write!(f, "mount_setattr {path}{}", Attributes(*attributes)),
+            Self::InstallersView { slot, target } => {
+                write!(f, "unshare the mount namespace for installers, move_mount #{slot} -> {target} there, and return")
+            }
             Self::Hostname(name) => write!(f, "sethostname {name}"),
             Self::LoopbackUp => f.write_str("loopback up"),
             Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),

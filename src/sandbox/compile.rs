@@ -12,6 +12,9 @@ use super::profile::{Network, Profile, RootFilesystem};
 use super::spec::Limits;
 use super::walls;
 
+/// Where installers find the operator's packages.
+pub const PACKAGES: &str = "/packages";
+
 /// Everything that decides how a sandbox is built.
 #[derive(Debug, Clone)]
 pub struct Spec<'a> {
@@ -36,6 +39,8 @@ pub struct Root {
     pub lower: PathBuf,
     /// Read-only trees laid over it: source on the host, target inside.
     pub binds: Vec<(PathBuf, String)>,
+    /// The operator's packages, which installers alone see, at [`PACKAGES`].
+    pub packages: Option<PathBuf>,
 }
 
 /// How ids inside become ids on the host.
@@ -110,12 +115,13 @@ pub fn compile(spec: &Spec<'_>) -> Compiled {
     walls::namespaces::add(&mut draft, spec);
     let trees = walls::root::trees(&mut draft, spec);
     walls::user::become_root(&mut draft, spec);
-    walls::root::add(&mut draft, spec, trees);
+    walls::root::add(&mut draft, spec, &trees);
     walls::devices::add(&mut draft, spec);
     walls::proc::mask(&mut draft);
     walls::root::pivot(&mut draft, spec);
     walls::namespaces::hostname(&mut draft);
     walls::namespaces::network(&mut draft, spec);
+    walls::root::installers_view(&mut draft, &trees);
     walls::cgroup::hide(&mut draft, spec);
     walls::landlock::add(&mut draft, spec);
     walls::rlimits::add(&mut draft, spec);

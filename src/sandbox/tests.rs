@@ -59,7 +59,11 @@ fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -
     compile(&Spec {
         profile,
         limits: &limits,
-        root: Root { lower: PathBuf::from("/images/host"), binds: vec![(PathBuf::from("/usr"), "/usr".into())] },
+        root: Root {
+            lower: PathBuf::from("/images/host"),
+            binds: vec![(PathBuf::from("/usr"), "/usr".into())],
+            packages: None,
+        },
         ids,
         cgroup,
         kernel: Kernel { time_namespace: true, landlock_abi, version: (6, 18) },

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::command::Command;
 use crate::config::SessionConfig;
+use crate::language::{Language, PACKAGES_MAX, validate_package};
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
 
@@ -150,6 +151,44 @@ fn duration(field: &str, asked: Option<Duration>, default_minutes: u32) -> Resul
         None => Ok(Duration::from_secs(u64::from(default_minutes) * 60)),
         Some(Duration::ZERO) => Err(invalid(field, "above 0".into())),
         Some(duration) => Ok(duration),
+    }
+}
+
+/// Refuses packages that the language does not have, and names that could be anything but a package's.
+pub(super) fn check_packages(field: &str, language: &Language, packages: &[String]) -> Result<(), SessionError> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if language.install.is_none() {
+        return Err(invalid(field, format!("no packages can be installed for {}", language.name)));
+    }
+    if packages.len() > PACKAGES_MAX {
+        return Err(invalid(field, format!("at most {PACKAGES_MAX} packages")));
+    }
+    packages
+        .iter()
+        .try_for_each(|package| validate_package(language, package))
+        .map_err(|error| invalid(field, error.to_string()))
+}
+
+/// The packages that a command asks for, in the language it is for.
+pub(super) fn check_command_packages(command: &Command, language: &Language) -> Result<(), SessionError> {
+    match command {
+        Command::ExecuteCode(code) => check_packages("command.packages", language, &code.packages),
+        Command::InstallPackages(install) => {
+            if install.requirements_file.is_some() && language.install_file.is_none() {
+                let message = format!("{} has no requirements file", language.name);
+                return Err(invalid("command.requirementsFile", message));
+            }
+            check_packages("command.packages", language, &install.packages)
+        }
+        Command::ExecuteShell(_)
+        | Command::WriteFile(_)
+        | Command::ReadFile(_)
+        | Command::CreateDirectory(_)
+        | Command::CopyFile(_)
+        | Command::DeleteFile(_)
+        | Command::ListDirectory(_) => Ok(()),
     }
 }
 

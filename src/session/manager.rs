@@ -253,9 +253,11 @@ impl Manager {
         let language = self.language(&request.language)?;
         let profile = self.profile(&request.profile)?;
         let (settings, named_limits) = admission::settle(request, &profile, &shared.config.session)?;
-        if !request.packages.is_empty() && language.install.is_none() {
-            let message = format!("no packages can be installed for {}", language.name);
-            return Err(SessionError::InvalidField { field: "packages".into(), message });
+        admission::check_packages("packages", &language, &request.packages)?;
+        if !request.packages.is_empty() && !request.persist_filesystem {
+            let message =
+                "they are gone before the first execution when `persistFilesystem` is false; name them in `execute_code`";
+            return Err(SessionError::InvalidField { field: "packages".into(), message: message.into() });
         }
         let image = self.image(request.image.as_deref(), &language)?;
         let (selection, runtime) = self.choose(request, &language, needed)?;
@@ -335,13 +337,26 @@ impl Manager {
     /// What a command can be refused for before it has a place in the queue; `submit` checks the rest.
     fn check(&self, session: &Session, mut command: Command) -> Result<(Command, Limits), SessionError> {
         session.check_open()?;
-        let (limits, runtime) = session.with_view(|view| (view.config.limits.clone(), view.runtime));
+        let (limits, runtime, own) =
+            session.with_view(|view| (view.config.limits.clone(), view.runtime, view.language.clone()));
         admission::check_timeout(&command, &limits)?;
         if let Command::ExecuteCode(code) = &mut command
             && let Some(asked) = &mut code.language
         {
             *asked = self.language_of_runtime(asked, runtime)?;
         }
+        let language = match &command {
+            Command::ExecuteCode(code) => code.language.as_deref().unwrap_or(&own),
+            Command::InstallPackages(_) => &own,
+            Command::ExecuteShell(_)
+            | Command::WriteFile(_)
+            | Command::ReadFile(_)
+            | Command::CreateDirectory(_)
+            | Command::CopyFile(_)
+            | Command::DeleteFile(_)
+            | Command::ListDirectory(_) => return Ok((command, limits)),
+        };
+        admission::check_command_packages(&command, self.language(language)?.as_ref())?;
         Ok((command, limits))
     }
 

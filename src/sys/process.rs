@@ -320,6 +320,24 @@ pub fn unshare_cgroup_namespace() -> Result<(), CallError> {
     }
 }
 
+/// `unshare(CLONE_NEWNS)`: a copy of all mounts, for this process alone.
+pub fn unshare_mount_namespace() -> Result<(), CallError> {
+    // SAFETY: integers only; root and working directory move to the same places of the copy, descriptors stay what they are.
+    match unsafe { libc::unshare(libc::CLONE_NEWNS) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("unshare(CLONE_NEWNS)")),
+    }
+}
+
+/// `setns(CLONE_NEWNS)`: root and working directory become the root of that namespace.
+pub fn enter_mount_namespace(namespace: BorrowedFd<'_>) -> Result<(), CallError> {
+    // SAFETY: integers only; the descriptor is open through the call.
+    match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("setns(CLONE_NEWNS)")),
+    }
+}
+
 /// `sethostname(2)`.
 pub fn set_hostname(name: &str) -> Result<(), CallError> {
     rustix::system::sethostname(name.as_bytes()).named("sethostname")

@@ -99,6 +99,7 @@ impl Bench {
             root: Root {
                 lower: image.lower.clone(),
                 binds: image.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
+                packages: Some("/usr/share".into()),
             },
             ids: Ids::Range { start: self.range.start, count: self.range.count },
             cgroup: cgroup.as_ref().map(placement).unwrap_or_default(),
@@ -263,6 +264,7 @@ fn run(made: &Made) -> (ProgramEnd, String) {
         arguments: ["/bin/sh", "-c", "echo ran"].map(|text| text.as_bytes().to_vec()).to_vec(),
         environment: Vec::new(),
         directory: b"/".to_vec(),
+        view: codebeaker::plan::messages::View::Programs,
     };
     let streams: [BorrowedFd<'_>; 3] = [null.as_fd(), writer.as_fd(), null.as_fd()];
     send(made.control.as_fd(), &InitRequest::Execute(request), &streams).expect("init lives");

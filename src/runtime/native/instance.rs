@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::plan::files::FileCommand;
-use crate::plan::messages::ExecuteRequest;
+use crate::plan::messages::{ExecuteRequest, View};
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
@@ -190,6 +190,8 @@ pub(super) struct Launch<'a> {
     /// Standard input, where it is not the command's own.
     pub(super) feed: Feed,
     pub(super) timeout: Duration,
+    /// Which mounts it sees.
+    pub(super) view: View,
 }
 
 impl Run<'_> {
@@ -197,7 +199,8 @@ impl Run<'_> {
         let feed = Feed::Own(std::mem::replace(&mut shell.stdin, Stdin::Empty), Held::default());
         let timeout = self.timeout(shell.timeout);
         let language = &self.instance.config.language.env;
-        let (answer, _) = self.launch(Launch { shell, language, feed, timeout }, self.sink, control).await?;
+        let (answer, _) =
+            self.launch(Launch { shell, language, feed, timeout, view: View::Programs }, self.sink, control).await?;
         Ok(answer)
     }
 
@@ -208,7 +211,7 @@ impl Run<'_> {
         sink: &dyn OutputSink,
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
-        let Launch { shell, language, feed, timeout } = launch;
+        let Launch { shell, language, feed, timeout, view } = launch;
         let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
         let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
         let request = ExecuteRequest {
@@ -216,6 +219,7 @@ impl Run<'_> {
             arguments: arguments.into_iter().map(String::into_bytes).collect(),
             environment: self.environment(language, &shell.env),
             directory: directory.into_bytes(),
+            view,
         };
         self.program(Program { request, feed, timeout }, sink, control).await
     }

@@ -13,6 +13,7 @@ mod program;
 mod sandbox;
 mod verdict;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use crate::image::{ImageError, ImageRoot, Store};
 use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
 use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
-use crate::sandbox::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
+use crate::sandbox::compile::{Compiled, Ids, Kernel, PACKAGES, Placement, Root, Spec, compile};
 use crate::sandbox::enforcement::{Enforcement, ProfileIdentity, WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
@@ -60,6 +61,8 @@ pub struct NativeParts {
     pub cgroups: Option<CgroupTree>,
     /// Required walls that may be missing.
     pub allow_degraded: Vec<String>,
+    /// The operator's wheels and tarballs, which installers alone see.
+    pub package_dir: Option<PathBuf>,
     /// Wall time of a step before a program, compiler or installer: that of the profile `default`, whatever the session's.
     pub step_timeout: Duration,
 }
@@ -130,6 +133,11 @@ impl NativeRuntime {
         self.parts.step_timeout
     }
 
+    /// Where installers find packages, when the operator has given any.
+    pub(in crate::runtime::native) fn packages(&self) -> Option<&'static str> {
+        self.parts.package_dir.as_ref().map(|_| PACKAGES)
+    }
+
     /// The steps that would build a sandbox, for `codebeaker plan`.
     pub fn plan(&self, config: &InstanceConfig) -> Result<Compiled, SandboxError> {
         let image = self.image(config)?;
@@ -171,6 +179,7 @@ impl NativeRuntime {
             root: Root {
                 lower: image.lower.clone(),
                 binds: image.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
+                packages: self.parts.package_dir.clone(),
             },
             ids,
             cgroup,

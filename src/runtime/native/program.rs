@@ -386,7 +386,8 @@ mod tests {
         let (ours, theirs) = socket::pair().expect("a socket pair");
         channel::send(theirs.as_fd(), &InitMessage::Ready, &[]).expect("sent");
         let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
-        let request = ExecuteRequest { execution: 0, arguments: vec![], environment: vec![], directory: vec![] };
+        let view = crate::plan::messages::View::Programs;
+        let request = ExecuteRequest { execution: 0, arguments: vec![], environment: vec![], directory: vec![], view };
         let timeout = Duration::from_secs(5);
         let feed = Feed::Own(Stdin::Empty, Held::default());
         let (_sender, mut control) = mpsc::channel(1);

@@ -4,6 +4,7 @@
 //! Invariant: a language whose programs the host lacks is a named skip. Read `table` for the programs themselves.
 
 mod own;
+mod packages;
 mod table;
 
 use serde_json::{Value, json};
@@ -36,7 +37,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             })
         })
     });
-    of_table.chain(own::trials()).collect()
+    of_table.chain(own::trials()).chain(packages::trials()).collect()
 }
 
 /// Carries out `execute_code` in a session of that language on the host's own programs.

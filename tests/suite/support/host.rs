@@ -67,13 +67,18 @@ impl Host {
     /// The same for the programs of a language; `language` is its word in `CODEBEAKER_TEST_REQUIRE`.
     pub fn need_programs(&self, language: &str, programs: &[&str]) -> &Self {
         for program in programs {
-            if !Path::new("/usr/bin").join(program).exists() {
+            if !Self::has_program(program) {
                 let reason = format!("there is no /usr/bin/{program}");
                 assert!(!self.required(language), "this run requires `{language}`, but {reason}");
                 skip(&reason);
             }
         }
         self
+    }
+
+    /// Whether the program is in `/usr/bin`, where sessions on the image `host` find it.
+    pub fn has_program(program: &str) -> bool {
+        Path::new("/usr/bin").join(program).exists()
     }
 
     /// Whether the host has the feature, without a consequence.
