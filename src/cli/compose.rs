@@ -3,6 +3,7 @@
 //! Invariant: subcommands never name a concrete runtime, store or server; they ask here. [`runtime`] and [`serve`] start the
 //! launcher.
 
+mod build;
 mod images;
 
 use std::error::Error;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+pub use build::{image_build, recipes};
 pub use images::{ImageRow, image_import, image_inspect, image_list, image_remove};
 
 use super::CliError;

@@ -6,6 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::output::{FormatArgs, OutputFormat, bytes, emit, emit_json, emit_table};
 use super::{CliError, CommonArgs, compose};
+use crate::config::Config;
+use crate::image::recipe::Recipe;
 
 /// The images that sandboxes run on
 ///
@@ -22,6 +24,31 @@ enum ImageCall {
     List(ListArgs),
     Inspect(InspectArgs),
     Remove(RemoveArgs),
+    Build(BuildArgs),
+}
+
+/// Builds an image from a recipe: Debian packages, by mmdebstrap, without Docker
+///
+/// RECIPE is one of `--list`, or the path of a file of your own. The packages are fetched from a Debian mirror (http_proxy is honoured).
+/// Ctrl-C leaves nothing behind.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  codebeaker image build --list
+  codebeaker image build ruby
+  codebeaker image build ./lua.toml --name lua-dev")]
+struct BuildArgs {
+    /// Name of a recipe, or path of one
+    #[arg(required_unless_present = "list")]
+    recipe: Option<String>,
+    /// Name to keep the image under [default: the recipe's]
+    #[arg(long, value_name = "N")]
+    name: Option<String>,
+    /// Lists the recipes
+    #[arg(long, conflicts_with_all = ["recipe", "name"])]
+    list: bool,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// Imports an image from a file or directory and prints its name
@@ -94,10 +121,39 @@ pub(super) fn image(common: &CommonArgs, args: ImageArgs) -> Result<(), CliError
         }
         ImageCall::List(args) => list(&compose::image_list(&config)?, args.format.format),
         ImageCall::Inspect(args) => emit_json(&compose::image_inspect(&config, &args.name)?),
+        ImageCall::Build(args) => build(&config, &args),
         ImageCall::Remove(args) => args.names.iter().try_for_each(|name| {
             compose::image_remove(&config, name)?;
             emit(&format!("{name}\n"))
         }),
+    }
+}
+
+fn build(config: &Config, args: &BuildArgs) -> Result<(), CliError> {
+    let Some(recipe) = &args.recipe else { return list_recipes(&compose::recipes(config)?, args.format.format) };
+    let row = compose::image_build(config, recipe, args.name.as_deref())?;
+    match args.format.format {
+        OutputFormat::Table => emit(&format!("{}\n", row.name)),
+        OutputFormat::Json => emit_json(&serde_json::json!(row)),
+    }
+}
+
+fn list_recipes(recipes: &[(Recipe, bool)], format: OutputFormat) -> Result<(), CliError> {
+    match format {
+        OutputFormat::Json => {
+            let rows = recipes.iter().map(|(recipe, there)| {
+                let Recipe { name, summary, packages, suite, .. } = recipe;
+                serde_json::json!({ "name": name, "summary": summary, "packages": packages, "suite": suite, "built": there })
+            });
+            emit_json(&serde_json::json!({ "recipes": rows.collect::<Vec<_>>() }))
+        }
+        OutputFormat::Table => emit_table(
+            &["recipe", "what", "packages", "built"],
+            recipes.iter().map(|(recipe, there)| {
+                let built = if *there { "yes" } else { "no" };
+                vec![recipe.name.clone(), recipe.summary.clone(), recipe.packages.join(" "), built.to_owned()]
+            }),
+        ),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod host;
 pub mod import;
 pub mod layer;
 mod name;
+pub mod recipe;
 mod root;
 mod staging;
 pub mod store;

@@ -112,7 +112,11 @@ impl Manager {
 /// Why a language is not installed, and what mends it.
 fn reason(image: &str, language: &Language, missing: &[String]) -> String {
     let mend = if image == super::manager::HOST_IMAGE && !language.host_packages.is_empty() {
-        format!("; on Debian: apt-get install {}", language.host_packages.join(" "))
+        format!(
+            "; on Debian: apt-get install {}, or have an image named `{}` (codebeaker image build --list)",
+            language.host_packages.join(" "),
+            language.image
+        )
     } else {
         String::new()
     };

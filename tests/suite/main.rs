@@ -13,6 +13,7 @@ mod languages;
 mod lifecycle;
 mod limits;
 mod neighbours;
+mod recipes;
 mod rootless;
 mod support;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     trials.extend(neighbours::trials());
     trials.extend(rootless::trials());
     trials.extend(images::trials());
+    trials.extend(recipes::trials());
     trials.extend(languages::trials());
     trials.extend(cli::trials());
     ExitCode::from(support::trial::run(trials, support::setup::end_shared))

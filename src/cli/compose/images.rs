@@ -64,7 +64,7 @@ pub fn image_import(config: &Config, source: &Path, name: Option<&str>) -> Resul
 }
 
 /// Progress is for people who watch.
-fn draw_target() -> ProgressDrawTarget {
+pub(super) fn draw_target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
 }
 
@@ -86,7 +86,7 @@ fn of_source(error: ImageError, source: &Path) -> ImageError {
 
 /// Carries out `work` with a flag that Ctrl-C and SIGTERM set; a second one ends the process without waiting, and what lies
 /// in the store's `tmp` then is removed when the store is opened next.
-fn interruptible<T>(work: impl FnOnce(&AtomicBool) -> Result<T, ImageError>) -> Result<T, CliError> {
+pub(super) fn interruptible<T>(work: impl FnOnce(&AtomicBool) -> Result<T, ImageError>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| CliError::new(format!("can't start: {error}")))?;
     let asked = Arc::new((AtomicBool::new(false), OnceLock::new()));

@@ -81,6 +81,12 @@ impl Invocation {
         self
     }
 
+    /// More time than most calls need.
+    pub fn wait_at_most(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
     /// Another user.
     pub fn user(mut self, uid: Option<u32>) -> Self {
         self.uid = uid;
