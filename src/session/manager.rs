@@ -345,18 +345,8 @@ impl Manager {
         {
             *asked = self.language_of_runtime(asked, runtime)?;
         }
-        let language = match &command {
-            Command::ExecuteCode(code) => code.language.as_deref().unwrap_or(&own),
-            Command::InstallPackages(_) => &own,
-            Command::ExecuteShell(_)
-            | Command::WriteFile(_)
-            | Command::ReadFile(_)
-            | Command::CreateDirectory(_)
-            | Command::CopyFile(_)
-            | Command::DeleteFile(_)
-            | Command::ListDirectory(_) => return Ok((command, limits)),
-        };
-        admission::check_command_packages(&command, self.language(language)?.as_ref())?;
+        let asked = if let Command::ExecuteCode(code) = &command { code.language.as_deref() } else { None };
+        admission::check_command_packages(&command, self.language(asked.unwrap_or(&own))?.as_ref())?;
         Ok((command, limits))
     }
 
