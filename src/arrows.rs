@@ -25,12 +25,13 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 8] = [
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
     ("cgroups_rs", &["sandbox/cgroups"]),
     ("landlock", &["sys/landlock", "sys/trial", "image/confine"]),
     ("seccompiler", &["seccomp/"]),
+    ("serde_saphyr", &["seccomp/"]),
     ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry"]),
     ("figment", &["config"]),
 ];

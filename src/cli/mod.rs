@@ -21,6 +21,7 @@ mod plan;
 mod ps;
 mod run;
 mod runtimes;
+mod seccomp;
 mod serve;
 mod streams;
 mod token;
@@ -90,6 +91,7 @@ enum Call {
     Runtimes(runtimes::RuntimesArgs),
     Doctor(DoctorArgs),
     Plan(plan::PlanArgs),
+    Seccomp(seccomp::SeccompArgs),
     Config(config::ConfigArgs),
     Token(token::TokenArgs),
     Completion(completion::CompletionArgs),
@@ -143,6 +145,7 @@ fn carry_out(cli: Cli) -> ExitCode {
             };
         }
         Call::Plan(args) => plan::plan(common, &args).map(|()| 0),
+        Call::Seccomp(args) => seccomp::seccomp(common, args),
         Call::Config(args) => config::config(common, &args).map(|()| 0),
         Call::Token(args) => token::token(common, args).map(|()| 0),
         Call::Completion(args) => completion::completion(&args).map(|()| 0),

@@ -1,19 +1,39 @@
 //! Seccomp from the OCI profile to BPF programs and back: `model` (JSON) → `resolve` (flat rules for one architecture,
 //! kernel and set of capabilities) → `compile` (stacked filters) → `simulate` (what the kernel would answer).
 //!
+//! For those who judge profiles, ours or others': `read` (every format) → `document` → `ruleset` (what an engine makes of it), `bpf` and
+//! `paths` (raw filters), both behind `policy`; on it stand `explain`, `summary`, `audit`, `diff`, `verify`, and `write`, `lift`.
+//!
 //! Invariant: no I/O and no system call here, and a profile is refused rather than softened: whatever `resolve` accepts,
 //! the compiled filters decide exactly so. Foreign architectures (i386 by `int 0x80`) are killed by every filter; x32 numbers
 //! match no rule and so get the default action, which may not be an allowing one. Read `resolve` next.
 
 pub mod arch;
+pub mod audit;
+pub mod bpf;
 pub mod compile;
+mod constants;
+pub mod diff;
 mod dispatch;
+pub mod document;
+pub mod explain;
 pub mod floor;
+pub mod groups;
+pub mod lift;
 pub mod model;
+pub mod paths;
+pub mod policy;
+pub mod read;
 pub mod resolve;
+pub mod ruleset;
 pub mod simulate;
+pub mod summary;
+pub mod symbols;
 mod table;
+pub mod verdict;
+pub mod verify;
 mod width;
+pub mod write;
 
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@ impl Invocation {
     }
 
     /// The 32-bit word at an offset of `struct seccomp_data`.
-    fn word(&self, offset: u32) -> Option<u32> {
+    pub(super) fn word(&self, offset: u32) -> Option<u32> {
         match offset {
             0 => Some(self.number),
             4 => Some(self.arch),

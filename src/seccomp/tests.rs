@@ -3,6 +3,7 @@
 //! The golden lists in tests/golden/ are written anew with `CODEBEAKER_UPDATE_GOLDEN=1 cargo test --lib seccomp`.
 
 mod random;
+mod tools;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

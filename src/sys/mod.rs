@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code, reason = "this is the fence: nowhere else")]
 
+pub mod answers;
 pub mod channel;
 pub mod credentials;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod network;
 pub mod probe;
 pub mod process;
 pub mod socket;
+pub mod tracee;
 pub mod trial;
 
 pub use error::CallError;

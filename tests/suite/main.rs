@@ -13,6 +13,7 @@ mod lifecycle;
 mod limits;
 mod neighbours;
 mod rootless;
+mod seccomp;
 mod support;
 
 use std::process::ExitCode;
@@ -32,5 +33,6 @@ fn main() -> ExitCode {
     trials.extend(rootless::trials());
     trials.extend(images::trials());
     trials.extend(cli::trials());
+    trials.extend(seccomp::trials());
     ExitCode::from(support::trial::run(trials, support::setup::end_shared))
 }

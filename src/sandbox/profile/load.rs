@@ -172,6 +172,26 @@ impl Profiles {
     }
 }
 
+/// A profile's seccomp file before anything is made of it; what `codebeaker seccomp` looks at.
+#[derive(Debug, Clone)]
+pub struct SeccompSource {
+    /// OCI JSON.
+    pub text: String,
+    /// Capabilities that programs hold under the profile, for `includes` and `excludes`.
+    pub capabilities: Vec<String>,
+}
+
+/// The seccomp file of a built-in profile or of one in the operator's directory; nothing when there is no such profile.
+pub fn seccomp_source(dir: Option<&Path>, name: &str) -> Result<Option<SeccompSource>, ProfileError> {
+    if let Some((_, text, seccomp)) = BUILT_IN.iter().find(|(known, _, _)| *known == name) {
+        return Ok(Some(SeccompSource { text: (*seccomp).to_owned(), capabilities: parse(name, text)?.capabilities }));
+    }
+    let files = dir.map(operator_files).transpose()?.unwrap_or_default();
+    let Some(path) = files.get(name) else { return Ok(None) };
+    let file = parse(name, &read_text(path)?)?;
+    Ok(Some(SeccompSource { text: seccomp_text(name, &file, path)?, capabilities: file.capabilities }))
+}
+
 /// What filters are made for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Host {
@@ -212,11 +232,15 @@ fn check_name(name: &str) -> Result<(), ProfileError> {
 fn load_operator_file(name: &str, path: &Path, host: Host) -> Result<Profile, ProfileError> {
     let text = read_text(path)?;
     let file = parse(name, &text)?;
-    let seccomp = match BUILT_IN.iter().find(|(known, _, _)| *known == file.seccomp) {
-        Some((_, _, seccomp)) => (*seccomp).to_owned(),
-        None => read_text(&seccomp_path(name, &file.seccomp, path)?)?,
-    };
+    let seccomp = seccomp_text(name, &file, path)?;
     build(file, &text, &seccomp, host)
+}
+
+fn seccomp_text(name: &str, file: &ProfileFile, path: &Path) -> Result<String, ProfileError> {
+    match BUILT_IN.iter().find(|(known, _, _)| *known == file.seccomp) {
+        Some((_, _, seccomp)) => Ok((*seccomp).to_owned()),
+        None => read_text(&seccomp_path(name, &file.seccomp, path)?),
+    }
 }
 
 /// A file beside the profile: no directory, nothing hidden.
