@@ -24,3 +24,11 @@ need_command() {
     hash -r
     command -v "$1" >/dev/null 2>&1
 }
+
+# need_module MODULE PACKAGE: the same for a module of the system's Python.
+need_module() {
+    /usr/bin/python3 -c "import $1" 2>/dev/null && return 0
+    # The package brings no command, so `need_command` only installs it.
+    need_command "python module $1" "$2" || true
+    /usr/bin/python3 -c "import $1" 2>/dev/null
+}

@@ -24,6 +24,7 @@ pub mod model;
 pub mod paths;
 pub mod policy;
 pub mod read;
+pub mod record;
 pub mod resolve;
 pub mod ruleset;
 pub mod simulate;

@@ -14,6 +14,7 @@ mod limits;
 mod neighbours;
 mod rootless;
 mod seccomp;
+mod seccomp_oracle;
 mod support;
 
 use std::process::ExitCode;
@@ -34,5 +35,6 @@ fn main() -> ExitCode {
     trials.extend(images::trials());
     trials.extend(cli::trials());
     trials.extend(seccomp::trials());
+    trials.extend(seccomp_oracle::trials());
     ExitCode::from(support::trial::run(trials, support::setup::end_shared))
 }

@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::cli::{Invocation, codebeaker};
 use crate::support::fixture_user::directory_of;
-use crate::support::{Feature, host, page};
+use crate::support::{Feature, eventually, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -22,6 +23,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("verify proves a profile by simulation and by asking the kernel", verify),
             ("simulate shows the path through the filters", simulate),
             ("a broken file is one line with its place", broken),
+            ("record writes a profile that the recorded run passes, and minimise tells what it did not use", record),
             ("the filters of a session's own program are read from outside and are the profile's", live),
         ],
     )
@@ -110,7 +112,8 @@ fn verify() {
         assert_eq!(json["wrong"], serde_json::json!([]), "{profile}");
         assert!(json["asked"].as_u64() > Some(4000) && json["kernel"].as_u64() > Some(20), "{json}");
     }
-    let output = Invocation::new(&["seccomp", "verify", "-"]).stdin(br#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).run().expect_code(1);
+    let output =
+        Invocation::new(&["seccomp", "verify", "-"]).stdin(br#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).run().expect_code(1);
     assert!(output.stderr.contains("defaultAction"), "{}", output.stderr);
 }
 
@@ -132,6 +135,53 @@ fn broken() {
     let output = Invocation::new(&["seccomp", "show", "-", "--from", "bpf"]).stdin(&[0; 12]).run().expect_code(1);
     assert!(output.stderr.contains("12 bytes"), "{}", output.stderr);
     assert!(codebeaker(&["seccomp", "show", "no-such-profile"]).expect_code(1).stderr.contains("hint: "));
+}
+
+fn record() {
+    let place = directory_of(None);
+    let path = |name: &str| place.path().join(name).display().to_string();
+    let program = ["--", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9 || exit 7"];
+    let words = |first: &[&str]| first.iter().chain(&program).map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let call = |first: &[&str]| {
+        let words = words(first);
+        Invocation::new(&words.iter().map(String::as_str).collect::<Vec<_>>()).run()
+    };
+    let output = call(&["seccomp", "record", "--out", &path("one.json")]).expect_code(7);
+    assert!(output.stderr.contains("calls recorded"), "{}", output.stderr);
+    let told =
+        codebeaker(&["seccomp", "explain", &path("one.json"), "socket", "AF_INET", "SOCK_STREAM", "IPPROTO_IP", "-o", "json"]);
+    // bash asks for protocol 6 or 0, as its C library resolves the address.
+    let json = told.expect_code(0).json();
+    let seen = std::fs::read_to_string(path("one.json")).expect("it is written");
+    assert!(seen.contains("socket(AF_INET, SOCK_STREAM") && seen.contains("first as call"), "{json} {seen}");
+    let raw = codebeaker(&["seccomp", "explain", &path("one.json"), "socket", "AF_PACKET", "SOCK_RAW"]).expect_code(0);
+    assert!(raw.stdout.contains("errno ENOSYS"), "what was not seen is not allowed: {}", raw.stdout);
+    call(&["seccomp", "record", "--base", "strict"]).expect_code(7);
+    let minimised =
+        codebeaker(&["seccomp", "minimise", "default", "--run", &path("one.json"), "-o", "json"]).expect_code(0).json();
+    let unused = minimised["unused"].as_array().expect("a list");
+    assert!(unused.iter().any(|name| name == "mq_open") && unused.iter().all(|name| name != "execve"), "{minimised}");
+    runs_under(&place, &path("one.json"));
+}
+
+/// The recorded profile is enough for the recorded run: as an operator's own profile it carries it out again.
+fn runs_under(place: &tempfile::TempDir, recorded: &str) {
+    let profiles = place.path().join("profiles");
+    std::fs::create_dir(&profiles).expect("an own directory");
+    std::fs::copy(recorded, profiles.join("recorded.json")).expect("an own directory");
+    let text = include_str!("../../profiles/default.toml");
+    let text = text
+        .replace("name = \"default\"", "name = \"recorded\"")
+        .replace("seccomp = \"default\"", "seccomp = \"recorded.json\"");
+    std::fs::write(profiles.join("recorded.toml"), text).expect("an own directory");
+    let config = place.path().join("config.toml");
+    std::fs::write(&config, format!("[sandbox]\nprofile_dir = {:?}\n", profiles)).expect("an own directory");
+    let run = |code: &str| {
+        codebeaker(&["run", "--config", config.to_str().expect("plain"), "--profile", "recorded", "--", "bash", "-c", code])
+    };
+    run("exec 3<>/dev/tcp/127.0.0.1/9 || exit 7").expect_code(7);
+    let other = run("mkfifo f && echo made");
+    assert_ne!((other.code, other.stdout.as_str()), (0, "made\n"), "the control: what was not recorded is refused");
 }
 
 /// A `sleep` in a session of its own, which ends with the call that made it.
@@ -167,12 +217,14 @@ fn descendant_named(ancestor: u32, name: &str) -> u32 {
     let parent = |pid: u32| stat(pid)?.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok();
     let below = |pid: u32| std::iter::successors(Some(pid), |pid| parent(*pid)).take(16).any(|pid| pid == ancestor);
     let mut found = None;
-    crate::support::eventually("the program becomes sleep", || {
-        let pids = std::fs::read_dir("/proc").expect("procfs").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let seen = eventually(Duration::from_secs(30), || {
+        let pids =
+            std::fs::read_dir("/proc").expect("procfs").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         found = pids
             .filter(|pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|text| text.trim() == name))
             .find(|pid| below(*pid));
         found.is_some()
     });
-    found.expect("eventually has seen it")
+    assert!(seen, "the program becomes {name}");
+    found.expect("it was seen")
 }

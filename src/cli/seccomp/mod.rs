@@ -9,6 +9,7 @@ mod diff;
 mod explain;
 mod groups;
 mod live;
+mod record;
 mod show;
 mod source;
 mod verify;
@@ -38,6 +39,8 @@ enum Call {
     Diff(diff::DiffArgs),
     Simulate(explain::SimulateArgs),
     Verify(verify::VerifyArgs),
+    Record(record::RecordArgs),
+    Minimise(record::MinimiseArgs),
 }
 
 pub(super) fn seccomp(common: &CommonArgs, args: SeccompArgs) -> Result<u8, CliError> {
@@ -50,5 +53,7 @@ pub(super) fn seccomp(common: &CommonArgs, args: SeccompArgs) -> Result<u8, CliE
         Call::Diff(args) => diff::diff(common, &args),
         Call::Simulate(args) => explain::simulate(common, &args).map(|()| 0),
         Call::Verify(args) => verify::verify(common, &args),
+        Call::Record(args) => record::record(common, &args),
+        Call::Minimise(args) => record::minimised(common, &args).map(|()| 0),
     }
 }

@@ -17,6 +17,8 @@ pub enum Feature {
     Python,
     /// `/usr/bin/node`.
     Node,
+    /// Python's binding of libseccomp, the oracle of what other engines make of a profile.
+    Libseccomp,
     /// A 64-bit x86 kernel, which the golden lists are made for.
     X86,
     /// The pids controller, v1 or v2.
@@ -33,6 +35,7 @@ impl Feature {
             Self::OrdinaryUser => "ordinary_user",
             Self::Python => "python",
             Self::Node => "node",
+            Self::Libseccomp => "libseccomp",
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
             Self::CgroupMemory => "cgroup_memory",
@@ -80,6 +83,7 @@ impl Host {
             Feature::OrdinaryUser => (ordinary_user(), "user namespaces are closed to ordinary users"),
             Feature::Python => (Path::new("/usr/bin/python3").exists(), "there is no /usr/bin/python3"),
             Feature::Node => (Path::new("/usr/bin/node").exists(), "there is no /usr/bin/node"),
+            Feature::Libseccomp => (libseccomp(), "python3 has no module `seccomp` (package python3-seccomp)"),
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
@@ -91,6 +95,14 @@ impl Host {
 fn ordinary_user() -> bool {
     let closed = |file: &str, word: &str| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == word);
     !closed("/proc/sys/kernel/unprivileged_userns_clone", "0") && !closed("/proc/sys/user/max_user_namespaces", "0")
+}
+
+fn libseccomp() -> bool {
+    let asked = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", "import seccomp"])
+        .stderr(std::process::Stdio::null())
+        .status();
+    asked.is_ok_and(|status| status.success())
 }
 
 fn controller(name: &str) -> bool {
