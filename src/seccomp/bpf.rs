@@ -257,8 +257,8 @@ fn check(at: usize, operation: Operation, length: usize) -> Result<(), BpfError>
         {
             Err(BpfError::Scratch { at, word })
         }
-        Operation::Alu(Alu::Divide, Operand::Constant(0)) => Err(BpfError::Arithmetic(at)),
-        Operation::Alu(Alu::ShiftLeft | Alu::ShiftRight, Operand::Constant(32..)) => Err(BpfError::Arithmetic(at)),
+        Operation::Alu(Alu::Divide, Operand::Constant(0))
+        | Operation::Alu(Alu::ShiftLeft | Alu::ShiftRight, Operand::Constant(32..)) => Err(BpfError::Arithmetic(at)),
         Operation::Jump(distance) => inside(distance),
         Operation::Compare { if_true, if_false, .. } => inside(if_true).and_then(|()| inside(if_false)),
         Operation::Return(_) | Operation::ReturnAccumulator => Ok(()),

@@ -33,7 +33,7 @@ pub fn all() -> &'static [Group] {
             .iter()
             .map(|[name, about, _]| Group { name, about, members: members(&lines, name, GROUP_DEPTH_MAX) })
             .collect();
-        let named: BTreeSet<&str> = groups.iter().filter(is_narrow).flat_map(|g| g.members.clone()).collect();
+        let named: BTreeSet<&str> = groups.iter().filter(|group| is_narrow(group)).flat_map(|g| g.members.clone()).collect();
         let every = [Arch::X86_64, Arch::Aarch64].into_iter().flat_map(arch::names).map(|(_, name)| name);
         let rest = every.filter(|name| !named.contains(name)).collect();
         groups.push(Group { name: UNLISTED, about: "Calls that no other set names, most of them newer", members: rest });
@@ -42,7 +42,7 @@ pub fn all() -> &'static [Group] {
 }
 
 /// Not one of the two that hold nearly everything.
-fn is_narrow(group: &&Group) -> bool {
+fn is_narrow(group: &Group) -> bool {
     !matches!(group.name, "@known" | "@system-service")
 }
 
@@ -56,16 +56,20 @@ fn fields(line: &'static str) -> Option<[&'static str; 3]> {
 
 fn members(lines: &[[&'static str; 3]], name: &str, depth: u32) -> BTreeSet<&'static str> {
     let listed = lines.iter().find(|[known, ..]| *known == name).map_or("", |[_, _, list]| *list);
-    let nested = |word: &'static str| match word.starts_with('@') && depth > 0 {
-        true => members(lines, word, depth - 1),
-        false => BTreeSet::from([word]),
+    let nested = |word: &'static str| {
+        if word.starts_with('@') && depth > 0 { members(lines, word, depth - 1) } else { BTreeSet::from([word]) }
     };
     listed.split_whitespace().flat_map(nested).collect()
 }
 
 /// The sets that name a call, the broad ones left out.
 pub fn of(syscall: &str) -> Vec<&'static str> {
-    all().iter().filter(is_narrow).filter(|group| group.members.contains(syscall)).map(|group| group.name).collect()
+    all()
+        .iter()
+        .filter(|group| is_narrow(group))
+        .filter(|group| group.members.contains(syscall))
+        .map(|group| group.name)
+        .collect()
 }
 
 /// The set of that name, with or without `@`.

@@ -171,7 +171,7 @@ fn step(mut state: State, filters: &[Program], arch: Arch, number: u32) -> Resul
             Symbol::Part(_) => return Err(lost),
         },
         Operation::Alu(alu, with) => {
-            state.accumulator = calculate(alu, state.accumulator, known(with, state.index).ok_or(lost.clone())?).ok_or(lost)?
+            state.accumulator = calculate(alu, state.accumulator, known(with, state.index).ok_or(lost.clone())?).ok_or(lost)?;
         }
         Operation::Jump(distance) => state.at += distance,
         Operation::Compare { test, with, if_true, if_false } => {
@@ -282,18 +282,17 @@ impl Case {
                 u32::MAX => word_name(word.offset),
                 mask => format!("{} & {mask:#x}", word_name(word.offset)),
             };
-            match fact.value() {
-                Some(value) => parts.push(format!("{left} == {}", name(word, value))),
-                None => {
-                    if fact.low > 0 {
-                        parts.push(format!("{left} >= {}", name(word, fact.low)));
-                    }
-                    if fact.high < word.mask {
-                        parts.push(format!("{left} <= {}", name(word, fact.high)));
-                    }
-                    parts.extend(fact.not.iter().map(|value| format!("{left} != {}", name(word, *value))));
-                }
+            if let Some(value) = fact.value() {
+                parts.push(format!("{left} == {}", name(word, value)));
+                continue;
             }
+            if fact.low > 0 {
+                parts.push(format!("{left} >= {}", name(word, fact.low)));
+            }
+            if fact.high < word.mask {
+                parts.push(format!("{left} <= {}", name(word, fact.high)));
+            }
+            parts.extend(fact.not.iter().map(|value| format!("{left} != {}", name(word, *value))));
         }
         parts
     }

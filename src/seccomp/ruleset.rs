@@ -115,9 +115,8 @@ impl Ruleset {
     fn width(&self, document: &Document, name: &str, at: (usize, usize), arg: &Arg) -> Width {
         match self.engine {
             Engine::CodeBeaker => width::of(name, arg.index.min(5) as u8),
-            Engine::Libseccomp => Width::Bits64,
             Engine::Seccompiler if document.narrow.contains(&at) => Width::Bits32,
-            Engine::Seccompiler => Width::Bits64,
+            Engine::Libseccomp | Engine::Seccompiler => Width::Bits64,
         }
     }
 
@@ -125,23 +124,34 @@ impl Ruleset {
     pub fn decide(&self, call: &Invocation) -> Decision<'_> {
         let bare = |verdict| Decision { verdict, rule: None };
         if call.arch != self.arch.audit_value() {
-            return bare(self.foreign_verdict());
+            return self.foreign_entry(call);
         }
         if self.arch == Arch::X86_64 && call.number & X32_BIT != 0 {
-            return bare(match self.engine {
-                Engine::CodeBeaker | Engine::Seccompiler => self.default,
-                Engine::Libseccomp => Verdict::KillThread,
-            });
+            return match self.engine {
+                Engine::CodeBeaker | Engine::Seccompiler => bare(self.default),
+                Engine::Libseccomp if self.names("SCMP_ARCH_X32") => self.native(call.number & !X32_BIT, call.args),
+                Engine::Libseccomp => bare(Verdict::KillThread),
+            };
         }
         self.native(call.number, call.args)
     }
 
-    /// The answer to an entry that the filter is not made for.
-    fn foreign_verdict(&self) -> Verdict {
-        match self.engine {
-            Engine::CodeBeaker | Engine::Seccompiler => Verdict::KillProcess,
-            Engine::Libseccomp => Verdict::KillThread,
+    /// The answer to another architecture's entry. Of a 32-bit entry that the file opens only `read` is known here, by number 3.
+    fn foreign_entry(&self, call: &Invocation) -> Decision<'_> {
+        const READ_32: u32 = 3;
+        let bare = |verdict| Decision { verdict, rule: None };
+        let opened = self.names("SCMP_ARCH_X86") || self.names("SCMP_ARCH_ARM");
+        match (self.engine, self.arch.number("read")) {
+            (Engine::CodeBeaker | Engine::Seccompiler, _) => bare(Verdict::KillProcess),
+            (Engine::Libseccomp, Some(read)) if opened && call.number == READ_32 => self.native(read, call.args),
+            (Engine::Libseccomp, _) if opened => bare(self.default),
+            (Engine::Libseccomp, _) => bare(Verdict::KillThread),
         }
+    }
+
+    /// Whether the file names an architecture beside the native one.
+    fn names(&self, architecture: &str) -> bool {
+        self.foreign.iter().any(|name| name == architecture)
     }
 
     fn native(&self, number: u32, args: [u64; 6]) -> Decision<'_> {

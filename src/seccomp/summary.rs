@@ -44,13 +44,12 @@ pub fn summary(policy: &Policy) -> Summary {
         let outcomes = policy.outcomes(number);
         let permits = outcomes.iter().any(|verdict| verdict.permits());
         page.open += usize::from(permits);
-        match (outcomes.len(), outcomes.first()) {
-            (1, Some(verdict)) => page.always.entry(*verdict).or_default().push(name),
-            _ => {
-                page.open_in_part += usize::from(permits && !outcomes.iter().all(|verdict| verdict.permits()));
-                page.depends.push((name, explain::cases(policy, number, name)));
-            }
+        if let (1, Some(verdict)) = (outcomes.len(), outcomes.first()) {
+            page.always.entry(*verdict).or_default().push(name);
+            continue;
         }
+        page.open_in_part += usize::from(permits && !outcomes.iter().all(|verdict| verdict.permits()));
+        page.depends.push((name, explain::cases(policy, number, name)));
     }
     page
 }

@@ -66,6 +66,8 @@ const NEVER_ASKED: &[&str] = &[
     "mount_setattr", "ptrace", "reboot", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "swapon", "swapoff",
     "acct", "vhangup", "settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "setns", "unshare", "kill", "tkill", "tgkill", "exit",
     "exit_group", "fork", "vfork", "clone", "clone3", "rt_sigreturn", "pause", "bpf", "iopl", "ioperm",
+    // Entries of the kernel's own probes, which it carries out before any filter.
+    "uretprobe", "uprobe",
 ];
 
 /// What the kernel can be asked without harm: calls that the filter refuses with an errno, whose bodies never run, and calls that do

@@ -52,7 +52,9 @@ impl Drop for Shared {
 pub fn answers(filters: &[Vec<u8>], numbers: &[u32]) -> Result<Vec<Option<i32>>, CallError> {
     let shared = Shared::new(numbers.len() + 1)?;
     let (done, cells) = shared.cells().split_last().unwrap_or_else(|| unreachable!("there is one cell more than calls"));
-    cells.iter().for_each(|cell| cell.store(UNANSWERED, Ordering::SeqCst));
+    for cell in cells {
+        cell.store(UNANSWERED, Ordering::SeqCst);
+    }
     let pid = fork()?;
     if pid == 0 {
         ask(filters, numbers, cells);

@@ -148,8 +148,7 @@ fn record() {
     };
     let output = call(&["seccomp", "record", "--out", &path("one.json")]).expect_code(7);
     assert!(output.stderr.contains("calls recorded"), "{}", output.stderr);
-    let told =
-        codebeaker(&["seccomp", "explain", &path("one.json"), "socket", "AF_INET", "SOCK_STREAM", "IPPROTO_IP", "-o", "json"]);
+    let told = codebeaker(&["seccomp", "explain", &path("one.json"), "socket", "AF_INET", "SOCK_STREAM", "0", "-o", "json"]);
     // bash asks for protocol 6 or 0, as its C library resolves the address.
     let json = told.expect_code(0).json();
     let seen = std::fs::read_to_string(path("one.json")).expect("it is written");

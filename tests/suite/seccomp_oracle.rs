@@ -27,10 +27,16 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     page("seccomp", &[("random profiles are read as libseccomp reads them, and compiled to the same decisions", oracle)])
 }
 
-fn arg(index: u32) -> impl Strategy<Value = Arg> {
-    let operators = [Operator::Eq, Operator::Ne, Operator::Lt, Operator::Le, Operator::Gt, Operator::Ge, Operator::MaskedEq];
+/// For calls with one rule.
+const ALL: [Operator; 7] =
+    [Operator::Eq, Operator::Ne, Operator::Lt, Operator::Le, Operator::Gt, Operator::Ge, Operator::MaskedEq];
+/// For calls with several: where two rules order the same argument, libseccomp 2.5.4 merges their trees into one that lets more
+/// through than either rule (`arg1 <= 4 and arg2 > 0xffffffff` beside `arg1 >= 0xffffffff` admits arg1 = 0, arg2 = 0xffffffff).
+const EXACT: [Operator; 1] = [Operator::Eq];
+
+fn arg(index: u32, operators: &'static [Operator]) -> impl Strategy<Value = Arg> {
     let value = prop_oneof![0_u64..5, Just(1 << 32), Just(0xFFFF_FFFF)];
-    (value, 0_u64..5, proptest::sample::select(operators.to_vec())).prop_map(move |(value, second, op)| {
+    (value, 0_u64..5, proptest::sample::select(operators)).prop_map(move |(value, second, op)| {
         let value_two = if op == Operator::MaskedEq { second & value } else { 0 };
         Arg { index, value, value_two, op }
     })
@@ -45,7 +51,9 @@ fn rules(name: &'static str) -> impl Strategy<Value = Vec<Rule>> {
         1 => Just((ActionWord::Log, None)),
         1 => Just((ActionWord::Trap, None)),
     ];
-    let args = proptest::collection::vec((arg(1), proptest::option::of(arg(2))), 0..3);
+    let pair = |operators| (arg(1, operators), proptest::option::of(arg(2, operators)));
+    let args =
+        prop_oneof![Just(Vec::new()), proptest::collection::vec(pair(&ALL), 1), proptest::collection::vec(pair(&EXACT), 2..5),];
     (action, args).prop_map(move |((action, errno_ret), args)| {
         let rule = |args| Rule {
             names: vec![name.to_owned()],

@@ -76,7 +76,7 @@ pub(super) fn audit(common: &CommonArgs, args: &AuditArgs) -> Result<u8, CliErro
     match args.format {
         Form::Text => emit(&text(&source, &findings))?,
         Form::Json => {
-            emit_json(&json!({ "profile": source.name, "findings": findings.iter().map(as_json).collect::<Vec<_>>() }))?
+            emit_json(&json!({ "profile": source.name, "findings": findings.iter().map(as_json).collect::<Vec<_>>() }))?;
         }
         Form::Sarif => emit_json(&sarif::sarif(&source.uri, &findings))?,
     }
@@ -94,29 +94,29 @@ fn as_json(finding: &Finding) -> Value {
 
 fn text(source: &Source, findings: &[Finding]) -> String {
     let (waived, open): (Vec<&Finding>, Vec<&Finding>) = findings.iter().partition(|finding| finding.waived.is_some());
-    let mut text = String::new();
+    let mut text: Vec<String> = Vec::new();
     let mut last = "";
     for finding in &open {
         let check = finding.check;
         if check.id != last {
-            text.push_str(&format!("{} {:<6} {}: {}\n", check.id, check.severity, check.name, check.condition));
-            text.push_str(&format!("         why   {}\n         mend  {} [{}]\n", check.why, check.mend, check.reference));
+            text.push(format!("{} {:<6} {}: {}\n", check.id, check.severity, check.name, check.condition));
+            text.push(format!("         why   {}\n         mend  {} [{}]\n", check.why, check.mend, check.reference));
             last = check.id;
         }
         let field = finding.field.as_ref().map(|field| format!(" ({field})")).unwrap_or_default();
-        text.push_str(&format!("       - {}{field}\n", finding.detail));
+        text.push(format!("       - {}{field}\n", finding.detail));
     }
     let count = |severity| open.iter().filter(|finding| finding.check.severity == severity).count();
     let counts: Vec<String> =
         Severity::ALL.into_iter().rev().map(|severity| format!("{} {severity}", count(severity))).collect();
-    text.push_str(&format!("{}: {}, {} waived\n", source.name, counts.join(", "), waived.len()));
-    text
+    text.push(format!("{}: {}, {} waived\n", source.name, counts.join(", "), waived.len()));
+    text.concat()
 }
 
 fn list(format: Form) -> Result<(), CliError> {
     if format == Form::Text {
         let row = |check: &audit::Check| format!("{} {:<6} {:<22} {}\n", check.id, check.severity, check.name, check.condition);
-        return emit(&catalogue::CHECKS.iter().map(row).collect::<String>());
+        return emit(&catalogue::CHECKS.iter().map(row).collect::<Vec<_>>().concat());
     }
     let row = |check: &audit::Check| json!({ "id": check.id, "name": check.name, "severity": check.severity.word(), "condition": check.condition, "why": check.why, "mend": check.mend, "reference": check.reference });
     emit_json(&json!({ "checks": catalogue::CHECKS.iter().map(row).collect::<Vec<_>>() }))

@@ -48,12 +48,12 @@ pub(super) fn diff(common: &CommonArgs, args: &DiffArgs) -> Result<u8, CliError>
             .collect();
         emit_json(&json!({ "before": before.name, "after": after.name, "differences": rows }))?;
     } else if !found.is_empty() {
-        let mut text = format!("--- {}\n+++ {}\n", describe(&before), describe(&after));
+        let mut text = vec![format!("--- {}\n+++ {}\n", describe(&before), describe(&after))];
         for difference in &found {
-            text.push_str(&format!("{} ({})\n", difference.call, difference.kind.word()));
+            text.push(format!("{} ({})\n", difference.call, difference.kind.word()));
             text.extend(difference.samples.iter().map(|(call, one, two)| format!("  {call}: {one} -> {two}\n")));
         }
-        emit(&text)?;
+        emit(&text.concat())?;
     }
     Ok(u8::from(!found.is_empty()))
 }

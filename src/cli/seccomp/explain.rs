@@ -107,7 +107,7 @@ pub(super) fn explain(common: &CommonArgs, args: &ExplainArgs) -> Result<(), Cli
             "otherwise": others, "groups": told.groups, "reading": source.reading(),
         }));
     }
-    let mut text = format!("{}: {}\n", told.call, told.verdict);
+    let mut text = vec![format!("{}: {}\n", told.call, told.verdict)];
     let rule = told.rule.unwrap_or_else(|| "no rule matches: the default".to_owned());
     let when = if told.conditions.is_empty() { String::new() } else { format!(" where {}", told.conditions.join(" and ")) };
     let rule = if source.document.is_some() {
@@ -115,15 +115,15 @@ pub(super) fn explain(common: &CommonArgs, args: &ExplainArgs) -> Result<(), Cli
     } else {
         "a raw filter has no rules; `simulate` shows the path".to_owned()
     };
-    text.push_str(&format!("  rule     {rule}\n"));
-    text.push_str(&format!("  reason   {}\n", told.reason.unwrap_or_else(|| "none is written down".to_owned())));
+    text.push(format!("  rule     {rule}\n"));
+    text.push(format!("  reason   {}\n", told.reason.unwrap_or_else(|| "none is written down".to_owned())));
     let lead = if told.verdict.permits() { "allowed, it means" } else { "to allow it would mean" };
-    text.push_str(&format!("  {lead}: {}\n", told.meaning));
+    text.push(format!("  {lead}: {}\n", told.meaning));
     for (when, verdict) in &told.otherwise {
-        text.push_str(&format!("  else     {verdict} {}\n", if when.is_empty() { "for all arguments" } else { when }));
+        text.push(format!("  else     {verdict} {}\n", if when.is_empty() { "for all arguments" } else { when }));
     }
-    text.push_str(&format!("  sets     {}\n", told.groups.join(" ")));
-    emit(&text)
+    text.push(format!("  sets     {}\n", told.groups.join(" ")));
+    emit(&text.concat())
 }
 
 pub(super) fn simulate(common: &CommonArgs, args: &SimulateArgs) -> Result<(), CliError> {
@@ -139,8 +139,7 @@ pub(super) fn simulate(common: &CommonArgs, args: &SimulateArgs) -> Result<(), C
         Entry::X32 => Invocation { number: number | X32_BIT, ..native },
     };
     let verdict = stacked(&filters, &call);
-    let newest_first: Vec<(usize, Vec<(usize, String)>, Verdict)> =
-        filters.iter().enumerate().rev().map(|(place, filter)| path(place, filter, &call)).collect();
+    let newest_first: Vec<Path> = filters.iter().enumerate().rev().map(|(place, filter)| path(place, filter, &call)).collect();
     let shown = explain::call_text(&name, values);
     if args.call.format.format == OutputFormat::Json {
         let paths: Vec<_> = newest_first
@@ -151,9 +150,9 @@ pub(super) fn simulate(common: &CommonArgs, args: &SimulateArgs) -> Result<(), C
             &json!({ "profile": source.name, "call": shown, "verdict": verdict.word(), "text": verdict.to_string(), "filters": paths }),
         );
     }
-    let mut text = format!("{shown}: {verdict}\n");
+    let mut text = vec![format!("{shown}: {verdict}\n")];
     for (place, steps, said) in &newest_first {
-        text.push_str(&format!(
+        text.push(format!(
             "filter {place} of {}, {} of {} instructions: {said}\n",
             filters.len(),
             steps.len(),
@@ -161,14 +160,16 @@ pub(super) fn simulate(common: &CommonArgs, args: &SimulateArgs) -> Result<(), C
         ));
         text.extend(steps.iter().map(|(at, step)| format!("  {at:4}  {step}\n")));
     }
-    emit(&text)
+    emit(&text.concat())
 }
 
-/// The instructions that one filter executes.
-fn path(place: usize, filter: &Program, call: &Invocation) -> (usize, Vec<(usize, String)>, Verdict) {
+/// A filter's place in the stack, the instructions that it executes, and what it says.
+type Path = (usize, Vec<(usize, String)>, Verdict);
+
+fn path(place: usize, filter: &Program, call: &Invocation) -> Path {
     let mut steps = Vec::new();
     let value = filter.trace(call, |at, accumulator| {
-        steps.push((at, format!("{:<44} A = {accumulator:#x}", filter.operation(at).to_string())))
+        steps.push((at, format!("{:<44} A = {accumulator:#x}", filter.operation(at).to_string())));
     });
     (place, steps, Verdict::from_return(value))
 }

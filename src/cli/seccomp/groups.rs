@@ -31,7 +31,7 @@ pub(super) fn groups(args: &GroupsArgs) -> Result<(), CliError> {
         let group = find(name).ok_or_else(|| unknown(name))?;
         return match args.format.format {
             OutputFormat::Json => emit_json(&json!({ "name": group.name, "about": group.about, "calls": group.members })),
-            OutputFormat::Table => emit(&group.members.iter().map(|call| format!("{call}\n")).collect::<String>()),
+            OutputFormat::Table => emit(&group.members.iter().map(|call| format!("{call}\n")).collect::<Vec<_>>().concat()),
         };
     }
     match args.format.format {

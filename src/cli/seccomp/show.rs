@@ -54,7 +54,7 @@ pub(super) fn show(common: &CommonArgs, args: &ShowArgs) -> Result<(), CliError>
 const WIDTH: usize = 100;
 
 fn as_text(source: &Source, page: &Summary) -> String {
-    let mut text = format!(
+    let mut text = vec![format!(
         "{}: {} for {:?}, {}\nattack surface: {} of {} calls let through, {} of them for some arguments only\nunknown calls: {}\n",
         source.name,
         source.uri,
@@ -64,26 +64,26 @@ fn as_text(source: &Source, page: &Summary) -> String {
         page.known,
         page.open_in_part,
         page.unknown
-    );
+    )];
     if let Policy::Rules(set) = &source.policy
         && !set.foreign.is_empty()
     {
-        text.push_str(&format!("other entries named by the file: {}\n", set.foreign.join(", ")));
+        text.push(format!("other entries named by the file: {}\n", set.foreign.join(", ")));
     }
     for (verdict, calls) in &page.always {
-        text.push_str(&format!("\n{verdict} ({}):\n{}", calls.len(), wrapped(calls)));
+        text.push(format!("\n{verdict} ({}):\n{}", calls.len(), wrapped(calls)));
     }
     if !page.depends.is_empty() {
-        text.push_str(&format!("\nby arguments ({}):\n", page.depends.len()));
+        text.push(format!("\nby arguments ({}):\n", page.depends.len()));
     }
     for (call, cases) in &page.depends {
-        text.push_str(&format!("  {call}\n"));
+        text.push(format!("  {call}\n"));
         for case in cases {
             let reason = case.reason.as_ref().map(|reason| format!("  # {reason}")).unwrap_or_default();
-            text.push_str(&format!("    {:<14} {}{reason}\n", case.verdict.to_string(), case.when));
+            text.push(format!("    {:<14} {}{reason}\n", case.verdict.to_string(), case.when));
         }
     }
-    text
+    text.concat()
 }
 
 fn wrapped(calls: &[&str]) -> String {

@@ -85,8 +85,11 @@ pub(super) fn verify(common: &CommonArgs, args: &VerifyArgs) -> Result<u8, CliEr
             &json!({ "profile": source.name, "asked": report.asked, "numbers": report.numbers, "kernel": probed, "wrong": rows }),
         )?;
     } else {
-        let lines: String =
-            wrong.iter().map(|(call, said, done)| format!("{call}: the rules say {said}, the filters {done}\n")).collect();
+        let lines: String = wrong
+            .iter()
+            .map(|(call, said, done)| format!("{call}: the rules say {said}, the filters {done}\n"))
+            .collect::<Vec<_>>()
+            .concat();
         let kernel = if args.kernel_too { format!(", {probed} calls asked of the kernel") } else { String::new() };
         let outcome = if wrong.is_empty() { "proved".to_owned() } else { format!("{} differ", wrong.len()) };
         emit(&format!("{lines}{}: {outcome}: {} questions, {} numbers{kernel}\n", source.name, report.asked, report.numbers))?;

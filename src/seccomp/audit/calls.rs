@@ -63,18 +63,14 @@ fn entries(policy: &Policy) -> Vec<Finding> {
         Arch::Aarch64 => ("32-bit ARM", AUDIT_ARCH_ARM),
     };
     let foreign = |number| policy.verdict(&Invocation { arch: value, number, args: [0; 6] });
-    if foreign(READ_32).permits() {
-        found.push(Finding::new(
-            "CBS102",
-            entry,
-            format!("the entry of {entry} is filtered as if it were native, or not at all"),
-        ));
+    if let Policy::Rules(set) = policy {
+        found.extend(listed(set));
+    } else if foreign(READ_32).permits() {
+        let detail = format!("the entry of {entry} is filtered as if it were native, or not at all");
+        found.push(Finding::new("CBS102", entry, detail));
         if policy.arch() == Arch::X86_64 && foreign(I386_SOCKETCALL).permits() {
             found.push(Finding::new("CBS104", "socketcall", "socketcall is let through at the 32-bit entry"));
         }
-    }
-    if let Policy::Rules(set) = policy {
-        found.extend(listed(set));
     }
     let read = policy.arch().number("read").unwrap_or(0);
     let x32 = policy.arch() == Arch::X86_64 && policy.native(read | X32_BIT, [0; 6]).permits();

@@ -7,7 +7,7 @@ use super::super::document::Document;
 use super::super::model::{Gate, Rule as Entry};
 use super::super::policy::{self, Policy};
 use super::super::resolve::Target;
-use super::super::ruleset::{Engine, Rule, Ruleset};
+use super::super::ruleset::{self, Engine, Rule, Ruleset};
 use super::super::verdict::Verdict;
 use super::super::width::{self, Width};
 use super::super::{Invocation, KernelVersion};
@@ -30,6 +30,11 @@ pub(super) fn findings(set: &Ruleset, document: &Document, target: Target<'_>) -
             found.push(Finding::new("CBS407", subject.clone(), "no reason is written down").at(&field));
         }
         let verdict = Verdict::from_word(entry.action, entry.errno_ret);
+        // The native tables have no such call, so only the file can tell.
+        let opens = verdict.permits() && entry.names.iter().any(|name| name == "socketcall") && ruleset::stands(entry, target);
+        if opens && !set.foreign.is_empty() && set.engine == Engine::Libseccomp {
+            found.push(Finding::new("CBS104", "socketcall", "socketcall is allowed beside a 32-bit entry").at(&field));
+        }
         if matches!(verdict, Verdict::Notify | Verdict::Trace(_)) {
             found.push(Finding::new("CBS106", subject, format!("the rule says: {verdict}")).at(&field));
         }

@@ -82,6 +82,9 @@ fn defaults_and_entries_are_judged() {
         r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]}"#;
     let found = findings_as(open, Engine::Libseccomp);
     assert!(BTreeSet::from(["CBS101", "CBS102", "CBS103", "CBS201", "CBS214"]).is_subset(&ids(&found)), "{:?}", ids(&found));
+    let socketcall = r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "syscalls": [{"names": ["socketcall"], "action": "SCMP_ACT_ALLOW", "comment": "c"}]}"#;
+    assert_eq!(ids(&findings_as(socketcall, Engine::Libseccomp)), BTreeSet::from(["CBS102", "CBS104"]));
     let killing = r#"{"defaultAction": "SCMP_ACT_KILL_PROCESS"}"#;
     assert_eq!(ids(&findings_as(killing, Engine::Libseccomp)), BTreeSet::from(["CBS105", "CBS215"]));
     let asking = profile(r#"{"names": ["getpid"], "action": "SCMP_ACT_NOTIFY", "comment": "c"}"#);

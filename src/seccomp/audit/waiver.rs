@@ -53,7 +53,7 @@ pub enum Expiry {
 pub struct Day {
     year: u32,
     month: u32,
-    day: u32,
+    of_month: u32,
 }
 
 impl Day {
@@ -66,13 +66,13 @@ impl Day {
         let shifted = (5 * of_year + 2) / 153;
         let (day, month) = (of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
         let year = year_of_era + era * 400 + u64::from(month <= 2);
-        Self { year: year as u32, month: month as u32, day: day as u32 }
+        Self { year: year as u32, month: month as u32, of_month: day as u32 }
     }
 }
 
 impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.of_month)
     }
 }
 
@@ -83,7 +83,7 @@ impl FromStr for Day {
         let wrong = || "write the day as YYYY-MM-DD".to_owned();
         let parts: Vec<u32> = text.split('-').map(|part| part.parse().map_err(|_| wrong())).collect::<Result<_, _>>()?;
         match parts[..] {
-            [year, month @ 1..=12, day @ 1..=31] if year >= 1970 => Ok(Self { year, month, day }),
+            [year, month @ 1..=12, day @ 1..=31] if year >= 1970 => Ok(Self { year, month, of_month: day }),
             _ => Err(wrong()),
         }
     }

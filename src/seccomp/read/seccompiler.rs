@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::super::document::{Document, Format};
 use super::super::model::{ActionWord, Arg, Operator, Rule, SeccompProfile};
@@ -13,18 +13,19 @@ use super::super::verdict::Verdict;
 use super::ReadError;
 
 /// One filter of the file.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in super::super) struct Filter {
-    pub(in super::super) mismatch_action: Answer,
-    pub(in super::super) match_action: Answer,
-    pub(in super::super) filter: Vec<Entry>,
+struct Filter {
+    mismatch_action: Answer,
+    match_action: Answer,
+    #[serde(rename = "filter")]
+    entries: Vec<Entry>,
 }
 
 /// An action in seccompiler's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(in super::super) enum Answer {
+enum Answer {
     Allow,
     Errno(u32),
     KillThread,
@@ -35,41 +36,41 @@ pub(in super::super) enum Answer {
 }
 
 /// One call.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in super::super) struct Entry {
-    pub(in super::super) syscall: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in super::super) args: Option<Vec<Comparison>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in super::super) comment: Option<String>,
+struct Entry {
+    syscall: String,
+    #[serde(default)]
+    args: Option<Vec<Comparison>>,
+    #[serde(default)]
+    comment: Option<String>,
 }
 
 /// One comparison.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in super::super) struct Comparison {
-    pub(in super::super) index: u32,
+struct Comparison {
+    index: u32,
     #[serde(rename = "type")]
-    pub(in super::super) width: Wide,
-    pub(in super::super) op: Op,
-    pub(in super::super) val: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in super::super) comment: Option<String>,
+    width: Wide,
+    op: Op,
+    val: u64,
+    #[serde(default)]
+    comment: Option<String>,
 }
 
 /// Bits that are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(in super::super) enum Wide {
+enum Wide {
     Dword,
     Qword,
 }
 
 /// How.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(in super::super) enum Op {
+enum Op {
     Eq,
     Ge,
     Gt,
@@ -109,7 +110,7 @@ fn document(filter: Filter) -> Result<Document, ReadError> {
     let (action, errno_ret) = filter.match_action.verdict().to_word();
     let mut narrow = BTreeSet::new();
     let mut syscalls = Vec::new();
-    for (place, entry) in filter.filter.into_iter().enumerate() {
+    for (place, entry) in filter.entries.into_iter().enumerate() {
         if entry.syscall.is_empty() {
             return Err(ReadError::at(format!("filter[{place}].syscall"), "the name is empty"));
         }

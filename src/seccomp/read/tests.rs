@@ -112,7 +112,7 @@ fn deep_and_repeating_yaml_is_refused_and_does_not_exhaust_the_machine() {
     let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for (one, other) in ["ab", "bc", "cd", "de", "ef", "fg", "gh", "hi"].iter().map(|pair| pair.split_at(1)) {
         let list = format!("*{one}, ").repeat(10);
-        bomb.push_str(&format!("{other}: &{other} [{list}]\n"));
+        bomb += &[other, ": &", other, " [", &list, "]\n"].concat();
     }
     assert!(read(bomb.as_bytes(), Format::Spo).is_err());
 }
