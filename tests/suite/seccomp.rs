@@ -174,7 +174,7 @@ fn runs_under(place: &tempfile::TempDir, recorded: &str) {
         .replace("seccomp = \"default\"", "seccomp = \"recorded.json\"");
     std::fs::write(profiles.join("recorded.toml"), text).expect("an own directory");
     let config = place.path().join("config.toml");
-    std::fs::write(&config, format!("[sandbox]\nprofile_dir = {:?}\n", profiles)).expect("an own directory");
+    std::fs::write(&config, format!("[sandbox]\nprofile_dir = \"{}\"\n", profiles.display())).expect("an own directory");
     let run = |code: &str| {
         codebeaker(&["run", "--config", config.to_str().expect("plain"), "--profile", "recorded", "--", "bash", "-c", code])
     };
