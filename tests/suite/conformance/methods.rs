@@ -111,7 +111,8 @@ fn runtimes() {
     );
 }
 
-fn finished(client: &mut crate::support::Client, execution: &Value) -> Value {
+/// Waits for the end of an `execution.run`; its last status.
+pub fn finished(client: &mut crate::support::Client, execution: &Value) -> Value {
     let mut status = Value::Null;
     let ended = eventually(Duration::from_secs(60), || {
         status = client.ok("execution.status", &json!({"executionId": execution}));

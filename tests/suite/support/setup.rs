@@ -34,6 +34,11 @@ impl Setup {
         Self { config: "[sandbox]\nprofiles = [\"default\", \"strict\", \"permissive\"]\n".into(), ..Self::default() }
     }
 
+    /// With every runtime that this host has.
+    pub fn engines() -> Self {
+        Self::plain()
+    }
+
     /// Nothing but the defaults.
     pub fn bare() -> Self {
         Self::default()
