@@ -4,6 +4,7 @@
 //! Read `definition` for what a file may hold, `package` for what counts as a package's name.
 
 pub mod definition;
+pub mod engines;
 pub mod package;
 
 use std::collections::BTreeMap;
@@ -51,6 +52,8 @@ pub struct Language {
     pub env: BTreeMap<String, String>,
     /// Modules the warm interpreter imports (issue of its own).
     pub preload: Vec<String>,
+    /// How engines run it that need no image.
+    pub engines: BTreeMap<engines::Engine, engines::EnginePlan>,
 }
 
 /// Why the languages could not be loaded, or a plan not made.
@@ -129,9 +132,10 @@ pub struct Languages {
     names: BTreeMap<String, (usize, String)>,
 }
 
-const EMBEDDED: [(&str, &str); 3] = [
+const EMBEDDED: [(&str, &str); 4] = [
     ("rootfs/python.toml", include_str!("../rootfs/python.toml")),
     ("rootfs/javascript.toml", include_str!("../rootfs/javascript.toml")),
+    ("rootfs/typescript.toml", include_str!("../rootfs/typescript.toml")),
     ("rootfs/bash.toml", include_str!("../rootfs/bash.toml")),
 ];
 

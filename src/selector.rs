@@ -1,14 +1,15 @@
 //! Which runtime serves a request: a pure function of requirements and features.
 //!
 //! Invariants: what is chosen meets every requirement and the isolation floor; the order of the candidates does not matter;
-//! Docker is taken unasked only when nothing else can serve; every candidate gets a reason. Read `runtime::registry` next.
+//! Docker is taken unasked only where the OS sandbox can't be built, and the reason then says so; every candidate gets a reason.
+//! Read `runtime::registry` next.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use crate::command::CommandKind;
 pub use crate::runtime::features::CandidateFacts;
-use crate::runtime::features::Features;
+use crate::runtime::features::{Features, Ground};
 use crate::runtime::{Availability, RuntimeKind};
 
 /// What a request needs of its runtime.
@@ -26,6 +27,17 @@ pub struct Requirements {
     pub needs: BTreeSet<Need>,
     /// Commands it is going to send for certain.
     pub commands: Vec<CommandKind>,
+    /// What else it may send.
+    pub reach: Reach,
+}
+
+/// What a request may send that it does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Code in its language, and nothing else.
+    Code,
+    /// Any program that an image has.
+    Programs,
 }
 
 /// A feature that a request may need.
@@ -35,6 +47,8 @@ pub enum Need {
     Persistence,
     /// Network beyond loopback.
     Network,
+    /// The image that it names.
+    Image,
 }
 
 /// `runtimePreference`.
@@ -75,30 +89,67 @@ pub struct Candidate {
 pub fn select(requirements: &Requirements, candidates: &[CandidateFacts]) -> Result<Selection, Vec<Candidate>> {
     let (mut eligible, mut refused): (Vec<&CandidateFacts>, Vec<Candidate>) = (Vec::new(), Vec::new());
     for facts in candidates {
-        match refusal(requirements, facts) {
+        match refusal(requirements, facts).or_else(|| fallback_refused(requirements, facts, candidates)) {
             None => eligible.push(facts),
             Some(reason) => refused.push(Candidate { runtime: facts.kind, chosen: false, score: None, reason }),
         }
     }
-    if requirements.runtime != Some(RuntimeKind::Docker) && eligible.iter().any(|facts| facts.kind != RuntimeKind::Docker) {
-        eligible.retain(|facts| {
-            let fallback = facts.kind == RuntimeKind::Docker;
-            if fallback {
-                let reason = "it is the fallback, and a runtime in the server's own sandbox can serve".to_owned();
-                refused.push(Candidate { runtime: facts.kind, chosen: false, score: None, reason });
-            }
-            !fallback
-        });
-    }
+    set_aside(&mut eligible, &mut refused, |facts| facts.lacks.clone());
+    set_aside(&mut eligible, &mut refused, |facts| {
+        let narrow = requirements.reach == Reach::Programs && facts.ground == Ground::Own;
+        narrow.then(|| {
+            "it has no program but its engine, and the request may send any; a `runtimeType` or a preference takes it".into()
+        })
+    });
     eligible.sort_by(|left, right| compare(requirements.preference, left, right));
-    refused.sort_by_key(|candidate| candidate.runtime);
+    // The one that was asked for comes first, since its reason is the one that counts.
+    refused.sort_by_key(|candidate| (requirements.runtime != Some(candidate.runtime), candidate.runtime));
     let Some(best) = eligible.first() else { return Err(refused) };
-    let reason = chosen_reason(requirements, best, eligible.len());
+    let mut reason = chosen_reason(requirements, best, eligible.len());
+    if best.kind == RuntimeKind::Docker
+        && let Some(cause) = sandbox_missing(candidates)
+    {
+        reason = format!("Docker is the fallback, for the OS sandbox can't be built here: {cause}");
+    }
     let mut all: Vec<Candidate> =
         eligible.iter().enumerate().map(|(rank, facts)| ranked(requirements.preference, facts, rank)).collect();
     all[0].reason.clone_from(&reason);
     all.extend(refused);
     Ok(Selection { preference: requirements.preference, reason, candidates: all })
+}
+
+/// Sets aside those that a reason speaks against, if there are others.
+fn set_aside(
+    eligible: &mut Vec<&CandidateFacts>,
+    refused: &mut Vec<Candidate>,
+    against: impl Fn(&CandidateFacts) -> Option<String>,
+) {
+    if eligible.iter().all(|facts| against(facts).is_some()) {
+        return;
+    }
+    eligible.retain(|facts| {
+        let reason = against(facts);
+        refused.extend(reason.clone().map(|reason| Candidate { runtime: facts.kind, chosen: false, score: None, reason }));
+        reason.is_none()
+    });
+}
+
+/// Why the OS sandbox can't be built here; `None` when it can.
+fn sandbox_missing(candidates: &[CandidateFacts]) -> Option<&str> {
+    let native = candidates.iter().find(|facts| facts.kind == RuntimeKind::NativeProcess);
+    match native.map(|facts| &facts.availability) {
+        Some(Availability::Available) => None,
+        Some(Availability::Unavailable(cause)) => Some(cause),
+        None => Some("this build has no OS sandbox"),
+    }
+}
+
+/// Docker serves unasked only where the OS sandbox can't be built.
+fn fallback_refused(requirements: &Requirements, facts: &CandidateFacts, candidates: &[CandidateFacts]) -> Option<String> {
+    let unasked = facts.kind == RuntimeKind::Docker && requirements.runtime.is_none();
+    (unasked && sandbox_missing(candidates).is_none()).then(|| {
+        "it is the fallback for hosts where the OS sandbox can't be built, and here it can; `runtimeType` takes it".into()
+    })
 }
 
 /// Why it can't serve; `None` when it can.
@@ -121,11 +172,13 @@ fn refusal(requirements: &Requirements, facts: &CandidateFacts) -> Option<String
     let lacking = requirements.needs.iter().find(|need| match need {
         Need::Persistence => !facts.features.filesystem_persistence,
         Need::Network => !facts.features.network_access,
+        Need::Image => facts.ground == Ground::Own,
     });
     if let Some(need) = lacking {
         return Some(match need {
             Need::Persistence => "it does not keep files between executions".into(),
             Need::Network => "it has no network".into(),
+            Need::Image => "it stands on no image, and the request names one".into(),
         });
     }
     let command = requirements.commands.iter().find(|command| !facts.commands.contains(command))?;
@@ -231,6 +284,15 @@ mod tests {
                 concurrent_executions_max: 1,
                 measured: true,
             },
+            ground: match kind {
+                RuntimeKind::NativeProcess | RuntimeKind::Docker => Ground::Image,
+                RuntimeKind::Deno
+                | RuntimeKind::Bun
+                | RuntimeKind::NodeJs
+                | RuntimeKind::WebAssembly
+                | RuntimeKind::V8Isolate => Ground::Own,
+            },
+            lacks: None,
         }
     }
 
@@ -242,6 +304,7 @@ mod tests {
             isolation_level_min: 0,
             needs: BTreeSet::new(),
             commands: Vec::new(),
+            reach: Reach::Code,
         }
     }
 
@@ -273,20 +336,55 @@ mod tests {
     }
 
     #[test]
-    fn docker_is_taken_only_when_nothing_else_can_serve_or_by_name() {
+    fn docker_is_taken_by_name_or_where_the_sandbox_can_not_be_built_and_that_is_said() {
         let docker = facts(RuntimeKind::Docker, 0.1, 0.5, 10);
         let native = facts(RuntimeKind::NativeProcess, 500.0, 500.0, 5);
         let both = [docker.clone(), native.clone()];
         assert_eq!(chosen(&wanting(Preference::Speed), &both), Some(RuntimeKind::NativeProcess));
+        let above = Requirements { isolation_level_min: 9, ..wanting(Preference::Speed) };
+        let refused = select(&above, &both).expect_err("the sandbox can be built, so Docker does not step in for it");
+        assert!(refused.iter().any(|candidate| candidate.reason.contains("the fallback")), "{refused:?}");
         let down = CandidateFacts { availability: Availability::Unavailable("no user namespaces".into()), ..native };
-        assert_eq!(chosen(&wanting(Preference::Speed), &[docker, down]), Some(RuntimeKind::Docker));
+        let fallen = select(&wanting(Preference::Speed), &[docker, down]).expect("Docker");
+        assert_eq!(fallen.candidates[0].runtime, RuntimeKind::Docker);
+        assert!(fallen.reason.contains("the fallback") && fallen.reason.contains("no user namespaces"), "{}", fallen.reason);
         let named = Requirements { runtime: Some(RuntimeKind::Docker), ..wanting(Preference::Speed) };
         assert_eq!(chosen(&named, &both), Some(RuntimeKind::Docker));
     }
 
     #[test]
+    fn who_has_only_its_engine_comes_after_who_has_programs_unless_code_is_all() {
+        let native = facts(RuntimeKind::NativeProcess, 500.0, 500.0, 5);
+        let bun = facts(RuntimeKind::Bun, 1.0, 1.0, 9);
+        let both = [native.clone(), bun.clone()];
+        let wide = Requirements { reach: Reach::Programs, ..wanting(Preference::Balanced) };
+        assert_eq!(chosen(&wide, &both), Some(RuntimeKind::NativeProcess));
+        assert_eq!(chosen(&wanting(Preference::Balanced), &both), Some(RuntimeKind::Bun), "the control");
+        let named = Requirements { runtime: Some(RuntimeKind::Bun), ..wide.clone() };
+        assert_eq!(chosen(&named, &both), Some(RuntimeKind::Bun));
+        assert_eq!(chosen(&wide, &[bun]), Some(RuntimeKind::Bun), "there is no other");
+        let bare = CandidateFacts { lacks: Some("no program of it is in the image".into()), ..native };
+        let selection = select(&wide, &[bare.clone(), both[1].clone()]).expect("Bun");
+        assert_eq!(selection.candidates[0].runtime, RuntimeKind::Bun);
+        assert!(selection.candidates[1].reason.contains("in the image"));
+        assert_eq!(chosen(&wide, &[bare]), Some(RuntimeKind::NativeProcess), "there is no other");
+    }
+
+    #[test]
+    fn the_reason_of_the_runtime_that_was_named_comes_first() {
+        let down = CandidateFacts {
+            availability: Availability::Unavailable("it is not installed".into()),
+            ..facts(RuntimeKind::NodeJs, 1.0, 1.0, 9)
+        };
+        let named = Requirements { runtime: Some(RuntimeKind::NodeJs), ..wanting(Preference::Speed) };
+        let refused = select(&named, &[facts(RuntimeKind::NativeProcess, 1.0, 1.0, 9), down]).expect_err("not there");
+        assert_eq!((refused[0].runtime, refused[0].reason.as_str()), (RuntimeKind::NodeJs, "it is not installed"));
+    }
+
+    #[test]
     fn each_requirement_refuses_who_lacks_it_and_says_so() {
-        let one = [facts(RuntimeKind::NativeProcess, 1.0, 2.0, 8)];
+        let some = CommandKind::ALL.into_iter().filter(|command| *command != CommandKind::CopyFile).collect();
+        let one = [CandidateFacts { commands: some, ..facts(RuntimeKind::NativeProcess, 1.0, 2.0, 8) }];
         let wanted = wanting(Preference::Balanced);
         assert!(chosen(&wanted, &one).is_some(), "the control");
         let cases = [
@@ -294,6 +392,7 @@ mod tests {
             (Requirements { isolation_level_min: 9, ..wanted.clone() }, "below the operator's floor 9"),
             (Requirements { needs: [Need::Network].into(), ..wanted.clone() }, "it has no network"),
             (Requirements { runtime: Some(RuntimeKind::Deno), ..wanted.clone() }, "the request names Deno"),
+            (Requirements { commands: vec![CommandKind::CopyFile], ..wanted.clone() }, "it has no command copy_file"),
         ];
         for (requirements, words) in cases {
             let refused = select(&requirements, &one).expect_err(words);

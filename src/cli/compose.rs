@@ -7,6 +7,7 @@ mod images;
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,16 @@ pub use images::{ImageRow, image_import, image_inspect, image_list, image_remove
 
 use super::CliError;
 use super::error::chain;
-use crate::config::Config;
+use crate::config::{Config, RuntimesConfig};
 use crate::image::{Store, program_exists};
+use crate::language::engines::Engine;
 use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
 use crate::rpc::server::{Authentication, Server, ServerParts};
+use crate::runtime::engine::find::Place;
+use crate::runtime::engine::{self, EnginePlaces};
 use crate::runtime::native::{NativeParts, NativeRuntime};
-use crate::runtime::registry::Registry;
+use crate::runtime::registry::{InImage, Registry};
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
 use crate::sandbox::cgroups::CgroupTree;
 use crate::sandbox::host::HostFacts;
@@ -115,6 +119,32 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
     NativeRuntime::start(parts).map_err(|error| failed(&error))
 }
 
+/// Where engines are: what the configuration names, else the PATH of this process, else where they put themselves.
+fn engine_places(config: &Config) -> EnginePlaces {
+    let RuntimesConfig { deno, bun, nodejs, .. } = &config.runtimes;
+    let mut directories: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
+    directories.extend(["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from));
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    directories.extend(home.iter().flat_map(|home| [home.join(".deno/bin"), home.join(".bun/bin")]));
+    directories.retain(|directory| directory.is_absolute());
+    EnginePlaces {
+        named: vec![
+            (Engine::Deno, "runtimes.deno", Place::parse(deno)),
+            (Engine::Bun, "runtimes.bun", Place::parse(bun)),
+            (Engine::NodeJs, "runtimes.nodejs", Place::parse(nodejs)),
+        ],
+        directories,
+    }
+}
+
+/// Every runtime of this build, behind one launcher.
+fn registry(config: &Config, server: &ServerId) -> Result<Registry, CliError> {
+    let native = native(config, server)?;
+    let engines = engine::runtimes(&native, &engine_places(config), &Arc::new(store(config)?));
+    let all = std::iter::once(native).chain(engines).map(|runtime| runtime as Arc<dyn Runtime>);
+    Ok(Registry::new(all.collect()))
+}
+
 /// Runs the server until a signal ends it; `ready` is called once connections are accepted.
 pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>) -> Result<(), CliError> {
     telemetry::init_logs(&config.log)?;
@@ -124,10 +154,10 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
         Ok(report) => tracing::debug!(?report, "control groups of servers that are gone"),
         Err(error) => tracing::warn!(error = &error as &dyn Error, "control groups of a server that is gone stay behind"),
     }
-    let native = native(config, state.server_id())?;
+    let registry = Arc::new(registry(config, state.server_id())?);
     let manager = Manager::new(ManagerParts {
         config: Arc::new(config.clone()),
-        registry: Arc::new(Registry::new(vec![native])),
+        registry,
         languages: load_languages(config)?,
         profiles: load_profiles(config)?,
         images: Arc::new(store(config)?),
@@ -202,7 +232,7 @@ pub fn language_rows(config: &Config) -> Result<Vec<LanguageRow>, CliError> {
 /// The rows of `runtime.list`.
 pub fn runtime_rows(config: &Config) -> Result<Vec<RuntimeRow>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
-    Ok(Registry::new(vec![native(config, &id)?]).rows())
+    Ok(registry(config, &id)?.rows())
 }
 
 /// A profile by name; the error lists what there is.
@@ -214,20 +244,29 @@ pub fn profile(config: &Config, name: &str) -> Result<Arc<Profile>, CliError> {
     })
 }
 
-/// A runtime that serves the language: the one of that kind, else the best one here; the error says why not.
-pub fn runtime(config: &Config, kind: Option<RuntimeKind>, _language: &Language) -> Result<Arc<dyn Runtime>, CliError> {
-    match kind {
-        None | Some(RuntimeKind::NativeProcess) => {}
-        Some(other) => {
-            let text = format!("the runtime {} is not there", other.name());
-            return Err(CliError::new(text).hint("`codebeaker runtimes` lists what is, and why the rest is not"));
-        }
-    }
+/// A runtime that serves the language: the one of that kind, else the OS sandbox on an image that has the language, else an
+/// engine that runs it; the error says why not.
+pub fn runtime(
+    config: &Config,
+    kind: Option<RuntimeKind>,
+    language: &Language,
+    image: &str,
+) -> Result<Arc<dyn Runtime>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
-    let native = native(config, &id)?;
-    match native.availability() {
-        Availability::Available => Ok(native),
-        Availability::Unavailable(reason) => Err(CliError::new(reason).hint("run `codebeaker doctor`")),
+    let registry = registry(config, &id)?;
+    let kind = kind.unwrap_or_else(|| {
+        let in_image = store(config).is_ok_and(|store| store.language_installed(image, language));
+        registry.running(&language.name, InImage::of(in_image)).first().copied().unwrap_or(RuntimeKind::NativeProcess)
+    });
+    let absent = || CliError::new(format!("the runtime {} is not there", kind.name()));
+    let hint = "`codebeaker runtimes` lists what is, and why the rest is not";
+    let runtime = registry.get(kind).ok_or_else(|| absent().hint(hint))?;
+    match runtime.availability() {
+        Availability::Available => Ok(runtime),
+        Availability::Unavailable(reason) if kind == RuntimeKind::NativeProcess => {
+            Err(CliError::new(reason).hint("run `codebeaker doctor`"))
+        }
+        Availability::Unavailable(reason) => Err(absent().hint(reason)),
     }
 }
 
@@ -258,6 +297,7 @@ pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>,
         named_limits: crate::sandbox::spec::NamedLimits::default(),
         env: std::collections::BTreeMap::new(),
         persist_filesystem: true,
+        permissions: None,
     });
     Ok(rows(&compiled?.plan))
 }

@@ -96,7 +96,7 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
         None => compose::default_image(&config, &language)?,
     };
     let (command, input) = work.into_command(args.timeout)?;
-    let runtime = compose::runtime(&config, args.runtime, &language)?;
+    let runtime = compose::runtime(&config, args.runtime, &language, &image)?;
     let instance = InstanceConfig {
         environment_id: EnvironmentId::random(),
         language,
@@ -106,6 +106,7 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
         named_limits,
         env: args.env.into_iter().collect(),
         persist_filesystem: true,
+        permissions: None,
     };
     // Two threads: one may wait for the reader of our output while the other takes signals.
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

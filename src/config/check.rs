@@ -2,7 +2,7 @@
 //!
 //! Invariant: pure; every complaint names the key and holds the mend. Called by `load` only, on the merged whole.
 
-use super::{Config, SandboxConfig, ServerConfig, SessionConfig};
+use super::{Config, RuntimesConfig, SandboxConfig, ServerConfig, SessionConfig};
 
 /// Walls without which nothing runs unless `sandbox.allow_degraded` names them (DESIGN section 3).
 pub const REQUIRED_WALLS: [&str; 10] =
@@ -30,7 +30,20 @@ fn complain(key: &'static str, problem: impl Into<String>, mend: impl Into<Strin
 pub(super) fn check(config: &Config) -> Result<(), Complaint> {
     server(&config.server)?;
     session(&config.session)?;
-    sandbox(&config.sandbox)
+    sandbox(&config.sandbox)?;
+    runtimes(&config.runtimes)
+}
+
+fn runtimes(runtimes: &RuntimesConfig) -> Result<(), Complaint> {
+    let keys = [("runtimes.deno", &runtimes.deno), ("runtimes.bun", &runtimes.bun), ("runtimes.nodejs", &runtimes.nodejs)];
+    for (key, place) in keys {
+        let sound = place.is_empty() || place == "off" || place.starts_with("image:") || place.starts_with('/');
+        if !sound {
+            let mend = "write an absolute path, `image:NAME`, or `off`; leave it empty to have the engine looked for";
+            return complain(key, format!("is `{place}`, which is no place"), mend);
+        }
+    }
+    Ok(())
 }
 
 fn at_least(key: &'static str, value: u64, least: u64) -> Result<(), Complaint> {

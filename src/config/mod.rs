@@ -31,6 +31,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// Sandboxes.
     pub sandbox: SandboxConfig,
+    /// Runtimes with an engine of their own.
+    pub runtimes: RuntimesConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -115,6 +117,21 @@ pub struct SandboxConfig {
     pub package_dir: Option<PathBuf>,
 }
 
+/// `[runtimes]`: where engines are. Empty: on PATH, in the usual places, in an image of the engine's name; `off`: not used;
+/// `image:NAME`: in that image; else a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimesConfig {
+    /// Deno.
+    pub deno: String,
+    /// Bun.
+    pub bun: String,
+    /// Node.js.
+    pub nodejs: String,
+    /// Whether start-up time and memory of each runtime are measured at the start.
+    pub measure: bool,
+}
+
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -153,6 +170,7 @@ impl Default for Config {
             server: ServerConfig::default(),
             session: SessionConfig::default(),
             sandbox: SandboxConfig::default(),
+            runtimes: RuntimesConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -207,6 +225,12 @@ impl Default for SandboxConfig {
             isolation_level_min: 0,
             package_dir: None,
         }
+    }
+}
+
+impl Default for RuntimesConfig {
+    fn default() -> Self {
+        Self { deno: String::new(), bun: String::new(), nodejs: String::new(), measure: true }
     }
 }
 

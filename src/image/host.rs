@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Gid, Uid};
 
+pub(super) use etc::write_accounts;
+
 use super::root::ImageGuard;
 use super::staging::Staging;
 use super::store::Store;
@@ -109,14 +111,20 @@ fn build(host: &Path, root: &Path) -> Result<(), ImageError> {
     for name in USR_MERGE {
         mirror(&host.join(name), &root.join(name))?;
     }
+    give_to_user(root, &["home/user", "workspace"])?;
+    etc::write(host, &root.join("etc"))
+}
+
+/// Makes these of a root the session user's, where this process may.
+pub(super) fn give_to_user(root: &Path, names: &[&str]) -> Result<(), ImageError> {
     if rustix::process::geteuid().is_root() {
-        for name in ["home/user", "workspace"] {
+        for name in names {
             let path = root.join(name);
             rustix::fs::chown(&path, Some(Uid::from_raw(USER_ID)), Some(Gid::from_raw(USER_ID)))
                 .map_err(ImageError::errno("setting the owner of", &path))?;
         }
     }
-    etc::write(host, &root.join("etc"))
+    Ok(())
 }
 
 /// A link of the host's root as it is; a directory becomes an empty one to mount on.
@@ -133,7 +141,7 @@ fn mirror(from: &Path, to: &Path) -> Result<(), ImageError> {
 }
 
 /// With exactly this mode, whatever the umask.
-fn make_directory(path: &Path, mode: u32) -> Result<(), ImageError> {
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), ImageError> {
     DirBuilder::new().mode(mode).create(path).map_err(ImageError::io("making", path))?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(ImageError::io("setting the permissions of", path))
 }

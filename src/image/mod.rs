@@ -2,7 +2,7 @@
 //!
 //! Invariants: a name is never a path; what is half made is never seen under a name; what a session uses is never removed; an
 //! image is hostile input, so nothing of it is ever followed by path outside its own directory. Read `store` next, then
-//! `import`, then `tree` (the only writer of an image's files) and `host`.
+//! `import`, then `tree` (the only writer of an image's files), `host` and `minimal`.
 
 pub mod bounds;
 mod confine;
@@ -12,6 +12,7 @@ mod error;
 pub mod host;
 pub mod import;
 pub mod layer;
+pub mod minimal;
 mod name;
 mod root;
 mod staging;

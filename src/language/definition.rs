@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
+use super::engines::{self, Engine, EnginePlan};
 use super::{Language, LanguageError, PackageSyntax};
 use crate::image::ImageName;
 
@@ -32,6 +33,8 @@ struct Definition {
     env: BTreeMap<String, String>,
     #[serde(default)]
     preload: Vec<String>,
+    #[serde(default)]
+    runtime: BTreeMap<Engine, EnginePlan>,
 }
 
 /// Parses and checks one file; `file` is its name in messages.
@@ -45,6 +48,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Language, LanguageError> {
     check_vectors(file, &definition)?;
     check_packages(file, &definition)?;
     check_env(file, &definition.env)?;
+    engines::check(file, &definition.runtime)?;
     Ok(Language {
         name: definition.name,
         display_name: definition.display_name,
@@ -59,6 +63,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Language, LanguageError> {
         package_syntax: definition.package_syntax,
         env: definition.env,
         preload: definition.preload,
+        engines: definition.runtime,
     })
 }
 
@@ -145,7 +150,7 @@ fn check_packages(file: &str, definition: &Definition) -> Result<(), LanguageErr
     Ok(())
 }
 
-fn check_env(file: &str, env: &BTreeMap<String, String>) -> Result<(), LanguageError> {
+pub(super) fn check_env(file: &str, env: &BTreeMap<String, String>) -> Result<(), LanguageError> {
     for (key, value) in env {
         let sound = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');

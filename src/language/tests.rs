@@ -51,7 +51,7 @@ fn a_plan_writes_the_source_then_runs_it_with_the_arguments() {
 fn an_operators_language_is_added() {
     let languages = load_file(RUBY).expect("a sound file");
     assert_eq!(languages.get("rb").map(|l| l.name.clone()), Some("ruby".into()));
-    assert_eq!(languages.all().len(), 4);
+    assert_eq!(languages.all().len(), 5);
 }
 
 #[test]

@@ -180,6 +180,9 @@ impl From<SandboxError> for RpcError {
                 let hint = "`codebeaker image import SOURCE --name NAME` puts one into the store; `host` is always there";
                 Self::new(1103, "image_not_found", message, hint, Retry::Never).with("image", image.into())
             }
+            SandboxError::RuntimeUnusable { cause, .. } => {
+                Self::new(1101, "runtime_not_available", message, cause, Retry::Never)
+            }
             SandboxError::Busy { .. } => Self::busy(message, "close a session, or try again in a moment"),
             SandboxError::Internal(_) => Self::internal(&message),
         }

@@ -49,6 +49,19 @@ pub struct CandidateFacts {
     pub availability: Availability,
     /// Its figures.
     pub features: Features,
+    /// What it stands on: only on an image are there programs besides its own.
+    pub ground: Ground,
+    /// Why it could run the language only if more were installed; absent when it can.
+    pub lacks: Option<String>,
+}
+
+/// What a runtime stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// An image, of the request's choice.
+    Image,
+    /// A root of its own, with nothing but its engine.
+    Own,
 }
 
 /// One row of `runtime.list`.

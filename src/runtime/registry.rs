@@ -5,8 +5,23 @@
 
 use std::sync::Arc;
 
-use super::features::{CandidateFacts, Features, RuntimeRow};
+use super::features::{CandidateFacts, Features, Ground, RuntimeRow};
 use super::{Availability, Runtime, RuntimeKind};
+
+/// Whether the image that a language would run on holds its programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "two words")]
+pub enum InImage {
+    Yes,
+    No,
+}
+
+impl InImage {
+    /// Of the answer to that question.
+    pub fn of(answer: bool) -> Self {
+        if answer { Self::Yes } else { Self::No }
+    }
+}
 
 /// All runtimes of the server.
 pub struct Registry {
@@ -24,15 +39,13 @@ impl Registry {
         self.runtimes.iter().find(|runtime| runtime.kind() == kind).cloned()
     }
 
-    /// Those that can serve that language on this host now.
-    pub fn serving(&self, language: &str) -> Vec<RuntimeKind> {
-        self.facts()
-            .into_iter()
-            .filter(|facts| {
-                facts.availability == Availability::Available && facts.languages.iter().any(|name| name == language)
-            })
-            .map(|facts| facts.kind)
-            .collect()
+    /// Those that can run that language on this host now, where the image it would have holds its programs or not.
+    pub fn running(&self, language: &str, in_image: InImage) -> Vec<RuntimeKind> {
+        let runs = |facts: &CandidateFacts| {
+            let programs = facts.ground == Ground::Own || in_image == InImage::Yes;
+            programs && facts.availability == Availability::Available && facts.languages.iter().any(|name| name == language)
+        };
+        self.facts().into_iter().filter(runs).map(|facts| facts.kind).collect()
     }
 
     /// What the selector compares: one entry for each kind, in DESIGN's order.
@@ -48,13 +61,17 @@ impl Registry {
                 commands: runtime.commands(),
                 availability: runtime.availability(),
                 features: runtime.features(),
+                ground: if runtime.own_root().is_some() { Ground::Own } else { Ground::Image },
+                lacks: None,
             },
             None => CandidateFacts {
                 kind,
                 languages: Vec::new(),
-                commands: Vec::new(),
+                commands: kind.commands(),
                 availability: Availability::Unavailable(format!("this build has no {} runtime", kind.name())),
                 features: Features::NONE,
+                ground: Ground::Own,
+                lacks: None,
             },
         }
     }
@@ -96,9 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn a_language_is_served_only_by_those_that_have_it() {
+    fn a_language_is_run_only_by_those_that_have_it_and_its_programs() {
         let registry = Registry::new(vec![SimulatedRuntime::new()]);
-        assert_eq!(registry.serving("python"), [RuntimeKind::NativeProcess]);
-        assert!(registry.serving("cobol").is_empty());
+        assert_eq!(registry.running("python", InImage::Yes), [RuntimeKind::NativeProcess]);
+        assert!(registry.running("python", InImage::No).is_empty());
+        assert!(registry.running("cobol", InImage::Yes).is_empty());
     }
 }

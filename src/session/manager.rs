@@ -13,12 +13,13 @@ use crate::command::{Command, CommandKind, Stdin};
 use crate::config::Config;
 use crate::id::{EnvironmentId, ExecutionId, SessionId};
 use crate::language::Language;
+use crate::runtime::features::Ground;
 use crate::runtime::registry::Registry;
-use crate::runtime::{InstanceConfig, Runtime, RuntimeKind};
+use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::Limits;
-use crate::selector::{Need, Requirements, select};
+use crate::selector::{CandidateFacts, Need, Preference, Reach, Requirements, select};
 
 use super::admission;
 use super::api::*;
@@ -249,12 +250,13 @@ impl Manager {
         let language = self.language(&request.language)?;
         let profile = self.profile(&request.profile)?;
         let (settings, named_limits) = admission::settle(request, &profile, &shared.config.session)?;
+        let image = self.image(request.image.as_deref(), &language)?;
+        let (selection, runtime) = self.choose(request, &language, &image, needed)?;
         if !request.packages.is_empty() && language.install.is_none() {
             let message = format!("no packages can be installed for {}", language.name);
             return Err(SessionError::InvalidField { field: "packages".into(), message });
         }
-        let image = self.image(request.image.as_deref(), &language)?;
-        let (selection, runtime) = self.choose(request, &language, needed)?;
+        let image = runtime.own_root().unwrap_or(image);
         let place = shared.book.reserve(principal)?;
         Ok(Opening {
             principal: principal.clone(),
@@ -270,6 +272,7 @@ impl Manager {
                 named_limits,
                 env: settings.env.clone(),
                 persist_filesystem: settings.persist_filesystem,
+                permissions: request.permissions.clone(),
             },
             selection,
             settings,
@@ -283,22 +286,44 @@ impl Manager {
         &self,
         request: &CreateSession,
         language: &Language,
+        image: &str,
         needed: &[CommandKind],
     ) -> Result<(Selection, Arc<dyn Runtime>), SessionError> {
         let registry = &self.shared.registry;
+        let mut needs = BTreeSet::new();
+        needs.extend(request.persist_filesystem.then_some(Need::Persistence));
+        needs.extend(request.image.is_some().then_some(Need::Image));
+        let code_only = needed.contains(&CommandKind::ExecuteCode) || request.preference != Preference::Balanced;
         let requirements = Requirements {
             preference: request.preference,
             language: language.name.clone(),
             runtime: request.runtime,
             isolation_level_min: self.shared.config.sandbox.isolation_level_min,
-            needs: if request.persist_filesystem { [Need::Persistence].into() } else { BTreeSet::new() },
+            needs,
             commands: needed.to_vec(),
+            // A session that states no preference may send any program; one that does weighs what the runtimes differ in.
+            reach: if code_only { Reach::Code } else { Reach::Programs },
         };
         let unavailable = |candidates| SessionError::RuntimeNotAvailable { candidates };
-        let selection = select(&requirements, &registry.facts()).map_err(unavailable)?;
+        let selection = select(&requirements, &self.facts(language, image)).map_err(unavailable)?;
         let chosen = selection.candidates.first().and_then(|candidate| registry.get(candidate.runtime));
         let runtime = chosen.ok_or_else(|| unavailable(selection.candidates.clone()))?;
         Ok((selection, runtime))
+    }
+
+    /// What the registry knows, with what the image lacks of the language.
+    fn facts(&self, language: &Language, image: &str) -> Vec<CandidateFacts> {
+        let mut facts = self.shared.registry.facts();
+        let serves =
+            |facts: &CandidateFacts| facts.availability == Availability::Available && facts.languages.contains(&language.name);
+        // With one candidate there is nothing to compare, and looking into the image costs.
+        if facts.iter().filter(|facts| serves(facts)).count() > 1 && !self.shared.images.language_installed(image, language) {
+            let lacks = format!("no program of {} is in the image `{image}`", language.display_name);
+            for facts in facts.iter_mut().filter(|facts| facts.ground == Ground::Image) {
+                facts.lacks = Some(lacks.clone());
+            }
+        }
+        facts
     }
 
     fn language(&self, name: &str) -> Result<Arc<Language>, SessionError> {

@@ -12,6 +12,7 @@ use crate::command::{Command, ExecuteShell, Stdin};
 use crate::id::ExecutionId;
 use crate::language::Language;
 use crate::runtime::ExecutionRequest;
+use crate::runtime::registry::InImage;
 
 use super::api::{CreateSession, LanguageRow, Principal, SessionError};
 use super::locked;
@@ -45,13 +46,15 @@ impl Manager {
         let versions = locked(&shared.versions).clone();
         let row = |language: Arc<Language>| {
             let image = self.default_image(&language);
+            let in_image = shared.images.language_installed(&image, &language);
+            let runtimes = shared.registry.running(&language.name, InImage::of(in_image));
             LanguageRow {
                 name: language.name.clone(),
                 display_name: language.display_name.clone(),
                 aliases: language.aliases.clone(),
                 version: versions.get(&language.name).cloned(),
-                runtimes: shared.registry.serving(&language.name),
-                installed: shared.images.language_installed(&image, &language),
+                installed: in_image || !runtimes.is_empty(),
+                runtimes,
                 image,
             }
         };

@@ -28,6 +28,7 @@ fn language(name: &str, alias: &str, extension: &str) -> Arc<Language> {
         install: None,
         env: BTreeMap::new(),
         preload: vec![],
+        engines: BTreeMap::default(),
         install_file: None,
         package_syntax: None,
     })
@@ -273,6 +274,7 @@ fn drive(failure: Option<FailureKind>, exit_code: Option<i32>, input: &[u8]) -> 
         named_limits,
         env: BTreeMap::new(),
         persist_filesystem: true,
+        permissions: None,
     };
     let work = Work::Program { program: "cat".into(), args: vec![] };
     let (command, _) = work.into_command(None).expect("a program");

@@ -102,12 +102,18 @@ fn versioned_python(etc: &Path) -> Vec<std::path::PathBuf> {
     found
 }
 
-/// Fills the skeleton's `etc`.
-pub(super) fn write(host: &Path, to: &Path) -> Result<(), ImageError> {
-    let etc = host.join("etc");
+/// Fills an `etc` with nothing but what is generated.
+pub(in crate::image) fn write_accounts(to: &Path) -> Result<(), ImageError> {
     for (name, text) in GENERATED {
         write_file(&to.join(name), text.as_bytes())?;
     }
+    Ok(())
+}
+
+/// Fills the skeleton's `etc`.
+pub(super) fn write(host: &Path, to: &Path) -> Result<(), ImageError> {
+    let etc = host.join("etc");
+    write_accounts(to)?;
     let mut left = FILES_MAX;
     for name in FILES {
         copy_file(&etc.join(name), &to.join(name), &mut left)?;

@@ -19,7 +19,7 @@ use crate::id::EnvironmentId;
 use crate::language::{Language, LanguageError, execution_plan, install_file_plan, install_plan, source_path};
 use crate::plan::files::FileCommand;
 use crate::plan::messages::ExecuteRequest;
-use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, RuntimeKind};
+use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, Permissions, Runtime, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::NativeRuntime;
@@ -89,6 +89,10 @@ impl NativeInstance {
                 instance.gone.send_replace(Some(reason.to_owned()));
             }
         });
+    }
+
+    fn language(&self, name: &str) -> Option<Arc<Language>> {
+        self.runtime.language(name, self.config.permissions.as_ref().unwrap_or(&Permissions::default()))
     }
 
     fn latest(&self) -> Arc<Sandbox> {
@@ -209,7 +213,7 @@ impl Run<'_> {
     async fn code(&self, code: ExecuteCode, control: &mut mpsc::Receiver<Control>) -> Answer {
         let language = match &code.language {
             None => Arc::clone(&self.instance.config.language),
-            Some(name) => self.instance.runtime.language(name).ok_or_else(|| Failure {
+            Some(name) => self.instance.language(name).ok_or_else(|| Failure {
                 kind: FailureKind::ProgramNotFound,
                 message: format!("there is no language `{name}`"),
             })?,
@@ -354,7 +358,7 @@ impl Instance for NativeInstance {
     }
 
     fn kind(&self) -> RuntimeKind {
-        RuntimeKind::NativeProcess
+        self.runtime.kind()
     }
 
     fn execute(&self, request: ExecutionRequest) -> BoxFuture<'_, CommandResult> {

@@ -1,10 +1,13 @@
-//! The main runtime: the OS sandbox, any image, any language.
+//! Runtimes in the OS sandbox: the main one, any image and any language, and those that bring a root of their own.
 //!
-//! From a request to a sandbox: image → limits in a group → ids → `sandbox::compile` → the launcher → init's word that every
-//! wall stands. Nothing is left behind when a step fails. Read `instance` for commands, `program` for the life of a program.
+//! From a request to a sandbox: root → limits in a group → ids → `sandbox::compile` → the launcher → init's word that every
+//! wall stands. Nothing is left behind when a step fails. What tells one such runtime from another is its [`Flavour`]; walls,
+//! limits and the life of a program are the same for all. Read `instance` for commands, `program` for the life of a program.
 
+mod ask;
 mod control;
 mod files;
+mod flavour;
 mod instance;
 mod launcher;
 mod launchers;
@@ -12,9 +15,8 @@ mod program;
 mod sandbox;
 mod verdict;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -22,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::command::CommandKind;
 use crate::id::EnvironmentId;
-use crate::image::{ImageError, ImageRoot, Store};
+use crate::image::{ImageRoot, Store};
 use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
 use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
@@ -34,8 +36,10 @@ use crate::sandbox::uid_ranges::UidRanges;
 use crate::sys::error::describe;
 
 use super::features::Features;
-use super::{Availability, Instance, InstanceConfig, Runtime, RuntimeKind};
+use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind};
 use control::InitClient;
+pub use flavour::Flavour;
+use flavour::Images;
 use instance::NativeInstance;
 use launcher::{CreateFailure, Held, Launched, LauncherClient};
 use launchers::Launchers;
@@ -61,48 +65,30 @@ pub struct NativeParts {
     pub allow_degraded: Vec<String>,
 }
 
-/// The runtime.
+/// One runtime in the OS sandbox.
 pub struct NativeRuntime {
-    parts: NativeParts,
-    launchers: Launchers,
-    uids: Option<UidRanges>,
-    measured: Measured,
+    works: Arc<Works>,
+    flavour: Box<dyn Flavour>,
+    /// Held by whoever asks the flavour's question.
+    asking: tokio::sync::Mutex<()>,
     itself: Weak<Self>,
 }
 
-/// What the sandboxes made so far cost: the least seen, which is the cost without waiting for others.
-#[derive(Default)]
-struct Measured {
-    /// 0 until the first sandbox stood.
-    startup_us: AtomicU64,
-    /// 0 until a group told.
-    memory_bytes: AtomicU64,
-}
-
-impl Measured {
-    fn note(&self, startup: Duration, memory_bytes: Option<u64>) {
-        let least = |cell: &AtomicU64, value: u64| {
-            // Relaxed: figures for people; `fetch_update` fails only when there is nothing to change.
-            cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| (old == 0 || value < old).then_some(value)).ok();
-        };
-        least(&self.startup_us, u64::try_from(startup.as_micros()).unwrap_or(u64::MAX).max(1));
-        if let Some(bytes) = memory_bytes {
-            least(&self.memory_bytes, bytes.max(1));
-        }
-    }
+/// What all runtimes in the OS sandbox share.
+struct Works {
+    parts: NativeParts,
+    launchers: Launchers,
+    uids: Option<UidRanges>,
 }
 
 impl NativeRuntime {
     /// Starts the launcher; from then on it removes the server's groups, however the server ends.
     pub fn start(parts: NativeParts) -> std::io::Result<Arc<Self>> {
         match Self::launch(&parts) {
-            Ok((launchers, uids)) => Ok(Arc::new_cyclic(|itself| Self {
-                parts,
-                launchers,
-                uids,
-                measured: Measured::default(),
-                itself: Weak::clone(itself),
-            })),
+            Ok((launchers, uids)) => {
+                let flavour = Images { store: Arc::clone(&parts.images) };
+                Ok(Self::on(Arc::new(Works { parts, launchers, uids }), Box::new(flavour)))
+            }
             Err(error) => {
                 if let Some(cgroups) = parts.cgroups {
                     cgroups.close().map_err(std::io::Error::other)?;
@@ -119,31 +105,32 @@ impl NativeRuntime {
         Ok((Launchers::start(at_end)?, uids))
     }
 
-    pub(in crate::runtime::native) fn language(&self, name: &str) -> Option<Arc<Language>> {
-        self.parts.languages.get(name)
+    fn on(works: Arc<Works>, flavour: Box<dyn Flavour>) -> Arc<Self> {
+        Arc::new_cyclic(|itself| Self { works, flavour, asking: tokio::sync::Mutex::default(), itself: Weak::clone(itself) })
+    }
+
+    /// Another runtime behind the same walls.
+    pub fn with(&self, flavour: Box<dyn Flavour>) -> Arc<Self> {
+        Self::on(Arc::clone(&self.works), flavour)
+    }
+
+    /// The language of that name as this runtime runs it under these permissions.
+    pub(in crate::runtime::native) fn language(&self, name: &str, permissions: &Permissions) -> Option<Arc<Language>> {
+        self.flavour.language(&self.works.parts.languages.get(name)?, permissions)
     }
 
     /// The steps that would build a sandbox, for `codebeaker plan`.
     pub fn plan(&self, config: &InstanceConfig) -> Result<Compiled, SandboxError> {
-        let image = self.image(config)?;
-        let ids = match &self.uids {
+        let image = self.flavour.root(config)?;
+        let ids = match &self.works.uids {
             Some(_) => Ids::Range { start: 0x1000_0000, count: IDS_OF_A_SANDBOX },
             None => self.own_ids(),
         };
         Ok(compile(&self.spec(config, &image, ids, Placement::default())))
     }
 
-    fn image(&self, config: &InstanceConfig) -> Result<ImageRoot, SandboxError> {
-        self.parts.images.resolve(&config.image).map_err(|error| match error {
-            ImageError::NotFound { .. } | ImageError::NameInvalid { .. } => {
-                SandboxError::ImageNotFound { image: config.image.clone() }
-            }
-            error => exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())),
-        })
-    }
-
     fn own_ids(&self) -> Ids {
-        let host = &self.parts.host;
+        let host = &self.works.parts.host;
         let subordinate = &host.subordinate;
         match (&subordinate.newuidmap, &subordinate.newgidmap, subordinate.uids.first(), subordinate.gids.first()) {
             (Some(newuidmap), Some(newgidmap), Some(uids), Some(gids)) => Ids::Helper {
@@ -157,7 +144,7 @@ impl NativeRuntime {
     }
 
     fn spec<'a>(&self, config: &'a InstanceConfig, image: &ImageRoot, ids: Ids, cgroup: Placement) -> Spec<'a> {
-        let host = &self.parts.host;
+        let host = &self.works.parts.host;
         Spec {
             profile: &config.profile,
             limits: &config.limits,
@@ -181,21 +168,16 @@ impl NativeRuntime {
         config: &InstanceConfig,
         generation: u64,
     ) -> Result<Sandbox, SandboxError> {
-        let started = Instant::now();
         match tokio::time::timeout(CREATE_TIME, self.build(config, generation)).await {
-            Ok(Ok(sandbox)) => {
-                self.measured.note(started.elapsed(), sandbox.usage().memory_peak_bytes);
-                Ok(sandbox)
-            }
-            Ok(Err(error)) => Err(error),
+            Ok(answer) => answer,
             Err(_) => Err(SandboxError::Busy { cause: format!("it did not stand after {} s", CREATE_TIME.as_secs()) }),
         }
     }
 
     async fn build(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
-        let launcher = self.launchers.current().await.ok_or_else(launcher_gone)?;
-        let image = self.image(config)?;
-        let (ids, range) = match &self.uids {
+        let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
+        let image = self.flavour.root(config)?;
+        let (ids, range) = match &self.works.uids {
             Some(uids) => {
                 let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
                 (Ids::Range { start: range.start, count: range.count }, Some(range))
@@ -216,15 +198,17 @@ impl NativeRuntime {
             CreateFailure::LauncherGone => launcher_gone(),
         })?;
         let profile = &config.profile;
+        let mut walls = compiled.walls;
+        walls.extend(config.permissions.as_ref().map(|permissions| self.flavour.permissions_row(permissions)));
         let enforcement = Enforcement {
-            walls: compiled.walls,
+            walls,
             limits,
             profile: ProfileIdentity {
                 name: profile.name.clone(),
                 version: profile.version.clone(),
                 sha256: profile.sha256.clone(),
             },
-            rootless: !self.parts.host.root,
+            rootless: !self.works.parts.host.root,
         };
         let Launched { tag, control, gone } = launched;
         let ended = Ended { launcher: &launcher, tag: Some(tag) };
@@ -237,8 +221,32 @@ impl NativeRuntime {
         Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment, told: Mutex::default() })
     }
 
+    async fn instance(&self, config: InstanceConfig) -> Result<Arc<NativeInstance>, SandboxError> {
+        let runtime = self.itself.upgrade().ok_or_else(|| SandboxError::Internal("the runtime is going down".into()))?;
+        let sandbox = self.sandbox(&config, 0).await?;
+        Ok(NativeInstance::new(runtime, config, sandbox))
+    }
+
+    /// Asks what the flavour has to know, in a sandbox like the one that is wanted.
+    async fn learn(&self, config: &InstanceConfig) -> Result<(), SandboxError> {
+        let _one_at_a_time = self.asking.lock().await;
+        if let Some(question) = self.flavour.question() {
+            let config = InstanceConfig { environment_id: EnvironmentId::random(), ..config.clone() };
+            let instance = self.instance(config).await?;
+            let answer = ask::ask(instance.as_ref(), question).await;
+            instance.close().await;
+            self.flavour.learned(answer);
+        }
+        match self.flavour.availability() {
+            Availability::Available => Ok(()),
+            Availability::Unavailable(cause) => {
+                Err(SandboxError::RuntimeUnusable { runtime: self.kind().name().into(), cause })
+            }
+        }
+    }
+
     fn group(&self, config: &InstanceConfig, generation: u64) -> Result<Option<SessionCgroup>, SandboxError> {
-        let Some(tree) = &self.parts.cgroups else { return Ok(None) };
+        let Some(tree) = &self.works.parts.cgroups else { return Ok(None) };
         // The sandbox that is replaced may still have its group.
         let name = match generation {
             0 => config.environment_id.clone(),
@@ -288,7 +296,7 @@ impl NativeRuntime {
             ["user", "mount", "pid", "network", "ipc", "uts", "capabilities", "no_new_privs", "seccomp", "masked_paths"];
         for name in REQUIRED {
             let stands = walls.iter().any(|row| row.name == name && row.state != WallStatus::Absent);
-            if !stands && !self.parts.allow_degraded.iter().any(|allowed| allowed == name) {
+            if !stands && !self.works.parts.allow_degraded.iter().any(|allowed| allowed == name) {
                 return Err(SandboxError::IsolationUnavailable {
                     wall: name.into(),
                     cause: "it is not among the walls that this host can build".into(),
@@ -347,7 +355,7 @@ fn out_of(errno: i32) -> Option<SandboxError> {
 }
 
 /// The same for an error that has an errno somewhere below it.
-fn exhausted(error: &(dyn std::error::Error + 'static)) -> Option<SandboxError> {
+pub(in crate::runtime) fn exhausted(error: &(dyn std::error::Error + 'static)) -> Option<SandboxError> {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     let errno = causes.find_map(|error| error.downcast_ref::<std::io::Error>()?.raw_os_error());
     errno.and_then(out_of)
@@ -387,49 +395,55 @@ impl Drop for Ended<'_> {
 }
 
 impl Runtime for NativeRuntime {
-    fn name(&self) -> &'static str {
-        "OS sandbox"
+    fn name(&self) -> &str {
+        self.flavour.name()
     }
 
     fn kind(&self) -> RuntimeKind {
-        RuntimeKind::NativeProcess
+        self.flavour.kind()
     }
 
     fn languages(&self) -> Vec<String> {
-        self.parts.languages.all().iter().map(|language| language.name.clone()).collect()
+        let permissions = Permissions::default();
+        let runs = |language: &&Arc<Language>| self.flavour.language(language, &permissions).is_some();
+        self.works.parts.languages.all().iter().filter(runs).map(|language| language.name.clone()).collect()
     }
 
     fn commands(&self) -> Vec<CommandKind> {
-        CommandKind::ALL.to_vec()
+        self.kind().commands()
     }
 
     fn features(&self) -> Features {
-        let startup_us = self.measured.startup_us.load(Ordering::Relaxed);
-        let memory_bytes = self.measured.memory_bytes.load(Ordering::Relaxed);
         Features {
-            // Until the first sandbox has stood these are the figures of one test host.
-            startup_time_ms: if startup_us == 0 { 5.0 } else { startup_us as f64 / 1000.0 },
-            memory_overhead_mb: if memory_bytes == 0 { 1.0 } else { memory_bytes as f64 / f64::from(1 << 20) },
-            isolation_level: if self.parts.host.root { 9 } else { 8 },
+            isolation_level: if self.works.parts.host.root { 9 } else { 8 },
             filesystem_persistence: true,
             network_access: false,
             concurrent_executions_max: 16,
-            measured: startup_us != 0,
+            measured: false,
+            ..self.flavour.figures()
         }
     }
 
     fn availability(&self) -> Availability {
-        match &self.parts.host.user_namespaces {
-            UserNamespaces::Allowed => Availability::Available,
+        match &self.works.parts.host.user_namespaces {
+            UserNamespaces::Allowed => self.flavour.availability(),
             UserNamespaces::Refused { cause, mend } => Availability::Unavailable(format!("{cause}; {mend}")),
         }
     }
 
-    fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {
+    fn own_root(&self) -> Option<String> {
+        self.flavour.own_root()
+    }
+
+    fn create(&self, mut config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {
         async move {
-            let sandbox = self.sandbox(&config, 0).await?;
-            let runtime = self.itself.upgrade().ok_or_else(|| SandboxError::Internal("the runtime is going down".into()))?;
-            let instance: Arc<dyn Instance> = NativeInstance::new(runtime, config, sandbox);
+            self.learn(&config).await?;
+            let permissions = config.permissions.clone().unwrap_or_default();
+            config.language = self.flavour.language(&config.language, &permissions).ok_or_else(|| {
+                let cause = format!("this version of it does not run {}", config.language.display_name);
+                SandboxError::RuntimeUnusable { runtime: self.kind().name().into(), cause }
+            })?;
+            let instance: Arc<dyn Instance> = self.instance(config).await?;
             Ok(instance)
         }
         .boxed()

@@ -274,6 +274,7 @@ impl LanguageSource for World {
             install: Some(vec!["pip".into(), "{packages}".into()]),
             env: BTreeMap::new(),
             preload: Vec::new(),
+            engines: BTreeMap::default(),
             install_file: None,
             package_syntax: None,
         };

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::speech::{SPEECHES, Speech};
-use crate::support::{Client, Server, Session, Setup, page, trial::skip};
+use crate::support::{Client, Feature, Server, Session, Setup, host, page, trial::skip};
 
 /// The nine commands, each in a form that would succeed or fail as a result, never as an error of the call.
 fn commands() -> [Value; 9] {
@@ -27,6 +27,11 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
         "matrix",
         &[
+            ("Deno takes part, in JavaScript and TypeScript", || {
+                takes_part(Feature::Deno, "Deno", &["javascript", "typescript"])
+            }),
+            ("Bun takes part, in JavaScript and TypeScript", || takes_part(Feature::Bun, "Bun", &["javascript", "typescript"])),
+            ("Node takes part, in JavaScript", || takes_part(Feature::Node, "NodeJs", &["javascript"])),
             ("a runtime carries out exactly the commands that it declares", declared),
             ("file commands give the same results on every runtime", files),
             ("a program gets input, arguments and variables on every runtime, and its exit code is told", programs),
@@ -101,6 +106,19 @@ fn everywhere(claim: fn(&Pair, &Server)) {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             panic!("{} in {}: {}", pair.runtime, pair.speech.language, text.unwrap_or("a panic without a message"));
         }
+    }
+}
+
+/// What the host has must not be missing from the matrix.
+fn takes_part(feature: Feature, runtime: &str, languages: &[&str]) {
+    host().need(feature);
+    let server = Setup::engines().shared();
+    let pairs = Pair::all(&server);
+    for language in languages {
+        assert!(
+            pairs.iter().any(|pair| pair.runtime == runtime && pair.speech.language == *language),
+            "{runtime} in {language}"
+        );
     }
 }
 
@@ -186,7 +204,7 @@ fn shared_files() {
 fn timeout() {
     everywhere(|pair, server| {
         let mut session = pair.session(server, &json!({}));
-        let command = json!({"type": "execute_code", "code": pair.speech.endless, "timeoutSeconds": 2});
+        let command = json!({"type": "execute_code", "code": pair.speech.endless, "timeoutSeconds": 1});
         let answer = session.fails(&command, "timeout");
         check_shape(&answer["result"]);
         assert_eq!(answer["result"]["timedOut"], true, "{answer}");

@@ -1,7 +1,7 @@
 //! What the host offers to the tests. A trial asks for what it needs; what is missing skips it, or fails it where
 //! `CODEBEAKER_TEST_REQUIRE` (a comma-separated list of the names below, or `all`) says that it must be there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::trial::skip;
@@ -17,6 +17,10 @@ pub enum Feature {
     Python,
     /// `/usr/bin/node`.
     Node,
+    /// Deno, where `scripts/test` installs it.
+    Deno,
+    /// Bun, where `scripts/test` installs it.
+    Bun,
     /// A 64-bit x86 kernel, which the golden lists are made for.
     X86,
     /// The pids controller, v1 or v2.
@@ -33,6 +37,8 @@ impl Feature {
             Self::OrdinaryUser => "ordinary_user",
             Self::Python => "python",
             Self::Node => "node",
+            Self::Deno => "deno",
+            Self::Bun => "bun",
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
             Self::CgroupMemory => "cgroup_memory",
@@ -80,12 +86,20 @@ impl Host {
             Feature::OrdinaryUser => (ordinary_user(), "user namespaces are closed to ordinary users"),
             Feature::Python => (Path::new("/usr/bin/python3").exists(), "there is no /usr/bin/python3"),
             Feature::Node => (Path::new("/usr/bin/node").exists(), "there is no /usr/bin/node"),
+            Feature::Deno => (engine("deno").is_some(), "there is no target/engines/deno (scripts/test installs it)"),
+            Feature::Bun => (engine("bun").is_some(), "there is no target/engines/bun (scripts/test installs it)"),
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
         };
         (!there).then_some(reason)
     }
+}
+
+/// An engine that `scripts/test` has installed.
+pub fn engine(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/engines").join(name);
+    path.is_file().then_some(path)
 }
 
 fn ordinary_user() -> bool {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::Server;
+use super::{Server, host};
 
 /// One configuration of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,9 +34,10 @@ impl Setup {
         Self { config: "[sandbox]\nprofiles = [\"default\", \"strict\", \"permissive\"]\n".into(), ..Self::default() }
     }
 
-    /// With every runtime that this host has.
+    /// With every engine that was installed for tests, and Node where the host has it.
     pub fn engines() -> Self {
-        Self::plain()
+        let place = |engine: &str| host::engine(engine).map(|path| format!("{engine} = {path:?}\n")).unwrap_or_default();
+        Self::plain().with_config(&format!("[runtimes]\n{}{}", place("deno"), place("bun")))
     }
 
     /// Nothing but the defaults.
