@@ -25,11 +25,12 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 8] = [
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
     ("cgroups_rs", &["sandbox/cgroups"]),
     ("landlock", &["sys/landlock", "sys/trial", "image/confine"]),
+    ("lddtree", &["image/minimal"]),
     ("seccompiler", &["seccomp/"]),
     ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry"]),
     ("figment", &["config"]),

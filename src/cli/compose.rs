@@ -26,6 +26,7 @@ use crate::rpc::auth::Tokens;
 use crate::rpc::server::{Authentication, Server, ServerParts};
 use crate::runtime::engine::find::Place;
 use crate::runtime::engine::{self, EnginePlaces};
+use crate::runtime::figures::Figures;
 use crate::runtime::native::{NativeParts, NativeRuntime};
 use crate::runtime::registry::{InImage, Registry};
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
@@ -37,6 +38,9 @@ use crate::session::api::{LanguageRow, RuntimeRow};
 use crate::session::manager::{Manager, ManagerParts};
 use crate::session::sources::{ImageSource, LanguageSource, ProfileSource};
 use crate::{sys, telemetry};
+
+/// Below the state directory: what runtimes cost on this host.
+const FIGURES_FILE: &str = "figures.json";
 
 /// One step of a plan, in the order it is carried out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -145,6 +149,12 @@ fn registry(config: &Config, server: &ServerId) -> Result<Registry, CliError> {
     Ok(Registry::new(all.collect()))
 }
 
+/// With what was measured here before, and with the walls that stand under the profile that a request gets unasked.
+fn compared(config: &Config, registry: Registry, profiles: &Profiles) -> Registry {
+    let profile = profiles.get("default");
+    registry.with(Figures::load(&config.state_dir.join(FIGURES_FILE)), profile.as_deref())
+}
+
 /// Runs the server until a signal ends it; `ready` is called once connections are accepted.
 pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>) -> Result<(), CliError> {
     telemetry::init_logs(&config.log)?;
@@ -154,12 +164,13 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
         Ok(report) => tracing::debug!(?report, "control groups of servers that are gone"),
         Err(error) => tracing::warn!(error = &error as &dyn Error, "control groups of a server that is gone stay behind"),
     }
-    let registry = Arc::new(registry(config, state.server_id())?);
+    let profiles = load_profiles(config)?;
+    let registry = Arc::new(compared(config, registry(config, state.server_id())?, &profiles));
     let manager = Manager::new(ManagerParts {
         config: Arc::new(config.clone()),
         registry,
         languages: load_languages(config)?,
-        profiles: load_profiles(config)?,
+        profiles,
         images: Arc::new(store(config)?),
     });
     let authentication = if config.server.no_auth {
@@ -191,7 +202,10 @@ fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::run
     runtime.spawn(async move {
         manager.start();
         let versions = Arc::clone(&manager);
-        tokio::spawn(async move { versions.probe_languages().await });
+        tokio::spawn(async move {
+            versions.measure_runtimes().await;
+            versions.probe_languages().await;
+        });
         let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
             tracing::error!("signals can't be caught; the server ends by SIGKILL only");
             return;
@@ -232,7 +246,8 @@ pub fn language_rows(config: &Config) -> Result<Vec<LanguageRow>, CliError> {
 /// The rows of `runtime.list`.
 pub fn runtime_rows(config: &Config) -> Result<Vec<RuntimeRow>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
-    Ok(registry(config, &id)?.rows())
+    let profiles = load_profiles(config)?;
+    Ok(compared(config, registry(config, &id)?, &profiles).rows())
 }
 
 /// A profile by name; the error lists what there is.

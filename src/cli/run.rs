@@ -262,19 +262,12 @@ pub(super) fn limits_of(
     }
     let memory_bytes =
         NonZeroU64::new(memory).ok_or_else(|| CliError::new(format!("the profile `{}` allows no memory", profile.name)))?;
+    let own = profile.limits().ok_or_else(|| CliError::new(format!("the profile `{}` allows no memory", profile.name)))?;
     let limits = Limits {
         memory_bytes,
-        cpu_shares: 1024,
-        cpu_cores: defaults.cpu_cores,
-        pids: defaults.pids,
-        // A session's files are charged to its memory.
         disk_bytes: defaults.disk_bytes.min(memory / 2),
-        inodes: defaults.inodes,
-        output_kept_bytes: defaults.output_kept_bytes,
-        output_killed_bytes: defaults.output_killed_bytes,
         timeout: timeout.map_or(defaults.timeout, |seconds| Duration::from_secs(seconds.get().into())),
-        timeout_max: maximum.timeout,
-        open_files: defaults.open_files,
+        ..own
     };
     Ok((limits, NamedLimits { memory: memory_mb.is_some(), ..NamedLimits::default() }))
 }

@@ -5,6 +5,8 @@
 
 pub mod engine;
 pub mod features;
+pub mod figures;
+pub mod isolation;
 pub mod native;
 pub mod registry;
 
@@ -17,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::command::{Command, CommandKind, CommandResult, Control, Stream, Usage};
 use crate::id::{EnvironmentId, ExecutionId};
 use crate::language::Language;
-use crate::sandbox::enforcement::Enforcement;
+use crate::sandbox::enforcement::{Enforcement, WallState};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
@@ -129,6 +131,14 @@ pub trait Runtime: Send + Sync {
     fn features(&self) -> Features;
     /// Whether it can serve on this host now.
     fn availability(&self) -> Availability;
+    /// Of what it runs programs with; absent until it is known.
+    fn version(&self) -> Option<String> {
+        None
+    }
+    /// The walls that stand in an environment under this profile; none where they can't be told beforehand.
+    fn walls(&self, _: &Profile) -> Vec<WallState> {
+        Vec::new()
+    }
     /// What it stands on when that is no image of the request's choice.
     fn own_root(&self) -> Option<String> {
         None

@@ -10,7 +10,10 @@ mod file;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZeroU64;
 use std::time::Duration;
+
+use super::spec::Limits;
 
 pub use load::{ProfileError, Profiles};
 
@@ -73,4 +76,25 @@ pub struct ProfileLimits {
     pub output_killed_bytes: u64,
     pub timeout: Duration,
     pub open_files: u64,
+}
+
+impl Profile {
+    /// The limits of a request that names none; none for a profile that allows no memory.
+    pub fn limits(&self) -> Option<Limits> {
+        let ProfileLimits { memory_bytes, pids, cpu_cores, disk_bytes, inodes, .. } = self.defaults;
+        Some(Limits {
+            memory_bytes: NonZeroU64::new(memory_bytes)?,
+            cpu_shares: 1024,
+            cpu_cores,
+            pids,
+            // A session's files are charged to its memory.
+            disk_bytes: disk_bytes.min(memory_bytes / 2),
+            inodes,
+            output_kept_bytes: self.defaults.output_kept_bytes,
+            output_killed_bytes: self.defaults.output_killed_bytes,
+            timeout: self.defaults.timeout,
+            timeout_max: self.maximum.timeout,
+            open_files: self.defaults.open_files,
+        })
+    }
 }

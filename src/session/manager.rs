@@ -313,7 +313,7 @@ impl Manager {
 
     /// What the registry knows, with what the image lacks of the language.
     fn facts(&self, language: &Language, image: &str) -> Vec<CandidateFacts> {
-        let mut facts = self.shared.registry.facts();
+        let mut facts = self.shared.registry.facts(&language.name);
         let serves =
             |facts: &CandidateFacts| facts.availability == Availability::Available && facts.languages.contains(&language.name);
         // With one candidate there is nothing to compare, and looking into the image costs.

@@ -15,6 +15,7 @@ mod admission;
 mod book;
 mod cause;
 mod execution;
+mod measure;
 mod once;
 mod opening;
 mod outcomes;

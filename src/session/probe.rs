@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use crate::command::{Command, ExecuteShell, Stdin};
 use crate::id::ExecutionId;
 use crate::language::Language;
-use crate::runtime::ExecutionRequest;
 use crate::runtime::registry::InImage;
+use crate::runtime::{ExecutionRequest, RuntimeKind};
 
 use super::api::{CreateSession, LanguageRow, Principal, SessionError};
 use super::locked;
@@ -52,13 +52,19 @@ impl Manager {
                 name: language.name.clone(),
                 display_name: language.display_name.clone(),
                 aliases: language.aliases.clone(),
-                version: versions.get(&language.name).cloned(),
+                version: versions.get(&language.name).cloned().or_else(|| self.version_of_engine(*runtimes.first()?)),
                 installed: in_image || !runtimes.is_empty(),
                 runtimes,
                 image,
             }
         };
         shared.languages.all().into_iter().map(row).collect()
+    }
+
+    /// Of a language that only an engine runs here, the engine's version is the best there is.
+    fn version_of_engine(&self, kind: RuntimeKind) -> Option<String> {
+        let runtime = self.shared.registry.get(kind).filter(|runtime| runtime.own_root().is_some())?;
+        Some(format!("{} {}", kind.name(), runtime.version()?))
     }
 
     async fn version_of(&self, language: &Arc<Language>) -> Result<Option<String>, SessionError> {

@@ -29,7 +29,7 @@ pub trait Flavour: Send + Sync {
     fn own_root(&self) -> Option<String>;
     /// The language as this runtime runs it; none when it does not.
     fn language(&self, language: &Arc<Language>, permissions: &Permissions) -> Option<Arc<Language>>;
-    /// Version of its programs, once it is known; the main runtime has none of its own.
+    /// Version of its programs, once it is known; the main runtime's is this program's.
     fn version(&self) -> Option<String>;
     /// What becomes of the permissions that a request names: a row of `enforcement`.
     fn permissions_row(&self, permissions: &Permissions) -> WallState;
@@ -79,7 +79,7 @@ impl Flavour for Images {
     }
 
     fn version(&self) -> Option<String> {
-        None
+        Some(env!("CARGO_PKG_VERSION").into())
     }
 
     fn permissions_row(&self, _: &Permissions) -> WallState {

@@ -32,10 +32,12 @@ use crate::sandbox::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, comp
 use crate::sandbox::enforcement::{Enforcement, ProfileIdentity, WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
+use crate::sandbox::profile::Profile;
 use crate::sandbox::uid_ranges::UidRanges;
 use crate::sys::error::describe;
 
 use super::features::Features;
+use super::isolation::REQUIRED_WALLS;
 use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind};
 use control::InitClient;
 pub use flavour::Flavour;
@@ -122,11 +124,21 @@ impl NativeRuntime {
     /// The steps that would build a sandbox, for `codebeaker plan`.
     pub fn plan(&self, config: &InstanceConfig) -> Result<Compiled, SandboxError> {
         let image = self.flavour.root(config)?;
-        let ids = match &self.works.uids {
+        let ids = self.ids_for_show();
+        Ok(compile(&self.spec(config, &image, ids, Placement::default())))
+    }
+
+    /// Ids of the kind that a sandbox would have, without taking any.
+    fn ids_for_show(&self) -> Ids {
+        match &self.works.uids {
             Some(_) => Ids::Range { start: 0x1000_0000, count: IDS_OF_A_SANDBOX },
             None => self.own_ids(),
-        };
-        Ok(compile(&self.spec(config, &image, ids, Placement::default())))
+        }
+    }
+
+    fn kernel(&self) -> Kernel {
+        let host = &self.works.parts.host;
+        Kernel { time_namespace: host.time_namespace, landlock_abi: host.landlock_abi, version: (host.kernel.0, host.kernel.1) }
     }
 
     fn own_ids(&self) -> Ids {
@@ -144,7 +156,6 @@ impl NativeRuntime {
     }
 
     fn spec<'a>(&self, config: &'a InstanceConfig, image: &ImageRoot, ids: Ids, cgroup: Placement) -> Spec<'a> {
-        let host = &self.works.parts.host;
         Spec {
             profile: &config.profile,
             limits: &config.limits,
@@ -154,11 +165,7 @@ impl NativeRuntime {
             },
             ids,
             cgroup,
-            kernel: Kernel {
-                time_namespace: host.time_namespace,
-                landlock_abi: host.landlock_abi,
-                version: (host.kernel.0, host.kernel.1),
-            },
+            kernel: self.kernel(),
         }
     }
 
@@ -292,9 +299,7 @@ impl NativeRuntime {
 
     /// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
     fn required_walls(&self, walls: &[WallState]) -> Result<(), SandboxError> {
-        const REQUIRED: [&str; 10] =
-            ["user", "mount", "pid", "network", "ipc", "uts", "capabilities", "no_new_privs", "seccomp", "masked_paths"];
-        for name in REQUIRED {
+        for name in REQUIRED_WALLS {
             let stands = walls.iter().any(|row| row.name == name && row.state != WallStatus::Absent);
             if !stands && !self.works.parts.allow_degraded.iter().any(|allowed| allowed == name) {
                 return Err(SandboxError::IsolationUnavailable {
@@ -415,11 +420,9 @@ impl Runtime for NativeRuntime {
 
     fn features(&self) -> Features {
         Features {
-            isolation_level: if self.works.parts.host.root { 9 } else { 8 },
             filesystem_persistence: true,
             network_access: false,
             concurrent_executions_max: 16,
-            measured: false,
             ..self.flavour.figures()
         }
     }
@@ -429,6 +432,25 @@ impl Runtime for NativeRuntime {
             UserNamespaces::Allowed => self.flavour.availability(),
             UserNamespaces::Refused { cause, mend } => Availability::Unavailable(format!("{cause}; {mend}")),
         }
+    }
+
+    fn version(&self) -> Option<String> {
+        self.flavour.version()
+    }
+
+    fn walls(&self, profile: &Profile) -> Vec<WallState> {
+        let Some(limits) = profile.limits() else { return Vec::new() };
+        let ids = self.ids_for_show();
+        let group = || Placement { join: vec!["/".into()], ..Placement::default() };
+        let spec = Spec {
+            profile,
+            limits: &limits,
+            root: Root { lower: "/".into(), binds: Vec::new() },
+            ids,
+            cgroup: self.works.parts.cgroups.as_ref().map_or_else(Placement::default, |_| group()),
+            kernel: self.kernel(),
+        };
+        compile(&spec).walls
     }
 
     fn own_root(&self) -> Option<String> {

@@ -3,10 +3,12 @@
 //! Invariant: what is tried comes from `runtime.list` and `language.list`, so a new runtime is tested without a line here; a new
 //! language needs its programs below, and is named as skipped until it has them. Read `speech` for those programs.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::speech::{SPEECHES, Speech};
-use crate::support::{Client, Feature, Server, Session, Setup, host, page, trial::skip};
+use crate::support::{Client, Feature, Server, Session, Setup, eventually, host, page, trial::skip};
 
 /// The nine commands, each in a form that would succeed or fail as a result, never as an error of the call.
 fn commands() -> [Value; 9] {
@@ -42,6 +44,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("executions without persistence see nothing of the one before, on every runtime", fresh),
             ("execution.run gives its result on every runtime", run_once),
             ("a runtime that is named is taken, or refused with its reason", forced),
+            ("what a runtime costs is measured at the start and known at the next one", measured),
             ("every language that is installed has its programs here", unspoken),
         ],
     )
@@ -293,6 +296,41 @@ fn forced() {
             assert!(reason_of(&error, runtime).contains(language), "{error}");
         }
     }
+}
+
+/// Until each runtime that can serve has figures of its own.
+fn wait_for_figures(server: &Server) -> Vec<Value> {
+    let mut client = server.client();
+    let mut available = Vec::new();
+    let all = eventually(Duration::from_secs(120), || {
+        available = rows(&mut client, "runtime.list", "runtimes");
+        available.retain(|row| row["available"] == true);
+        available.iter().all(|row| row["capabilities"]["measured"] == true)
+    });
+    assert!(all, "{available:?}");
+    available
+        .iter()
+        .map(|row| json!([row["type"], row["capabilities"]["startupTimeMs"], row["capabilities"]["memoryOverheadMB"]]))
+        .collect()
+}
+
+fn measured() {
+    host().need(Feature::CgroupMemory).need(Feature::Root);
+    let setup = Setup::engines().with_variable("CODEBEAKER_RUNTIMES_MEASURE", "true");
+    let first = Server::start(&setup);
+    let figures = wait_for_figures(&first);
+    assert!(figures.iter().all(|row| row[1].as_f64() > Some(0.0) && row[2].as_f64() > Some(0.0)), "{figures:?}");
+    first.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(first.wait(Duration::from_secs(60)).is_some(), "it ends after SIGTERM");
+    let second = Server::start_in(&setup, first.into_directory());
+    let again = wait_for_figures(&second);
+    // A language whose figure was missing at the first end may be measured yet, and may start faster.
+    assert!(
+        again.iter().zip(&figures).all(|(new, old)| new[0] == old[0] && new[1].as_f64() <= old[1].as_f64()),
+        "{figures:?} {again:?}"
+    );
+    let left = second.end_and_check();
+    assert!(left.is_empty(), "{}", left.join("; "));
 }
 
 fn unspoken() {

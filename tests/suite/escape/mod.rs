@@ -1,6 +1,7 @@
 //! Escape tests in pairs: what a program cannot do inside a session, beside what the same probe can do with that wall
 //! weaker (another profile) or on its own side of the wall. Nothing here ever probes the bare host.
 
+mod engines;
 mod golden;
 mod identity;
 mod kernel;
@@ -12,7 +13,10 @@ use serde_json::{Value, json};
 use crate::support::{Feature, Session, Setup, host};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
-    [identity::trials(), kernel::trials(), places::trials(), races::trials(), golden::trials()].into_iter().flatten().collect()
+    [identity::trials(), kernel::trials(), places::trials(), races::trials(), engines::trials(), golden::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// The profiles, weakest last.
