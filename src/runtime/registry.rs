@@ -142,6 +142,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::CommandKind;
     use crate::session::tests::simulated::SimulatedRuntime;
 
     #[test]
@@ -162,5 +163,28 @@ mod tests {
         assert_eq!(registry.running("python", InImage::Yes), [RuntimeKind::NativeProcess]);
         assert!(registry.running("python", InImage::No).is_empty());
         assert!(registry.running("cobol", InImage::Yes).is_empty());
+    }
+
+    /// The table of docs/runtimes.md, from what is declared.
+    fn table() -> String {
+        let kinds = [RuntimeKind::NativeProcess, RuntimeKind::Deno, RuntimeKind::Bun, RuntimeKind::NodeJs];
+        let mut lines = vec!["| command |".to_owned(), "| --- |".to_owned()];
+        for kind in kinds {
+            lines[0].push_str(&format!(" `{}` |", kind.name()));
+            lines[1].push_str(" --- |");
+        }
+        lines.extend(CommandKind::ALL.into_iter().map(|command| {
+            let cells = kinds.map(|kind| if kind.commands().contains(&command) { " yes |" } else { " – |" });
+            format!("| `{}` |{}", command.name(), cells.concat())
+        }));
+        lines.join("\n")
+    }
+
+    #[test]
+    fn the_table_of_commands_in_the_docs_is_what_runtimes_declare() {
+        let page = include_str!("../../docs/runtimes.md");
+        let (_, rest) = page.split_once("<!-- commands -->\n").expect("the table begins");
+        let (shown, _) = rest.split_once("\n<!-- /commands -->").expect("the table ends");
+        assert_eq!(shown, table(), "docs/runtimes.md must hold:\n{}", table());
     }
 }

@@ -306,6 +306,9 @@ impl Manager {
         };
         let unavailable = |candidates| SessionError::RuntimeNotAvailable { candidates };
         let selection = select(&requirements, &self.facts(language, image)).map_err(unavailable)?;
+        if request.runtime.is_none() && selection.candidates.first().is_some_and(|best| best.runtime == RuntimeKind::Docker) {
+            tracing::warn!(reason = %selection.reason, "a session falls back to Docker");
+        }
         let chosen = selection.candidates.first().and_then(|candidate| registry.get(candidate.runtime));
         let runtime = chosen.ok_or_else(|| unavailable(selection.candidates.clone()))?;
         Ok((selection, runtime))

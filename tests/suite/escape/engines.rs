@@ -54,7 +54,7 @@ fn roots() {
         assert_eq!(told(&mut session, &code), json!([]), "{engine}");
         let control = "console.log(JSON.stringify(fs.existsSync('/etc/passwd') && fs.readdirSync('/usr/local/bin').length));";
         assert_eq!(told(&mut session, control), json!(1), "the control: {engine} sees its root");
-        let listed = session.ok(&json!({"type": "list_directory", "path": "/usr/bin/.."}));
+        let listed = session.ok(&json!({"type": "list_directory", "path": "/usr"}));
         assert!(!listed.to_string().contains("share"), "{engine}: {listed}");
     }
 }
