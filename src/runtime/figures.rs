@@ -31,6 +31,7 @@ impl Figure {
     }
 
     /// The lesser of both, which is the cost without waiting for others.
+    #[must_use]
     pub fn least(self, other: Self) -> Self {
         let memory_bytes = self.memory_bytes.into_iter().chain(other.memory_bytes).min();
         Self { startup_us: self.startup_us.min(other.startup_us), memory_bytes }

@@ -42,6 +42,7 @@ impl Registry {
     }
 
     /// Goes by these figures, and by the walls that stand under this profile.
+    #[must_use]
     pub fn with(mut self, figures: Figures, profile: Option<&Profile>) -> Self {
         let level = |runtime: &Arc<dyn Runtime>| Some((runtime.kind(), isolation::level(&runtime.walls(profile?))));
         self.levels = self.runtimes.iter().filter_map(level).collect();
@@ -168,14 +169,12 @@ mod tests {
     /// The table of docs/runtimes.md, from what is declared.
     fn table() -> String {
         let kinds = [RuntimeKind::NativeProcess, RuntimeKind::Deno, RuntimeKind::Bun, RuntimeKind::NodeJs];
-        let mut lines = vec!["| command |".to_owned(), "| --- |".to_owned()];
-        for kind in kinds {
-            lines[0].push_str(&format!(" `{}` |", kind.name()));
-            lines[1].push_str(" --- |");
-        }
+        let row = |begin: &str, cells: [String; 4]| format!("{begin}{}", cells.concat());
+        let mut lines = vec![row("| command |", kinds.map(|kind| format!(" `{}` |", kind.name())))];
+        lines.push(row("| --- |", kinds.map(|_| " --- |".to_owned())));
         lines.extend(CommandKind::ALL.into_iter().map(|command| {
-            let cells = kinds.map(|kind| if kind.commands().contains(&command) { " yes |" } else { " – |" });
-            format!("| `{}` |{}", command.name(), cells.concat())
+            let cells = kinds.map(|kind| if kind.commands().contains(&command) { " yes |" } else { " – |" }.to_owned());
+            row(&format!("| `{}` |", command.name()), cells)
         }));
         lines.join("\n")
     }

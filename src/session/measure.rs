@@ -100,7 +100,7 @@ impl Manager {
         instance.close().await;
         Ok(match (result.failure, result.output) {
             (None, Some(CommandOutput::Execution(report))) => Some(Figure::of(startup, report.usage.memory_peak_bytes)),
-            (Some(_), _) | (None, _) => None,
+            (Some(_) | None, _) => None,
         })
     }
 }

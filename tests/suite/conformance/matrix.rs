@@ -30,7 +30,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         "matrix",
         &[
             ("Deno takes part, in JavaScript and TypeScript", || {
-                takes_part(Feature::Deno, "Deno", &["javascript", "typescript"])
+                takes_part(Feature::Deno, "Deno", &["javascript", "typescript"]);
             }),
             ("Bun takes part, in JavaScript and TypeScript", || takes_part(Feature::Bun, "Bun", &["javascript", "typescript"])),
             ("Node takes part, in JavaScript", || takes_part(Feature::Node, "NodeJs", &["javascript"])),

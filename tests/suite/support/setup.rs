@@ -36,7 +36,8 @@ impl Setup {
 
     /// With every engine that was installed for tests, and Node where the host has it.
     pub fn engines() -> Self {
-        let place = |engine: &str| host::engine(engine).map(|path| format!("{engine} = {path:?}\n")).unwrap_or_default();
+        let place =
+            |engine: &str| host::engine(engine).map(|path| format!("{engine} = \"{}\"\n", path.display())).unwrap_or_default();
         Self::plain().with_config(&format!("[runtimes]\n{}{}", place("deno"), place("bun")))
     }
 
