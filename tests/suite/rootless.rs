@@ -12,6 +12,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("the main job runs as an ordinary user", main_job),
             ("enforcement tells what degrades, and as root it is enforced", degraded_rows),
             ("the walls that need no root stand", walls),
+            ("an engine runs as an ordinary user, on a root of its own", engine),
             ("doctor and run work as an ordinary user", command_line),
         ],
     )
@@ -76,6 +77,15 @@ impl Session<'_> {
     pub fn read_status(&mut self) -> String {
         self.run("print(open('/proc/self/status').read())")
     }
+}
+
+fn engine() {
+    host().need(Feature::Node);
+    let server = ordinary().shared();
+    let mut session = Session::open(&server, &json!({"language": "javascript", "runtimeType": "NodeJs"}));
+    let result = session.ok(&json!({"type": "execute_code", "code": "console.log(6 * 7);"}));
+    assert_eq!(result["stdout"], "42\n");
+    session.fails(&json!({"type": "execute_shell", "commandName": "ls"}), "program_not_found");
 }
 
 fn command_line() {

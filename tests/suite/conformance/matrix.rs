@@ -44,6 +44,8 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("executions without persistence see nothing of the one before, on every runtime", fresh),
             ("execution.run gives its result on every runtime", run_once),
             ("a runtime that is named is taken, or refused with its reason", forced),
+            ("a program that is no engine is refused once it was asked, and an engine that is switched off says so", no_engine),
+            ("a session of no stated preference stands on an image, and every candidate has its reason", unasked),
             ("what a runtime costs is measured at the start and known at the next one", measured),
             ("every language that is installed has its programs here", unspoken),
         ],
@@ -296,6 +298,43 @@ fn forced() {
             assert!(reason_of(&error, runtime).contains(language), "{error}");
         }
     }
+}
+
+fn no_engine() {
+    let config = "[runtimes]\nbun = \"/bin/true\"\nnodejs = \"off\"\n";
+    let server = Server::start(&Setup::plain().with_config(config));
+    let mut client = server.client();
+    let reason_of = |client: &mut Client, runtime: &str| {
+        let all = rows(client, "runtime.list", "runtimes");
+        let row = all.iter().find(|row| row["type"] == runtime).expect("every runtime is listed");
+        row["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    let named = |runtime: &str| json!({"language": "javascript", "runtimeType": runtime});
+    let error = client.error_is("session.create", &named("Bun"), 1101, "runtime_not_available");
+    assert!(error.message.contains("version"), "{error}");
+    assert!(reason_of(&mut client, "Bun").contains("runtimes.bun"), "from now on it says why");
+    client.error_is("session.create", &named("NodeJs"), 1101, "runtime_not_available");
+    assert!(reason_of(&mut client, "NodeJs").contains("switches it off"));
+    let left = server.end_and_check();
+    assert!(left.is_empty(), "{}", left.join("; "));
+}
+
+fn unasked() {
+    host().need(Feature::Node);
+    let server = Setup::engines().shared();
+    let session = Session::open(&server, &json!({"language": "javascript"}));
+    let candidates = session.created["selection"]["candidates"].as_array().expect("candidates").clone();
+    assert_eq!(session.created["runtimeType"], "NativeProcess", "{candidates:?}");
+    assert_eq!(candidates.len(), rows(&mut server.client(), "runtime.list", "runtimes").len());
+    assert!(candidates.iter().all(|candidate| candidate["reason"].as_str().is_some_and(|reason| !reason.is_empty())));
+    let engine = candidates.iter().find(|candidate| candidate["runtime"] == "NodeJs").expect("a row");
+    assert!(engine["reason"].as_str().is_some_and(|reason| reason.contains("no program but its engine")), "{engine}");
+    // The control: named, the same engine serves; and an image of the request's choice is not for it.
+    let named = json!({"language": "javascript", "runtimeType": "NodeJs"});
+    assert_eq!(Session::open(&server, &named).created["runtimeType"], "NodeJs");
+    let with_image = json!({"language": "javascript", "runtimeType": "NodeJs", "image": "host"});
+    let error = server.client().error_is("session.create", &with_image, 1101, "runtime_not_available");
+    assert!(error.to_string().contains("stands on no image"), "{error}");
 }
 
 /// Until each runtime that can serve has figures of its own.
