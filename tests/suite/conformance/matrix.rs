@@ -327,7 +327,7 @@ fn unasked() {
     assert_eq!(session.created["runtimeType"], "NativeProcess", "{candidates:?}");
     assert_eq!(candidates.len(), rows(&mut server.client(), "runtime.list", "runtimes").len());
     assert!(candidates.iter().all(|candidate| candidate["reason"].as_str().is_some_and(|reason| !reason.is_empty())));
-    let engine = candidates.iter().find(|candidate| candidate["runtime"] == "NodeJs").expect("a row");
+    let engine = candidates.iter().find(|candidate| candidate["runtimeType"] == "NodeJs").expect("a row");
     assert!(engine["reason"].as_str().is_some_and(|reason| reason.contains("no program but its engine")), "{engine}");
     // The control: named, the same engine serves; and an image of the request's choice is not for it.
     let named = json!({"language": "javascript", "runtimeType": "NodeJs"});
