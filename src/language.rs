@@ -1,20 +1,23 @@
 //! Languages are data: `rootfs/*.toml` (embedded, and the operator's own) parsed into execution plans.
 //!
 //! Invariant: a `Language` that `Languages` hands out has been checked, and no name or alias belongs to two of them.
-//! Read `definition` for what a file may hold, `package` for what counts as a package's name.
+//! Read `definition` for what a file may hold, `plan` for the commands it becomes, `package` for what counts as a package's
+//! name.
 
 pub mod definition;
+pub mod engines;
 pub mod package;
+pub mod plan;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::command::{Command, ExecuteShell, SessionPath, Stdin, WriteFile, WriteMode};
-pub use package::{PackageError, PackageSyntax, validate_package};
+pub use package::{PACKAGES_MAX, PackageError, PackageSyntax, validate_package};
+pub use plan::{execution_plan, install_file_plan, install_plan, leftovers, source_path};
 
 /// Where sessions keep their files and where `execute_code` writes its source.
 pub const WORKSPACE: &str = "/workspace";
@@ -23,7 +26,7 @@ pub const WORKSPACE: &str = "/workspace";
 const FILES_MAX: usize = 256;
 
 /// One language.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Language {
     /// Lower-case name on the wire (`python`).
     pub name: String,
@@ -33,24 +36,43 @@ pub struct Language {
     pub aliases: Vec<String>,
     /// Image used when the request names none and it is installed; otherwise `host`.
     pub image: String,
-    /// Of the file that `execute_code` writes, with the dot (`.py`).
+    /// Of a source file, with the dot (`.py`).
     pub file_extension: String,
-    /// The argument vector that runs a source file; `{file}` stands for its path. Programs are searched in the session's PATH.
+    /// The file that `execute_code` writes, below the workspace (`.main.py`).
+    pub source_name: String,
+    /// The file that the compiler writes, below the workspace (`.main.out`).
+    pub output_name: String,
+    /// The argument vector that makes `{output}` of `{file}`. Absent: the language is interpreted.
+    pub compile: Option<Vec<String>>,
+    /// The argument vector that runs a source file or what was compiled: `{file}` or `{output}` stands for its path. Programs
+    /// are searched in the session's PATH.
     pub run: Vec<String>,
-    /// Programs of which one must exist in the image for the language to be installed (`python3`).
+    /// Programs that must all be in the image for the language to be installed (`mcs`, `mono`).
     pub programs: Vec<String>,
-    /// The argument vector that prints the version (`python3 --version`).
+    /// The argument vector that prints the version (`python3 --version`); when it fails the language is not installed.
     pub version: Vec<String>,
+    /// Debian packages that bring the programs to a host.
+    pub host_packages: Vec<String>,
     /// The argument vector that installs packages; `{packages}` stands for the names, one argument each. Absent: none can be.
     pub install: Option<Vec<String>>,
     /// The argument vector that installs what a requirements file names; `{file}` stands for its path.
     pub install_file: Option<Vec<String>>,
+    /// Variables of installers when the operator has given packages; `{directory}` stands for where they are.
+    pub source_env: BTreeMap<String, String>,
+    /// What the installer says when a package is not there.
+    pub not_found_words: Vec<String>,
+    /// What the installer says when packages exclude each other.
+    pub conflict_words: Vec<String>,
     /// What a package's name may look like; there whenever `install` is.
     pub package_syntax: Option<PackageSyntax>,
     /// Environment of its programs.
     pub env: BTreeMap<String, String>,
+    /// Programs in a language of the image, passed as an argument: `{helper:NAME}`.
+    pub helpers: BTreeMap<String, String>,
     /// Modules the warm interpreter imports (issue of its own).
     pub preload: Vec<String>,
+    /// How engines run it that need no image.
+    pub engines: BTreeMap<engines::Engine, engines::EnginePlan>,
 }
 
 /// Why the languages could not be loaded, or a plan not made.
@@ -94,6 +116,14 @@ pub enum LanguageError {
         /// File that wants it too.
         second: String,
     },
+    /// `packages_like` leads nowhere.
+    #[error("{file}: `packages_like` is {name:?}, but takes the name of another language that installs packages itself")]
+    PackagesLike {
+        /// The file.
+        file: String,
+        /// What stands there.
+        name: String,
+    },
     /// More files than are taken.
     #[error("{} holds more than {FILES_MAX} languages", path.display())]
     TooMany {
@@ -129,10 +159,17 @@ pub struct Languages {
     names: BTreeMap<String, (usize, String)>,
 }
 
-const EMBEDDED: [(&str, &str); 3] = [
+const EMBEDDED: [(&str, &str); 10] = [
     ("rootfs/python.toml", include_str!("../rootfs/python.toml")),
     ("rootfs/javascript.toml", include_str!("../rootfs/javascript.toml")),
+    ("rootfs/typescript.toml", include_str!("../rootfs/typescript.toml")),
     ("rootfs/bash.toml", include_str!("../rootfs/bash.toml")),
+    ("rootfs/go.toml", include_str!("../rootfs/go.toml")),
+    ("rootfs/csharp.toml", include_str!("../rootfs/csharp.toml")),
+    ("rootfs/ruby.toml", include_str!("../rootfs/ruby.toml")),
+    ("rootfs/c.toml", include_str!("../rootfs/c.toml")),
+    ("rootfs/cpp.toml", include_str!("../rootfs/cpp.toml")),
+    ("rootfs/rust.toml", include_str!("../rootfs/rust.toml")),
 ];
 
 impl Languages {
@@ -140,15 +177,23 @@ impl Languages {
     pub fn load(dir: Option<&Path>) -> Result<Self, LanguageError> {
         let mut languages = Self::default();
         for (file, text) in EMBEDDED {
-            languages.add(file, definition::parse(file, text)?)?;
+            languages.add(file, definition::parse(file, text, &languages)?)?;
         }
         let Some(dir) = dir else { return Ok(languages) };
         for path in definition_files(dir)? {
-            let text = std::fs::read_to_string(&path).map_err(|source| LanguageError::Read { path: path.clone(), source })?;
-            let file = path.display().to_string();
-            languages.add(&file, definition::parse(&file, &text)?)?;
+            languages.load_file(&path)?;
         }
         Ok(languages)
+    }
+
+    /// Adds the language of one file.
+    pub fn load_file(&mut self, path: &Path) -> Result<Arc<Language>, LanguageError> {
+        let unreadable = |source| LanguageError::Read { path: path.to_owned(), source };
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        file.take(definition::BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(unreadable)?;
+        let name = path.display().to_string();
+        self.add(&name, definition::parse(&name, &text, self)?)
     }
 
     /// The language of that name or alias; upper and lower case are the same.
@@ -162,15 +207,16 @@ impl Languages {
         &self.all
     }
 
-    fn add(&mut self, file: &str, language: Language) -> Result<(), LanguageError> {
+    fn add(&mut self, file: &str, language: Language) -> Result<Arc<Language>, LanguageError> {
         let index = self.all.len();
         for name in std::iter::once(&language.name).chain(&language.aliases) {
             if let Some((_, first)) = self.names.insert(name.clone(), (index, file.to_owned())) {
                 return Err(LanguageError::Collision { name: name.clone(), first, second: file.to_owned() });
             }
         }
-        self.all.push(Arc::new(language));
-        Ok(())
+        let language = Arc::new(language);
+        self.all.push(Arc::clone(&language));
+        Ok(language)
     }
 }
 
@@ -188,69 +234,6 @@ fn definition_files(dir: &Path) -> Result<Vec<PathBuf>, LanguageError> {
     }
     files.sort();
     Ok(files)
-}
-
-/// Where `execute_code` writes the source of that language: beside the session's own files, so that they can be imported, under
-/// a name that takes nobody's place; it is removed afterwards.
-pub fn source_path(language: &Language) -> String {
-    format!("{WORKSPACE}/.main{}", language.file_extension)
-}
-
-/// The commands that run `code`: write the file, then run it. The caller fills in input, time and the request's environment.
-pub fn execution_plan(language: &Language, code: &str, args: &[String]) -> Result<Vec<Command>, LanguageError> {
-    let file = source_path(language);
-    let path = SessionPath::parse(&file).map_err(|message| LanguageError::Path { language: language.name.clone(), message })?;
-    let write = WriteFile { path, content: code.as_bytes().to_vec(), mode: WriteMode::Create, permissions: Some(0o644) };
-    let mut argv = expand(&language.run, "{file}", std::slice::from_ref(&file));
-    argv.extend_from_slice(args);
-    Ok(vec![Command::WriteFile(write), Command::ExecuteShell(run(language, argv)?)])
-}
-
-/// The command that installs `packages`, whose names it checks first.
-pub fn install_plan(language: &Language, packages: &[String]) -> Result<Command, LanguageError> {
-    let template = language.install.as_ref().ok_or_else(|| no_packages(language))?;
-    for package in packages {
-        validate_package(language, package)?;
-    }
-    Ok(Command::ExecuteShell(run(language, expand(template, "{packages}", packages))?))
-}
-
-/// The command that installs what the requirements file names.
-pub fn install_file_plan(language: &Language, file: &SessionPath) -> Result<Command, LanguageError> {
-    let template = language.install_file.as_ref().ok_or_else(|| no_packages(language))?;
-    // A name that begins with a dash would be an option.
-    let file = if file.as_str().starts_with('/') { file.as_str().to_owned() } else { format!("./{}", file.as_str()) };
-    Ok(Command::ExecuteShell(run(language, expand(template, "{file}", &[file]))?))
-}
-
-fn no_packages(language: &Language) -> LanguageError {
-    LanguageError::Unsupported { language: language.name.clone(), action: "install packages" }
-}
-
-fn expand(template: &[String], placeholder: &str, values: &[String]) -> Vec<String> {
-    let mut argv = Vec::with_capacity(template.len() + values.len());
-    for argument in template {
-        if argument == placeholder {
-            argv.extend_from_slice(values);
-        } else {
-            argv.push(argument.clone());
-        }
-    }
-    argv
-}
-
-fn run(language: &Language, argv: Vec<String>) -> Result<ExecuteShell, LanguageError> {
-    let mut argv = argv.into_iter();
-    let program = argv.next().ok_or_else(|| LanguageError::Unsupported { language: language.name.clone(), action: "run" })?;
-    Ok(ExecuteShell {
-        program,
-        args: argv.collect(),
-        working_directory: None,
-        env: language.env.clone(),
-        stdin: Stdin::Empty,
-        timeout: None::<NonZeroU32>,
-        background: false,
-    })
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! Which runtime serves a request: a pure function of requirements and features.
 //!
 //! Invariants: what is chosen meets every requirement and the isolation floor; the order of the candidates does not matter;
-//! Docker is taken unasked only when nothing else can serve; every candidate gets a reason. Read `runtime::registry` next.
+//! Docker is taken unasked only where the OS sandbox can't be built, and the reason then says so; every candidate gets a reason.
+//! Read `runtime::registry` next.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use crate::command::CommandKind;
 pub use crate::runtime::features::CandidateFacts;
-use crate::runtime::features::Features;
+use crate::runtime::features::{Features, Ground};
 use crate::runtime::{Availability, RuntimeKind};
 
 /// What a request needs of its runtime.
@@ -26,6 +27,17 @@ pub struct Requirements {
     pub needs: BTreeSet<Need>,
     /// Commands it is going to send for certain.
     pub commands: Vec<CommandKind>,
+    /// What else it may send.
+    pub reach: Reach,
+}
+
+/// What a request may send that it does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Code in its language, and nothing else.
+    Code,
+    /// Any program that an image has.
+    Programs,
 }
 
 /// A feature that a request may need.
@@ -35,6 +47,8 @@ pub enum Need {
     Persistence,
     /// Network beyond loopback.
     Network,
+    /// The image that it names.
+    Image,
 }
 
 /// `runtimePreference`.
@@ -75,30 +89,67 @@ pub struct Candidate {
 pub fn select(requirements: &Requirements, candidates: &[CandidateFacts]) -> Result<Selection, Vec<Candidate>> {
     let (mut eligible, mut refused): (Vec<&CandidateFacts>, Vec<Candidate>) = (Vec::new(), Vec::new());
     for facts in candidates {
-        match refusal(requirements, facts) {
+        match refusal(requirements, facts).or_else(|| fallback_refused(requirements, facts, candidates)) {
             None => eligible.push(facts),
             Some(reason) => refused.push(Candidate { runtime: facts.kind, chosen: false, score: None, reason }),
         }
     }
-    if requirements.runtime != Some(RuntimeKind::Docker) && eligible.iter().any(|facts| facts.kind != RuntimeKind::Docker) {
-        eligible.retain(|facts| {
-            let fallback = facts.kind == RuntimeKind::Docker;
-            if fallback {
-                let reason = "it is the fallback, and a runtime in the server's own sandbox can serve".to_owned();
-                refused.push(Candidate { runtime: facts.kind, chosen: false, score: None, reason });
-            }
-            !fallback
-        });
-    }
+    set_aside(&mut eligible, &mut refused, |facts| facts.lacks.clone());
+    set_aside(&mut eligible, &mut refused, |facts| {
+        let narrow = requirements.reach == Reach::Programs && facts.ground == Ground::Own;
+        narrow.then(|| {
+            "it has no program but its engine, and the request may send any; a `runtimeType` or a preference takes it".into()
+        })
+    });
     eligible.sort_by(|left, right| compare(requirements.preference, left, right));
-    refused.sort_by_key(|candidate| candidate.runtime);
+    // The one that was asked for comes first, since its reason is the one that counts.
+    refused.sort_by_key(|candidate| (requirements.runtime != Some(candidate.runtime), candidate.runtime));
     let Some(best) = eligible.first() else { return Err(refused) };
-    let reason = chosen_reason(requirements, best, eligible.len());
+    let mut reason = chosen_reason(requirements, best, eligible.len());
+    if best.kind == RuntimeKind::Docker
+        && let Some(cause) = sandbox_missing(candidates)
+    {
+        reason = format!("Docker is the fallback, for the OS sandbox can't be built here: {cause}");
+    }
     let mut all: Vec<Candidate> =
         eligible.iter().enumerate().map(|(rank, facts)| ranked(requirements.preference, facts, rank)).collect();
     all[0].reason.clone_from(&reason);
     all.extend(refused);
     Ok(Selection { preference: requirements.preference, reason, candidates: all })
+}
+
+/// Sets aside those that a reason speaks against, if there are others.
+fn set_aside(
+    eligible: &mut Vec<&CandidateFacts>,
+    refused: &mut Vec<Candidate>,
+    against: impl Fn(&CandidateFacts) -> Option<String>,
+) {
+    if eligible.iter().all(|facts| against(facts).is_some()) {
+        return;
+    }
+    eligible.retain(|facts| {
+        let reason = against(facts);
+        refused.extend(reason.clone().map(|reason| Candidate { runtime: facts.kind, chosen: false, score: None, reason }));
+        reason.is_none()
+    });
+}
+
+/// Why the OS sandbox can't be built here; `None` when it can.
+fn sandbox_missing(candidates: &[CandidateFacts]) -> Option<&str> {
+    let native = candidates.iter().find(|facts| facts.kind == RuntimeKind::NativeProcess);
+    match native.map(|facts| &facts.availability) {
+        Some(Availability::Available) => None,
+        Some(Availability::Unavailable(cause)) => Some(cause),
+        None => Some("this build has no OS sandbox"),
+    }
+}
+
+/// Docker serves unasked only where the OS sandbox can't be built.
+fn fallback_refused(requirements: &Requirements, facts: &CandidateFacts, candidates: &[CandidateFacts]) -> Option<String> {
+    let unasked = facts.kind == RuntimeKind::Docker && requirements.runtime.is_none();
+    (unasked && sandbox_missing(candidates).is_none()).then(|| {
+        "it is the fallback for hosts where the OS sandbox can't be built, and here it can; `runtimeType` takes it".into()
+    })
 }
 
 /// Why it can't serve; `None` when it can.
@@ -121,11 +172,13 @@ fn refusal(requirements: &Requirements, facts: &CandidateFacts) -> Option<String
     let lacking = requirements.needs.iter().find(|need| match need {
         Need::Persistence => !facts.features.filesystem_persistence,
         Need::Network => !facts.features.network_access,
+        Need::Image => facts.ground == Ground::Own,
     });
     if let Some(need) = lacking {
         return Some(match need {
             Need::Persistence => "it does not keep files between executions".into(),
             Need::Network => "it has no network".into(),
+            Need::Image => "it stands on no image, and the request names one".into(),
         });
     }
     let command = requirements.commands.iter().find(|command| !facts.commands.contains(command))?;
@@ -211,160 +264,4 @@ fn chosen_reason(requirements: &Requirements, best: &CandidateFacts, eligible: u
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn facts(kind: RuntimeKind, startup_time_ms: f64, memory_overhead_mb: f64, isolation_level: u8) -> CandidateFacts {
-        CandidateFacts {
-            kind,
-            languages: vec!["python".into()],
-            commands: CommandKind::ALL.to_vec(),
-            availability: Availability::Available,
-            features: Features {
-                startup_time_ms,
-                memory_overhead_mb,
-                isolation_level,
-                filesystem_persistence: true,
-                network_access: false,
-                concurrent_executions_max: 1,
-                measured: true,
-            },
-        }
-    }
-
-    fn wanting(preference: Preference) -> Requirements {
-        Requirements {
-            preference,
-            language: "python".into(),
-            runtime: None,
-            isolation_level_min: 0,
-            needs: BTreeSet::new(),
-            commands: Vec::new(),
-        }
-    }
-
-    fn chosen(requirements: &Requirements, candidates: &[CandidateFacts]) -> Option<RuntimeKind> {
-        select(requirements, candidates).ok().map(|selection| selection.candidates[0].runtime)
-    }
-
-    fn three() -> Vec<CandidateFacts> {
-        vec![
-            facts(RuntimeKind::NativeProcess, 1.0, 2.0, 8),
-            facts(RuntimeKind::WebAssembly, 30.0, 20.0, 9),
-            facts(RuntimeKind::V8Isolate, 0.5, 40.0, 6),
-        ]
-    }
-
-    #[test]
-    fn each_preference_has_its_own_winner() {
-        assert_eq!(chosen(&wanting(Preference::Speed), &three()), Some(RuntimeKind::V8Isolate));
-        assert_eq!(chosen(&wanting(Preference::Memory), &three()), Some(RuntimeKind::NativeProcess));
-        assert_eq!(chosen(&wanting(Preference::Security), &three()), Some(RuntimeKind::WebAssembly));
-        assert_eq!(chosen(&wanting(Preference::Balanced), &three()), Some(RuntimeKind::NativeProcess));
-    }
-
-    #[test]
-    fn isolation_can_win_the_balance() {
-        let weak = facts(RuntimeKind::V8Isolate, 1.0, 2.0, 1);
-        let strong = facts(RuntimeKind::NativeProcess, 2.0, 3.0, 9);
-        assert_eq!(chosen(&wanting(Preference::Balanced), &[weak, strong]), Some(RuntimeKind::NativeProcess));
-    }
-
-    #[test]
-    fn docker_is_taken_only_when_nothing_else_can_serve_or_by_name() {
-        let docker = facts(RuntimeKind::Docker, 0.1, 0.5, 10);
-        let native = facts(RuntimeKind::NativeProcess, 500.0, 500.0, 5);
-        let both = [docker.clone(), native.clone()];
-        assert_eq!(chosen(&wanting(Preference::Speed), &both), Some(RuntimeKind::NativeProcess));
-        let down = CandidateFacts { availability: Availability::Unavailable("no user namespaces".into()), ..native };
-        assert_eq!(chosen(&wanting(Preference::Speed), &[docker, down]), Some(RuntimeKind::Docker));
-        let named = Requirements { runtime: Some(RuntimeKind::Docker), ..wanting(Preference::Speed) };
-        assert_eq!(chosen(&named, &both), Some(RuntimeKind::Docker));
-    }
-
-    #[test]
-    fn each_requirement_refuses_who_lacks_it_and_says_so() {
-        let one = [facts(RuntimeKind::NativeProcess, 1.0, 2.0, 8)];
-        let wanted = wanting(Preference::Balanced);
-        assert!(chosen(&wanted, &one).is_some(), "the control");
-        let cases = [
-            (Requirements { language: "cobol".into(), ..wanted.clone() }, "it does not serve cobol"),
-            (Requirements { isolation_level_min: 9, ..wanted.clone() }, "below the operator's floor 9"),
-            (Requirements { needs: [Need::Network].into(), ..wanted.clone() }, "it has no network"),
-            (Requirements { runtime: Some(RuntimeKind::Deno), ..wanted.clone() }, "the request names Deno"),
-        ];
-        for (requirements, words) in cases {
-            let refused = select(&requirements, &one).expect_err(words);
-            assert!(refused[0].reason.contains(words), "{}", refused[0].reason);
-        }
-        let mut poor = one;
-        poor[0].features.filesystem_persistence = false;
-        poor[0].commands.clear();
-        assert!(chosen(&Requirements { needs: [Need::Persistence].into(), ..wanted.clone() }, &poor).is_none());
-        assert!(chosen(&Requirements { commands: vec![CommandKind::ExecuteCode], ..wanted }, &poor).is_none());
-    }
-
-    fn any_preference() -> impl Strategy<Value = Preference> {
-        prop::sample::select(vec![Preference::Speed, Preference::Security, Preference::Memory, Preference::Balanced])
-    }
-
-    fn any_candidates() -> impl Strategy<Value = Vec<CandidateFacts>> {
-        let figures = (0.01f64..50_000.0, 0.1f64..4000.0, 0u8..=10, any::<bool>());
-        prop::collection::vec(figures, 7).prop_map(|rows| {
-            RuntimeKind::ALL
-                .into_iter()
-                .zip(rows)
-                .map(|(kind, (startup, memory, isolation, available))| {
-                    let down = Availability::Unavailable("down".into());
-                    let availability = if available { Availability::Available } else { down };
-                    CandidateFacts { availability, ..facts(kind, startup, memory, isolation) }
-                })
-                .collect()
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_chosen_is_available_and_never_below_the_floor(
-            preference in any_preference(), candidates in any_candidates(), floor in 0u8..=10,
-        ) {
-            let requirements = Requirements { isolation_level_min: floor, ..wanting(preference) };
-            match select(&requirements, &candidates) {
-                Ok(selection) => {
-                    let best = &selection.candidates[0];
-                    let facts = candidates.iter().find(|facts| facts.kind == best.runtime).expect("one of them");
-                    prop_assert!(best.chosen && facts.features.isolation_level >= floor);
-                    prop_assert_eq!(&facts.availability, &Availability::Available);
-                    prop_assert_eq!(selection.candidates.len(), candidates.len());
-                }
-                Err(refused) => prop_assert_eq!(refused.len(), candidates.len()),
-            }
-        }
-
-        #[test]
-        fn the_order_of_the_candidates_does_not_matter(
-            preference in any_preference(), candidates in any_candidates(), turn in 0usize..7,
-        ) {
-            let mut turned = candidates.clone();
-            turned.rotate_left(turn);
-            prop_assert_eq!(select(&wanting(preference), &candidates), select(&wanting(preference), &turned));
-        }
-
-        #[test]
-        fn who_was_chosen_stays_chosen_when_it_gets_better(
-            preference in any_preference(), candidates in any_candidates(), factor in 0.1f64..1.0,
-        ) {
-            if let Some(kind) = chosen(&wanting(preference), &candidates) {
-                let mut better = candidates;
-                for facts in better.iter_mut().filter(|facts| facts.kind == kind) {
-                    facts.features.startup_time_ms *= factor;
-                    facts.features.memory_overhead_mb *= factor;
-                    facts.features.isolation_level = (facts.features.isolation_level + 1).min(10);
-                }
-                prop_assert_eq!(chosen(&wanting(preference), &better), Some(kind));
-            }
-        }
-    }
-}
+mod tests;

@@ -60,6 +60,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     metrics::describe_gauge!("codebeaker_sessions", "Sessions open.");
     metrics::describe_counter!("codebeaker_sessions_created_total", "Sessions made.");
     metrics::describe_counter!("codebeaker_executions_total", "Commands carried out, by verdict.");
+    metrics::describe_counter!(
+        "codebeaker_blocked_syscalls_total",
+        "Executions that made a call against their profile, by call."
+    );
     Ok(handle)
 }
 

@@ -4,8 +4,9 @@
 # Whatever is made lies below target/vm. A cached part is complete or absent: it is made under another name and moved.
 
 # What the guest's root file system holds besides Debian's essential packages, and the release.
-vm_packages="python3,nodejs,util-linux,procps,iproute2,uidmap${CODEBEAKER_VM_PACKAGES:+,$CODEBEAKER_VM_PACKAGES}"
-vm_release=bookworm
+vm_packages="python3,nodejs,util-linux,procps,iproute2,uidmap,systemd,systemd-sysv,dbus,libpam-systemd,apparmor${CODEBEAKER_VM_PACKAGES:+,$CODEBEAKER_VM_PACKAGES}"
+# A release newer than the kernel's: its systemd knows DelegateSubgroup=, its apparmor_parser the rule userns.
+vm_release=trixie
 # Modules of the kernel package, in the order of their dependencies: the disks, and what sandboxes are made with.
 vm_modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk overlay"
 
@@ -97,20 +98,22 @@ suite_binary() {
         | sed -n 's/.*"executable":"\([^"]*\/suite-[^"]*\)".*/\1/p' | tail -n 1 | grep .
 }
 
-# make_payload WORK SUITE PASSES COMMAND FILTER...: the disk that differs from run to run. It holds what the suite
-# looks for below the clone, and the guest gives it the clone's path.
+# make_payload WORK SUITE PASSES COMMAND SKIPS FILTER...: the disk that differs from run to run. It holds what the suite
+# looks for below the clone, and the guest gives it the clone's path. SKIPS is a file of what a run without filters leaves out.
 make_payload() {
-    local work=$1 suite=$2 passes=$3 command=$4 tree=$1/payload
-    shift 4
+    local work=$1 suite=$2 passes=$3 command=$4 skips=$5 tree=$1/payload
+    shift 5
     mkdir -p "$tree/clone/target/debug" "$tree/clone/tests"
     cp -r tests/golden "$tree/clone/tests/"
+    cp -r deploy "$tree/clone/"
+    grep -v '^#' "$skips" >"$tree/skips" || true
     if [ -e target/debug/codebeaker ]; then cp --reflink=auto target/debug/codebeaker "$tree/clone/target/debug/"; fi
     if [ -n "$suite" ]; then cp --reflink=auto "$suite" "$tree/suite"; fi
     install -m 755 scripts/vm.d/guest-init "$tree/guest-init"
     printf '%s\n' "$PWD" >"$tree/clone.path"
     printf '%s\n' "$passes" >"$tree/passes"
     printf '%s\n' "${CODEBEAKER_TEST_REQUIRE:-}" >"$tree/require"
-    printf '%s\n' "$@" >"$tree/filters"
+    if [ $# -gt 0 ]; then printf '%s\n' "$@" >"$tree/filters"; fi
     if [ -n "$command" ]; then printf '%s\n' "$command" >"$tree/command"; fi
     mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$tree" "$work/payload.ext4" "$(($(du -sm "$tree" | cut -f 1) * 5 / 4 + 32))M" >/dev/null
     rm -rf "$tree"
@@ -122,7 +125,7 @@ run_machine() {
     local cache=$1 work=$2 seconds=$3 console=$4 machine reader
     : >"$work/console"
     mkfifo "$work/serial"
-    (tr -d '\r' <"$work/serial" | tee "$work/results" >&2) 9>&- &
+    (sed -u 's/\r$//' <"$work/serial" | tee "$work/results" >&2) 9>&- &
     reader=$!
     timeout --kill-after=5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 2048 -smp 2 -no-reboot \
         -nodefaults -nic none -display none -serial "file:$work/console" -serial stdio \

@@ -17,29 +17,50 @@ const OTHER_STATE_DIR: &str =
 /// Where image names are told.
 const LIST_IMAGES: &str = "`codebeaker image list` shows what there is";
 /// What an import takes.
-const SOURCES: &str = "SOURCE is a directory, or a tar of a root file system as `docker export` writes it, plain, gzip or zstd";
+const SOURCES: &str =
+    "SOURCE is a directory, an OCI layout, or an archive as `docker save`, `docker export` or skopeo writes it";
 
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
         let hint = match &error {
             ImageError::NameInvalid { .. } => "write it as python-slim or python:3.12",
             ImageError::NameReserved { .. } => "take another name; `host` is always there and can't be replaced or removed",
-            ImageError::NotFound { .. } => LIST_IMAGES,
+            ImageError::NotFound { .. } | ImageError::OtherDigest { .. } => LIST_IMAGES,
             ImageError::InUse { .. } => "close its sessions first: `codebeaker ps`, `codebeaker close`",
-            ImageError::AlreadyExists { .. } => "`codebeaker image remove NAME`, or take another --name",
-            ImageError::Io { operation: "opening" | "looking at", .. } => "check the path and its permissions",
+            ImageError::AlreadyExists { .. } => "give --replace, or take another --name",
+            ImageError::Io { operation, .. } if matches!(&**operation, "opening" | "looking at") => {
+                "check the path and its permissions"
+            }
             ImageError::Io { .. } => "check that the disk has space and that the state directory is yours",
             ImageError::Record { .. } => "the store was changed by something else; restore that file, or remove its directory",
             ImageError::SourceUnsupported { .. } => SOURCES,
             ImageError::SourceHoldsStore { .. } => "copy what belongs to the image to a directory of its own",
             ImageError::EntryRefused { .. } => "nothing was imported; make the archive anew without that entry",
-            ImageError::BoundExceeded { .. } => "nothing was imported; docs/images.md lists the bounds",
+            ImageError::BoundExceeded { .. } => {
+                "nothing was imported; when you trust the image, raise the bound in [images] of the configuration"
+            }
             ImageError::Archive { .. } => "nothing was imported; is the archive whole? `tar -tf` reads it to its end",
             ImageError::Entry { .. } => "nothing was imported; check space on the disk and permissions of the source",
             ImageError::MountPoint { .. } => "make it a directory in the source",
             ImageError::Confine { .. } => "`codebeaker doctor` checks what this host offers",
             ImageError::Cancelled => "nothing of it stays",
-            ImageError::WorkerLost => "nothing was imported; please report this with what you imported",
+            ImageError::PullCancelled => "pull again to go on from there, or `codebeaker image prune` to drop what has come",
+            ImageError::Document { .. }
+            | ImageError::MediaType { .. }
+            | ImageError::DigestMismatch { .. }
+            | ImageError::SizeMismatch { .. }
+            | ImageError::LayerMismatch { .. }
+            | ImageError::BlobMissing { .. } => {
+                "nothing was imported: the image is damaged or was altered; make or fetch it anew (`codebeaker image prune` first)"
+            }
+            ImageError::NoneFits { .. } => "choose another with --platform or --tag",
+            ImageError::Ambiguous { .. } => "choose one with --tag",
+            ImageError::Reference { .. } => "write it as docker does: [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST]",
+            ImageError::Registry { .. } => {
+                "check the name, the network and `docker login`; a registry without TLS needs --plain-http; pull again to go on"
+            }
+            ImageError::Credentials { .. } => "check ~/.docker/config.json and the credential helper that it names",
+            ImageError::WorkerLost { .. } => "nothing was imported; please report this with what you imported",
         };
         Self::new(chain(&error)).hint(hint)
     }

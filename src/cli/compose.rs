@@ -3,29 +3,37 @@
 //! Invariant: subcommands never name a concrete runtime, store or server; they ask here. [`runtime`] and [`serve`] start the
 //! launcher.
 
+mod build;
 mod images;
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-pub use images::{ImageRow, image_import, image_inspect, image_list, image_remove};
+pub use build::{image_build, recipes};
+pub use images::{ImageRow, Incoming, image_import, image_inspect, image_list, image_prune, image_pull, image_remove};
 
-use super::CliError;
 use super::error::chain;
-use crate::config::Config;
+use super::{CliError, service_manager};
+use crate::config::{Config, RuntimesConfig};
 use crate::image::{Store, program_exists};
+use crate::language::engines::Engine;
 use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
-use crate::rpc::server::{Authentication, Server, ServerParts};
+use crate::rpc::server::{Authentication, Pulse, Server, ServerParts};
+use crate::runtime::engine::find::Place;
+use crate::runtime::engine::{self, EnginePlaces};
+use crate::runtime::figures::Figures;
 use crate::runtime::native::{NativeParts, NativeRuntime};
-use crate::runtime::registry::Registry;
+use crate::runtime::registry::{InImage, Registry};
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
-use crate::sandbox::cgroups::CgroupTree;
+use crate::sandbox::cgroups::{CgroupTree, IoLimit};
 use crate::sandbox::host::HostFacts;
 use crate::sandbox::profile::{Profile, Profiles};
 use crate::sandbox::state::{ServerId, StateDir};
@@ -33,6 +41,12 @@ use crate::session::api::{LanguageRow, RuntimeRow};
 use crate::session::manager::{Manager, ManagerParts};
 use crate::session::sources::{ImageSource, LanguageSource, ProfileSource};
 use crate::{sys, telemetry};
+
+/// The profile whose limits hold for compilers and installers.
+const STEP_PROFILE: &str = "default";
+
+/// Below the state directory: what runtimes cost on this host.
+const FIGURES_FILE: &str = "figures.json";
 
 /// One step of a plan, in the order it is carried out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -80,8 +94,9 @@ impl ImageSource for Store {
         self.resolve(image).is_ok()
     }
 
-    fn language_installed(&self, image: &str, language: &Language) -> bool {
-        self.resolve(image).is_ok_and(|root| language.programs.iter().any(|program| program_exists(&root, program)))
+    fn missing_programs(&self, image: &str, language: &Language) -> Vec<String> {
+        let Ok(root) = self.resolve(image) else { return language.programs.clone() };
+        language.programs.iter().filter(|program| !program_exists(&root, program)).cloned().collect()
     }
 }
 
@@ -96,23 +111,85 @@ fn load_languages(config: &Config) -> Result<Arc<Languages>, CliError> {
 }
 
 fn load_profiles(config: &Config) -> Result<Arc<Profiles>, CliError> {
-    Profiles::load(config.sandbox.profile_dir.as_deref()).map(Arc::new).map_err(|error| failed(&error))
+    let profiles = Profiles::load(config.sandbox.profile_dir.as_deref()).map_err(|error| failed(&error))?;
+    for name in profiles.auditing() {
+        tracing::warn!(profile = name, "this profile audits only: calls against it are let through, so it is no wall");
+    }
+    Ok(Arc::new(profiles))
 }
 
 /// Starts the launcher; `server` names the groups this process makes.
 fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliError> {
     // The launcher inherits it. A server of the usual 1024 would meet its end before its own bounds on connections and sessions.
     sys::process::raise_descriptor_limit().map_err(|error| failed(&error))?;
-    let host = HostFacts::probe();
-    let cgroups = CgroupTree::open(&host.cgroup, server.as_str()).map_err(|error| failed(&error))?;
-    let parts = NativeParts {
-        host,
+    let mut parts = NativeParts {
+        host: HostFacts::probe(),
         images: Arc::new(store(config)?),
         languages: load_languages(config)?,
-        cgroups,
+        cgroups: None,
         allow_degraded: config.sandbox.allow_degraded.clone(),
+        package_dir: package_dir(config)?,
+        step_timeout: profile(config, STEP_PROFILE)?.defaults.timeout,
     };
+    // Last, for the runtime alone removes the groups again.
+    let cgroups = CgroupTree::open(&parts.host.cgroup, server.as_str()).map_err(|error| failed(&error))?;
+    let io_limit = IoLimit::on_disks_of(&[&config.state_dir, Path::new("/usr")], config.sandbox.io_bytes_per_s_max);
+    parts.cgroups = cgroups.map(|tree| tree.with_io_limit(io_limit));
     NativeRuntime::start(parts).map_err(|error| failed(&error))
+}
+
+/// The operator's packages, which the users of all sessions must be able to read.
+fn package_dir(config: &Config) -> Result<Option<PathBuf>, CliError> {
+    let Some(path) = &config.sandbox.package_dir else { return Ok(None) };
+    let problem = match std::fs::metadata(path) {
+        Err(error) => format!("can't be read: {error}"),
+        Ok(metadata) if !metadata.is_dir() => "is no directory".into(),
+        Ok(metadata) if metadata.permissions().mode() & 0o005 != 0o005 => "is not open to the users of sessions".into(),
+        Ok(_) => return Ok(Some(path.clone())),
+    };
+    let error = CliError::new(format!("sandbox.package_dir: {} {problem}", path.display()));
+    Err(error.hint("name a directory of wheels and tarballs that everyone may read (chmod -R a+rX DIR), or leave the key out"))
+}
+
+/// Where engines are: what the configuration names, else the PATH of this process, else where they put themselves.
+fn engine_places(config: &Config) -> EnginePlaces {
+    let RuntimesConfig { deno, bun, nodejs, .. } = &config.runtimes;
+    let mut directories: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
+    directories.extend(["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from));
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    directories.extend(home.iter().flat_map(|home| [home.join(".deno/bin"), home.join(".bun/bin")]));
+    directories.retain(|directory| directory.is_absolute());
+    EnginePlaces {
+        named: vec![
+            (Engine::Deno, "runtimes.deno", Place::parse(deno)),
+            (Engine::Bun, "runtimes.bun", Place::parse(bun)),
+            (Engine::NodeJs, "runtimes.nodejs", Place::parse(nodejs)),
+        ],
+        directories,
+    }
+}
+
+/// Every runtime of this build, behind one launcher.
+fn registry(config: &Config, native: Arc<NativeRuntime>) -> Result<Registry, CliError> {
+    let engines = engine::runtimes(&native, &engine_places(config), &Arc::new(store(config)?));
+    let all = std::iter::once(native).chain(engines).map(|runtime| runtime as Arc<dyn Runtime>);
+    Ok(Registry::new(all.collect()))
+}
+
+/// With what was measured here before, and with the walls that stand under the profile that a request gets unasked.
+fn compared(config: &Config, registry: Registry, profiles: &Profiles) -> Registry {
+    let profile = profiles.get("default");
+    registry.with(Figures::load(&config.state_dir.join(FIGURES_FILE)), profile.as_deref())
+}
+
+fn manager(config: &Config, registry: Registry, profiles: Arc<Profiles>) -> Result<Arc<Manager>, CliError> {
+    Ok(Manager::new(ManagerParts {
+        config: Arc::new(config.clone()),
+        registry: Arc::new(registry),
+        languages: load_languages(config)?,
+        profiles,
+        images: Arc::new(store(config)?),
+    }))
 }
 
 /// Runs the server until a signal ends it; `ready` is called once connections are accepted.
@@ -120,18 +197,17 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     telemetry::init_logs(&config.log)?;
     let metrics = telemetry::init_metrics()?;
     let state = StateDir::open(&config.state_dir).and_then(StateDir::lock)?;
-    match CgroupTree::remove_stale(&HostFacts::probe().cgroup) {
+    let cgroup = HostFacts::probe().cgroup;
+    match CgroupTree::remove_stale(&cgroup, &state.group_bases()) {
         Ok(report) => tracing::debug!(?report, "control groups of servers that are gone"),
         Err(error) => tracing::warn!(error = &error as &dyn Error, "control groups of a server that is gone stay behind"),
     }
+    state.note_group_bases(&cgroup.bases())?;
     let native = native(config, state.server_id())?;
-    let manager = Manager::new(ManagerParts {
-        config: Arc::new(config.clone()),
-        registry: Arc::new(Registry::new(vec![native])),
-        languages: load_languages(config)?,
-        profiles: load_profiles(config)?,
-        images: Arc::new(store(config)?),
-    });
+    let _ends = EndsWith(Arc::clone(&native));
+    let profiles = load_profiles(config)?;
+    let registry = compared(config, registry(config, Arc::clone(&native))?, &profiles);
+    let manager = manager(config, registry, profiles)?;
     let authentication = if config.server.no_auth {
         Authentication::Off
     } else {
@@ -139,37 +215,67 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     };
     let (stop, shutdown) = watch::channel(false);
     let service = Arc::clone(&manager);
-    let parts = ServerParts { config: config.server.clone(), service, authentication, metrics: Some(metrics), shutdown };
-    let server = Server::bind(parts)?;
+    let (pulses, pulse) = mpsc::channel(1);
+    let server = Server::bind(ServerParts {
+        config: config.server.clone(),
+        service,
+        authentication,
+        metrics: Some(metrics),
+        shutdown,
+        pulse: Some(pulse),
+    })?;
     let address = server.local_addr();
-    let upkeep = upkeep(manager, stop)?;
+    let upkeep = upkeep(manager, stop, pulses)?;
     let mut told = Ok(());
     tracing::info!(%address, state_dir = %config.state_dir.display(), no_auth = config.server.no_auth, "starting");
-    let served = server.run(|| told = ready(address)).map_err(CliError::from);
+    let accepting = || {
+        told = ready(address);
+        service_manager::ready(address);
+    };
+    let served = server.run(accepting).map_err(CliError::from);
     upkeep.shutdown_timeout(Duration::from_secs(1));
     served.and(told)
 }
 
-/// What happens beside connections, on a thread of its own: signals, sweeps, the versions of languages.
-fn upkeep(manager: Arc<Manager>, stop: watch::Sender<bool>) -> Result<tokio::runtime::Runtime, CliError> {
+/// The runtime's end comes with the server's, also with one that never listened: whoever else still holds it.
+struct EndsWith(Arc<NativeRuntime>);
+
+impl Drop for EndsWith {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// What happens beside connections, on a thread of its own: signals, sweeps, the watchdog.
+fn upkeep(
+    manager: Arc<Manager>,
+    stop: watch::Sender<bool>,
+    pulses: mpsc::Sender<Pulse>,
+) -> Result<tokio::runtime::Runtime, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("upkeep")
         .enable_all()
         .build()
         .map_err(|error| failed(&error))?;
+    // Before anybody is told that the server listens: whoever then ends it must find somebody who takes the signal.
+    let (mut terminate, mut interrupt) = {
+        let _within = runtime.enter();
+        let caught = |kind| signal(kind).map_err(|error| failed(&error));
+        (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?)
+    };
     runtime.spawn(async move {
         manager.start();
-        let versions = Arc::clone(&manager);
-        tokio::spawn(async move { versions.probe_languages().await });
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-            tracing::error!("signals can't be caught; the server ends by SIGKILL only");
-            return;
-        };
+        if let Some(interval) = service_manager::watchdog_interval() {
+            tokio::spawn(service_manager::feed_watchdog(interval, pulses));
+        }
+        let measured = Arc::clone(&manager);
+        tokio::spawn(async move { measured.measure_runtimes().await });
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        service_manager::stopping();
         stop.send_replace(true);
     });
     Ok(runtime)
@@ -180,29 +286,35 @@ pub fn languages(config: &Config) -> Result<Vec<Arc<Language>>, CliError> {
     Ok(load_languages(config)?.all().to_vec())
 }
 
-/// The rows of `language.list`; versions are known to a running server only.
+/// The rows of `language.list`: each language that has its programs is asked for its version, in a sandbox.
 pub fn language_rows(config: &Config) -> Result<Vec<LanguageRow>, CliError> {
-    let store = store(config)?;
+    let id = ServerId::current().map_err(|error| failed(&error))?;
+    let runtime = native(config, &id)?;
+    let profiles = load_profiles(config)?;
+    let registry = compared(config, registry(config, Arc::clone(&runtime))?, &profiles);
+    let manager = manager(config, registry, profiles)?;
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let tokio = tokio.map_err(|error| failed(&error))?;
+    let rows = tokio.block_on(manager.probed_languages());
+    tokio.shutdown_timeout(Duration::from_secs(1));
+    runtime.end();
+    Ok(rows)
+}
+
+/// One language by name or alias; the error lists what there is.
+pub fn language(config: &Config, name: &str) -> Result<Arc<Language>, CliError> {
     let languages = load_languages(config)?;
-    let rows = languages.all().iter().map(|language| {
-        let image = image_of(&store, language);
-        LanguageRow {
-            name: language.name.clone(),
-            display_name: language.display_name.clone(),
-            aliases: language.aliases.clone(),
-            version: None,
-            runtimes: vec![RuntimeKind::NativeProcess],
-            installed: store.language_installed(&image, language),
-            image,
-        }
-    });
-    Ok(rows.collect())
+    languages.get(name).ok_or_else(|| {
+        let names: Vec<&str> = languages.all().iter().map(|language| language.name.as_str()).collect();
+        CliError::new(format!("there is no language `{name}`")).hint(format!("there are: {}", names.join(", ")))
+    })
 }
 
 /// The rows of `runtime.list`.
 pub fn runtime_rows(config: &Config) -> Result<Vec<RuntimeRow>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
-    Ok(Registry::new(vec![native(config, &id)?]).rows())
+    let profiles = load_profiles(config)?;
+    Ok(compared(config, registry(config, native(config, &id)?)?, &profiles).rows())
 }
 
 /// A profile by name; the error lists what there is.
@@ -214,20 +326,29 @@ pub fn profile(config: &Config, name: &str) -> Result<Arc<Profile>, CliError> {
     })
 }
 
-/// A runtime that serves the language: the one of that kind, else the best one here; the error says why not.
-pub fn runtime(config: &Config, kind: Option<RuntimeKind>, _language: &Language) -> Result<Arc<dyn Runtime>, CliError> {
-    match kind {
-        None | Some(RuntimeKind::NativeProcess) => {}
-        Some(other) => {
-            let text = format!("the runtime {} is not there", other.name());
-            return Err(CliError::new(text).hint("`codebeaker runtimes` lists what is, and why the rest is not"));
-        }
-    }
+/// A runtime that serves the language: the one of that kind, else the OS sandbox on an image that has the language, else an
+/// engine that runs it; the error says why not.
+pub fn runtime(
+    config: &Config,
+    kind: Option<RuntimeKind>,
+    language: &Language,
+    image: &str,
+) -> Result<Arc<dyn Runtime>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
-    let native = native(config, &id)?;
-    match native.availability() {
-        Availability::Available => Ok(native),
-        Availability::Unavailable(reason) => Err(CliError::new(reason).hint("run `codebeaker doctor`")),
+    let registry = registry(config, native(config, &id)?)?;
+    let kind = kind.unwrap_or_else(|| {
+        let in_image = store(config).is_ok_and(|store| store.missing_programs(image, language).is_empty());
+        registry.running(&language.name, InImage::of(in_image)).first().copied().unwrap_or(RuntimeKind::NativeProcess)
+    });
+    let absent = || CliError::new(format!("the runtime {} is not there", kind.name()));
+    let hint = "`codebeaker runtimes` lists what is, and why the rest is not";
+    let runtime = registry.get(kind).ok_or_else(|| absent().hint(hint))?;
+    match runtime.availability() {
+        Availability::Available => Ok(runtime),
+        Availability::Unavailable(reason) if kind == RuntimeKind::NativeProcess => {
+            Err(CliError::new(reason).hint("run `codebeaker doctor`"))
+        }
+        Availability::Unavailable(reason) => Err(absent().hint(reason)),
     }
 }
 
@@ -258,6 +379,7 @@ pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>,
         named_limits: crate::sandbox::spec::NamedLimits::default(),
         env: std::collections::BTreeMap::new(),
         persist_filesystem: true,
+        permissions: None,
     });
     Ok(rows(&compiled?.plan))
 }

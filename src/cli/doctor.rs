@@ -11,11 +11,13 @@ use serde_json::json;
 use super::output::{OutputFormat, emit, emit_json};
 use crate::sandbox::doctor::{Check, CheckState, examine};
 use crate::sandbox::host::HostFacts;
+use crate::sandbox::profile::Profiles;
 
 /// Examines the host and prints what it found.
-pub fn run(format: OutputFormat, state_dir: &Path) -> ExitCode {
+pub fn run(format: OutputFormat, state_dir: &Path, profile_dir: Option<&Path>) -> ExitCode {
     let facts = HostFacts::probe();
-    let checks = examine(&facts, state_dir);
+    let mut checks = examine(&facts, state_dir);
+    checks.extend(profile_checks(profile_dir));
     let printed = match format {
         OutputFormat::Table => emit(&page(&checks)),
         OutputFormat::Json => {
@@ -32,6 +34,23 @@ pub fn run(format: OutputFormat, state_dir: &Path) -> ExitCode {
         }
     };
     if printed.is_ok() && works(&checks) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A row for each profile that is weaker than it looks, or for all of them when they can't be used.
+fn profile_checks(profile_dir: Option<&Path>) -> Vec<Check> {
+    let row = |name: String, state, cause: String, mend: &str| Check { name, state, cause, mend: mend.into() };
+    match Profiles::load(profile_dir) {
+        Ok(profiles) => {
+            let cause = "AUDIT ONLY: calls against it are let through and told; it is no wall";
+            let mend = "take `audit_only` out of its file when it is written";
+            let audits = |name: &str| row(format!("profile {name}"), CheckState::Degraded, cause.into(), mend);
+            profiles.auditing().map(audits).collect()
+        }
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            vec![row("profiles".into(), CheckState::Failed, format!("{error}{source}"), "mend the file that is named")]
+        }
+    }
 }
 
 fn works(checks: &[Check]) -> bool {

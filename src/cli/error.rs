@@ -118,6 +118,7 @@ impl From<SandboxError> for CliError {
             SandboxError::ImageNotFound { .. } => {
                 "`codebeaker image list` shows what is there, `codebeaker image import` adds one".into()
             }
+            SandboxError::RuntimeUnusable { .. } => "`codebeaker runtimes` shows what each runtime can do".into(),
             SandboxError::Busy { .. } => "close sessions or wait, then try again".into(),
             SandboxError::Internal(_) => "`codebeaker doctor` checks what this host offers".into(),
         };

@@ -21,7 +21,9 @@ mod plan;
 mod ps;
 mod run;
 mod runtimes;
+mod seccomp;
 mod serve;
+mod service_manager;
 mod streams;
 mod token;
 
@@ -90,6 +92,7 @@ enum Call {
     Runtimes(runtimes::RuntimesArgs),
     Doctor(DoctorArgs),
     Plan(plan::PlanArgs),
+    Seccomp(seccomp::SeccompArgs),
     Config(config::ConfigArgs),
     Token(token::TokenArgs),
     Completion(completion::CompletionArgs),
@@ -138,11 +141,12 @@ fn carry_out(cli: Cli) -> ExitCode {
         Call::Doctor(args) => {
             let format = if args.json { output::OutputFormat::Json } else { args.format.format };
             return match common.load() {
-                Ok(loaded) => doctor::run(format, &loaded.config.state_dir),
+                Ok(loaded) => doctor::run(format, &loaded.config.state_dir, loaded.config.sandbox.profile_dir.as_deref()),
                 Err(error) => error.report(),
             };
         }
         Call::Plan(args) => plan::plan(common, &args).map(|()| 0),
+        Call::Seccomp(args) => seccomp::seccomp(common, args),
         Call::Config(args) => config::config(common, &args).map(|()| 0),
         Call::Token(args) => token::token(common, args).map(|()| 0),
         Call::Completion(args) => completion::completion(&args).map(|()| 0),

@@ -43,6 +43,7 @@ Examples:
   codebeaker run --profile strict --memory 64 --timeout 5 untrusted.js
 
 Exit codes: the program's own, 128+n when signal n ended it (137 also: timeout, out of memory);
+  1    the code does not compile (compiled languages)
   2    the call is wrongly written
   125  the sandbox could not be set up, or the output not be written
   126  the program can't be executed
@@ -96,7 +97,7 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
         None => compose::default_image(&config, &language)?,
     };
     let (command, input) = work.into_command(args.timeout)?;
-    let runtime = compose::runtime(&config, args.runtime, &language)?;
+    let runtime = compose::runtime(&config, args.runtime, &language, &image)?;
     let instance = InstanceConfig {
         environment_id: EnvironmentId::random(),
         language,
@@ -106,12 +107,14 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
         named_limits,
         env: args.env.into_iter().collect(),
         persist_filesystem: true,
+        permissions: None,
     };
     // Two threads: one may wait for the reader of our output while the other takes signals.
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let tokio = tokio.map_err(|error| CliError::new(format!("can't start: {error}")))?;
     let outcome = tokio.block_on(async { run_in(runtime.as_ref(), instance, command, Streams::standard(input)?).await });
     tokio.shutdown_background();
+    runtime.end();
     outcome
 }
 
@@ -261,19 +264,12 @@ pub(super) fn limits_of(
     }
     let memory_bytes =
         NonZeroU64::new(memory).ok_or_else(|| CliError::new(format!("the profile `{}` allows no memory", profile.name)))?;
+    let own = profile.limits().ok_or_else(|| CliError::new(format!("the profile `{}` allows no memory", profile.name)))?;
     let limits = Limits {
         memory_bytes,
-        cpu_shares: 1024,
-        cpu_cores: defaults.cpu_cores,
-        pids: defaults.pids,
-        // A session's files are charged to its memory.
         disk_bytes: defaults.disk_bytes.min(memory / 2),
-        inodes: defaults.inodes,
-        output_kept_bytes: defaults.output_kept_bytes,
-        output_killed_bytes: defaults.output_killed_bytes,
         timeout: timeout.map_or(defaults.timeout, |seconds| Duration::from_secs(seconds.get().into())),
-        timeout_max: maximum.timeout,
-        open_files: defaults.open_files,
+        ..own
     };
     Ok((limits, NamedLimits { memory: memory_mb.is_some(), ..NamedLimits::default() }))
 }
@@ -287,6 +283,8 @@ pub(super) fn code_of(own: Option<u8>, kind: &str, success: bool) -> u8 {
         Some(code) => code,
         None if success => 0,
         None if kind == FailureKind::PermissionDenied.name() => 126,
+        // As compilers themselves say it: the sandbox was there.
+        None if kind == FailureKind::CompileError.name() => 1,
         None => NOT_SET_UP,
     }
 }

@@ -57,11 +57,13 @@ fn as_json(row: &RuntimeRow) -> Value {
 fn as_row(row: &RuntimeRow) -> Vec<String> {
     let features = &row.features;
     let figure = |text: String| if row.reason.is_none() { text } else { "-".to_owned() };
+    // What was not measured on this host is an estimate.
+    let about = if features.measured { "" } else { "~" };
     vec![
         row.kind.name().to_owned(),
         row.reason.as_ref().map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}")),
-        figure(format!("{:.1} ms", features.startup_time_ms)),
-        figure(format!("{:.1} MiB", features.memory_overhead_mb)),
+        figure(format!("{about}{:.1} ms", features.startup_time_ms)),
+        figure(format!("{about}{:.1} MiB", features.memory_overhead_mb)),
         figure(format!("{}/10", features.isolation_level)),
         if row.languages.is_empty() { "-".to_owned() } else { row.languages.join(",") },
     ]
@@ -99,6 +101,9 @@ mod tests {
         assert_eq!(missing[1..5], ["no: no user namespaces", "-", "-", "-"]);
         assert_eq!(as_json(&row(Some("x")))["reason"], "x");
         assert_eq!(as_row(&row(None)), ["NativeProcess", "yes", "0.9 ms", "1.0 MiB", "8/10", "bash,python"]);
+        let mut estimated = row(None);
+        estimated.features.measured = false;
+        assert_eq!(as_row(&estimated)[2..4], ["~0.9 ms", "~1.0 MiB"]);
         let wire = as_json(&row(None));
         assert!(wire.get("reason").is_none());
         assert_eq!(wire["capabilities"]["startupTimeMs"], 0.94);

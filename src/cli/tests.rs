@@ -57,6 +57,8 @@ fn calls_of_the_protocol_page_are_taken() {
         "runtimes -o table",
         "doctor --json",
         "plan --profile strict --image host",
+        "seccomp explain default socket AF_ALG -o json",
+        "seccomp audit p.json --fail-on high --format sarif",
         "config show --state-dir d",
         "token create ci",
         "completion bash",

@@ -2,7 +2,7 @@
 //!
 //! Invariant: pure; every complaint names the key and holds the mend. Called by `load` only, on the merged whole.
 
-use super::{Config, SandboxConfig, ServerConfig, SessionConfig};
+use super::{Config, ImagesConfig, RuntimesConfig, SandboxConfig, ServerConfig, SessionConfig};
 
 /// Walls without which nothing runs unless `sandbox.allow_degraded` names them (DESIGN section 3).
 pub const REQUIRED_WALLS: [&str; 10] =
@@ -30,7 +30,21 @@ fn complain(key: &'static str, problem: impl Into<String>, mend: impl Into<Strin
 pub(super) fn check(config: &Config) -> Result<(), Complaint> {
     server(&config.server)?;
     session(&config.session)?;
-    sandbox(&config.sandbox)
+    sandbox(&config.sandbox)?;
+    images(&config.images)?;
+    runtimes(&config.runtimes)
+}
+
+fn runtimes(runtimes: &RuntimesConfig) -> Result<(), Complaint> {
+    let keys = [("runtimes.deno", &runtimes.deno), ("runtimes.bun", &runtimes.bun), ("runtimes.nodejs", &runtimes.nodejs)];
+    for (key, place) in keys {
+        let sound = place.is_empty() || place == "off" || place.starts_with("image:") || place.starts_with('/');
+        if !sound {
+            let mend = "write an absolute path, `image:NAME`, or `off`; leave it empty to have the engine looked for";
+            return complain(key, format!("is `{place}`, which is no place"), mend);
+        }
+    }
+    Ok(())
 }
 
 fn at_least(key: &'static str, value: u64, least: u64) -> Result<(), Complaint> {
@@ -86,7 +100,8 @@ fn session(session: &SessionConfig) -> Result<(), Complaint> {
     at_least("session.queue_max", session.queue_max.into(), 1)?;
     at_least("session.background_max", session.background_max.into(), 1)?;
     at_least("session.stream_buffer_bytes_max", session.stream_buffer_bytes_max, MESSAGE_BYTES_MIN)?;
-    at_least("session.outcomes_max", session.outcomes_max.into(), 1)
+    at_least("session.outcomes_max", session.outcomes_max.into(), 1)?;
+    at_least("session.closed_max", session.closed_max.into(), 1)
 }
 
 fn sandbox(sandbox: &SandboxConfig) -> Result<(), Complaint> {
@@ -112,6 +127,30 @@ fn sandbox(sandbox: &SandboxConfig) -> Result<(), Complaint> {
             "sandbox.isolation_level_min",
             format!("is {}, and no runtime can reach that", sandbox.isolation_level_min),
             "give 0 (any) to 10 (the strongest)",
+        );
+    }
+    Ok(())
+}
+
+fn images(images: &ImagesConfig) -> Result<(), Complaint> {
+    for (key, value) in [
+        ("images.bytes_max", images.bytes_max),
+        ("images.entries_max", images.entries_max),
+        ("images.depth_max", images.depth_max),
+        ("images.layers_max", images.layers_max),
+        ("images.expansion_max", images.expansion_max),
+    ] {
+        at_least(key, value, 1)?;
+    }
+    at_least("images.document_bytes_max", images.document_bytes_max, MESSAGE_BYTES_MIN)?;
+    at_least("images.header_bytes_max", images.header_bytes_max, MESSAGE_BYTES_MIN)?;
+    at_least("images.names_bytes_max", images.names_bytes_max, MESSAGE_BYTES_MIN)?;
+    let plain = |registry: &&String| !registry.is_empty() && !registry.contains(['/', ' ', '@']);
+    if let Some(registry) = images.plain_http_registries.iter().find(|registry| !plain(registry)) {
+        return complain(
+            "images.plain_http_registries",
+            format!("holds `{registry}`, which is no registry"),
+            "write host and port, without scheme or path: `127.0.0.1:5000`",
         );
     }
     Ok(())

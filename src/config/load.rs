@@ -101,12 +101,20 @@ impl Host {
         if let Some(named) = named.or_else(|| self.variable("CODEBEAKER_CONFIG").map(PathBuf::from)) {
             return Some(named);
         }
-        let usual = if self.is_root {
-            PathBuf::from(SYSTEM_FILE)
-        } else {
-            self.base_directory("XDG_CONFIG_HOME", ".config")?.join("codebeaker/config.toml")
-        };
-        usual.exists().then_some(usual)
+        self.usual_file().filter(|usual| usual.exists())
+    }
+
+    fn usual_file(&self) -> Option<PathBuf> {
+        if self.is_root {
+            return Some(PathBuf::from(SYSTEM_FILE));
+        }
+        Some(self.base_directory("XDG_CONFIG_HOME", ".config")?.join("codebeaker/config.toml"))
+    }
+
+    /// `languages` beside the configuration file, or where one would be looked for.
+    fn language_dir(&self, file: Option<&Path>) -> Option<PathBuf> {
+        let file = file.map(Path::to_owned).or_else(|| self.usual_file())?;
+        Some(file.parent()?.join("languages")).filter(|directory| directory.is_dir())
     }
 }
 
@@ -171,6 +179,11 @@ fn load_on(sources: Sources, host: &Host) -> Result<Loaded, ConfigError> {
     }
     if origins.get("state_dir") == Some(&Origin::Default) {
         figment = figment.merge(Serialized::default("state_dir", host.state_dir()?));
+    }
+    if origins.get("sandbox.language_dir") == Some(&Origin::Default)
+        && let Some(directory) = host.language_dir(file.as_deref())
+    {
+        figment = figment.merge(Serialized::default("sandbox.language_dir", directory));
     }
     let config = figment.extract::<Config>().map_err(|error| type_error(&error, &keys, &origins))?;
     let config = with_absolute_paths(config);

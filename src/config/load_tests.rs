@@ -194,3 +194,16 @@ fn the_page_of_the_configuration_tells_every_key_with_default_and_variable() {
     let rows = page.lines().filter(|line| line.starts_with("| `")).count();
     assert_eq!(rows, known_keys().len(), "a row of a key that is gone");
 }
+
+#[test]
+fn languages_beside_the_configuration_file_are_found_and_a_key_wins() {
+    let (directory, sources) = file("");
+    let beside = directory.path().join("languages");
+    let dir = |sources: Sources| load_on(sources, &host(&[])).expect("sound").config.sandbox.language_dir;
+    let again = || Sources { file: sources.file.clone(), flags: FlagOverrides::default() };
+    assert_eq!(dir(again()), None, "the control: there is no such directory");
+    std::fs::create_dir(&beside).expect("made");
+    assert_eq!(dir(again()), Some(beside));
+    let (_other, named) = file("[sandbox]\nlanguage_dir = \"/named\"\n");
+    assert_eq!(dir(named), Some("/named".into()));
+}

@@ -31,6 +31,10 @@ pub struct Config {
     pub session: SessionConfig,
     /// Sandboxes.
     pub sandbox: SandboxConfig,
+    /// Runtimes with an engine of their own.
+    pub runtimes: RuntimesConfig,
+    /// Images.
+    pub images: ImagesConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -95,6 +99,10 @@ pub struct SessionConfig {
     pub stream_buffer_bytes_max: u64,
     /// Outcomes kept for `execution.status`, of one principal, default 1000.
     pub outcomes_max: u32,
+    /// Bytes of output in them, default 64 MiB; the newest is kept however large.
+    pub outcome_bytes_max: u64,
+    /// Closed sessions whose ids stay known, of all principals, default 16384.
+    pub closed_max: u32,
 }
 
 /// `[sandbox]`.
@@ -109,10 +117,51 @@ pub struct SandboxConfig {
     pub profile_dir: Option<PathBuf>,
     /// Directory of the operator's own languages (`NAME.toml`).
     pub language_dir: Option<PathBuf>,
+    /// Bytes per second that one session may read from the disks of its image, and write to them; 0 = no limit. Default 512 MiB.
+    pub io_bytes_per_s_max: u64,
     /// Lowest isolation level (0 to 10) a runtime must have, default 0.
     pub isolation_level_min: u8,
     /// Directory of wheels and tarballs that package installs may use.
     pub package_dir: Option<PathBuf>,
+}
+
+/// `[runtimes]`: where engines are. Empty: on PATH, in the usual places, in an image of the engine's name; `off`: not used;
+/// `image:NAME`: in that image; else a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimesConfig {
+    /// Deno.
+    pub deno: String,
+    /// Bun.
+    pub bun: String,
+    /// Node.js.
+    pub nodejs: String,
+    /// Whether start-up time and memory of each runtime are measured at the start.
+    pub measure: bool,
+}
+
+/// `[images]`: how much an image may hold before its import is refused, and which registries are spoken to without TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Of all files of all layers, holes included; default 16 GiB.
+    pub bytes_max: u64,
+    /// Files, directories and links of all layers, default 2,000,000.
+    pub entries_max: u64,
+    /// Components of a path, default 1024.
+    pub depth_max: u64,
+    /// Layers of one image, default 512.
+    pub layers_max: u64,
+    /// Of one manifest, index or configuration, default 4 MiB.
+    pub document_bytes_max: u64,
+    /// Of the extended headers of one entry, default 1 MiB.
+    pub header_bytes_max: u64,
+    /// Of all names together, default 512 MiB.
+    pub names_bytes_max: u64,
+    /// Unpacked bytes for each packed byte, past the first 64 MiB; default 200.
+    pub expansion_max: u64,
+    /// Registries (`HOST[:PORT]`) that are spoken to in plain HTTP; empty by default.
+    pub plain_http_registries: Vec<String>,
 }
 
 /// `[log]`.
@@ -153,6 +202,8 @@ impl Default for Config {
             server: ServerConfig::default(),
             session: SessionConfig::default(),
             sandbox: SandboxConfig::default(),
+            runtimes: RuntimesConfig::default(),
+            images: ImagesConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -193,6 +244,8 @@ impl Default for SessionConfig {
             background_max: 16,
             stream_buffer_bytes_max: 1 << 20,
             outcomes_max: 1000,
+            outcome_bytes_max: 64 << 20,
+            closed_max: 16_384,
         }
     }
 }
@@ -204,8 +257,31 @@ impl Default for SandboxConfig {
             profiles: vec!["default".into(), "strict".into()],
             profile_dir: None,
             language_dir: None,
+            io_bytes_per_s_max: 512 << 20,
             isolation_level_min: 0,
             package_dir: None,
+        }
+    }
+}
+
+impl Default for RuntimesConfig {
+    fn default() -> Self {
+        Self { deno: String::new(), bun: String::new(), nodejs: String::new(), measure: true }
+    }
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self {
+            bytes_max: 16 << 30,
+            entries_max: 2_000_000,
+            depth_max: 1024,
+            layers_max: 512,
+            document_bytes_max: 4 << 20,
+            header_bytes_max: 1 << 20,
+            names_bytes_max: 512 << 20,
+            expansion_max: 200,
+            plain_http_registries: Vec::new(),
         }
     }
 }

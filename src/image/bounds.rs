@@ -2,10 +2,12 @@
 //!
 //! Invariant: every byte and every entry is charged before it is written.
 
+use serde::{Deserialize, Serialize};
+
 use super::ImageError;
 
-/// Bounds of one import.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Bounds of one import; `[images]` of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
     /// Of all files together, holes included.
     pub bytes_max: u64,
@@ -23,6 +25,10 @@ pub struct Bounds {
     pub header_bytes_max: u64,
     /// Unpacked bytes for each packed byte, past the first [`EXPANSION_FREE_BYTES`].
     pub expansion_max: u64,
+    /// Layers of one image.
+    pub layers_max: u64,
+    /// Of one manifest, index or configuration.
+    pub document_bytes_max: u64,
 }
 
 /// Small archives of zeros are no bombs: the ratio counts from here on.
@@ -39,6 +45,8 @@ impl Default for Bounds {
             names_bytes_max: 512 << 20,
             header_bytes_max: 1 << 20,
             expansion_max: 200,
+            layers_max: 512,
+            document_bytes_max: 4 << 20,
         }
     }
 }
@@ -83,7 +91,7 @@ impl Meter {
 /// An error when `value` is past `limit`.
 pub fn check(entry: &str, bound: &'static str, value: u64, limit: u64) -> Result<(), ImageError> {
     if value > limit {
-        return Err(ImageError::BoundExceeded { entry: entry.to_owned(), bound, limit });
+        return Err(ImageError::BoundExceeded { entry: entry.to_owned(), bound: bound.into(), limit });
     }
     Ok(())
 }

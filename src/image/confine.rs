@@ -1,33 +1,114 @@
-//! The thread that reads an image gives up what it does not need before it reads the first byte.
+//! The process that reads an image gives up what it does not need before it reads the first byte.
 //!
-//! Invariant: it holds no capability beyond those for owning files, and, where the kernel has Landlock, reaches no file outside
-//! the directory it fills and the directory it copies. Both belong to the thread and end with it.
+//! Invariant: it stands in user, mount, network, ipc and uts namespaces of its own, its root is the directory it fills, it holds no
+//! capability beyond those for owning files (and those over nothing but its namespace), can't gain any, and may make only the
+//! calls of `profiles/seccomp/unpack.json`. A wall that can't be built ends the import; only Landlock is left out where the
+//! kernel has none, and the import says so.
 
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, PathBeneath, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus,
 };
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::CapabilitySet;
+use serde::{Deserialize, Serialize};
 
 use super::ImageError;
+use super::tree::Ownership;
+use super::unpack::{Input, Job, Places};
+use crate::seccomp::compile::compile;
+use crate::seccomp::model::SeccompProfile;
+use crate::seccomp::resolve::{Target, resolve};
+use crate::seccomp::{Arch, KernelVersion};
+use crate::sys::channel::ChannelError;
+use crate::sys::seccomp as syscalls;
+use crate::sys::{CallError, credentials, mount, process};
 
-/// Confines the calling thread: it may write below `target` and read below `source`. The answer says how far
-/// the kernel's Landlock holds it to that; where it does not, the writer's own openat2 rules still stand.
-pub(super) fn confine_thread(target: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>) -> Result<RulesetStatus, ImageError> {
-    drop_capabilities().map_err(|errno| ImageError::Confine { step: "capset", cause: errno.to_string() })?;
-    let status = landlock(target, source);
-    let status = status.map_err(|error| ImageError::Confine { step: "Landlock", cause: error.to_string() })?;
-    Ok(status.ruleset)
+const SECCOMP: &str = include_str!("../../profiles/seccomp/unpack.json");
+/// Largest number of a capability that a kernel may know; unknown ones are passed over.
+const CAPABILITIES_MAX: u32 = 63;
+/// Address space: the names of an import in memory and a window of zstd, with room.
+const ADDRESS_BYTES_MAX: u64 = 4 << 30;
+const DESCRIPTORS_MAX: u64 = 64;
+
+/// What holds the process besides the walls that must.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Confined {
+    /// Landlock's file rules.
+    pub(super) landlock: bool,
 }
 
-fn drop_capabilities() -> Result<(), rustix::io::Errno> {
-    let needed = CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
-    let held = rustix::thread::capabilities(None)?;
-    let kept = held.permitted & needed;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets)
+/// Asks the parent for id maps, and waits for them.
+pub(super) type Maps<'a> = &'a mut dyn FnMut() -> Result<(), ChannelError>;
+
+fn wall<E: std::fmt::Display>(step: &'static str) -> impl FnOnce(E) -> ImageError {
+    move |error| ImageError::Confine { step: step.into(), cause: error.to_string() }
+}
+
+/// Confines this process: it has one thread, and nothing of the image has been read.
+pub(super) fn confine_process(places: &mut Places, job: &Job, maps: Maps<'_>) -> Result<Confined, ImageError> {
+    let filters = filters()?;
+    rustix::process::fchdir(&places.work).map_err(wall("fchdir"))?;
+    process::unshare_for_unpacking().map_err(wall("unshare"))?;
+    maps().map_err(wall("user namespace"))?;
+    places.work = File::from(own_root().map_err(wall("mount namespace"))?);
+    limits().map_err(wall("rlimits"))?;
+    let kept = match job.ownership {
+        Ownership::Kept => CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER,
+        Ownership::Own => CapabilitySet::empty(),
+    };
+    capabilities(kept).map_err(wall("capabilities"))?;
+    process::set_no_new_privs().map_err(wall("no_new_privs"))?;
+    process::hide_from_tracers().map_err(wall("dumpable"))?;
+    process::die_with_parent().map_err(wall("parent's end"))?;
+    let source = match job.input {
+        Input::Directory | Input::Blobs(_) => Some(places.source.as_fd()),
+        Input::File => None,
+    };
+    let status = landlock(places.work.as_fd(), source).map_err(wall("Landlock"))?;
+    for filter in &filters {
+        syscalls::install(filter).map_err(wall("seccomp"))?;
+    }
+    Ok(Confined { landlock: status.ruleset != RulesetStatus::NotEnforced })
+}
+
+/// The working directory becomes the root; the host goes out of view.
+fn own_root() -> Result<std::os::fd::OwnedFd, CallError> {
+    mount::make_all_private()?;
+    // The working directory followed into the new namespace; a descriptor from before would not.
+    let here = mount::open_directory(c".")?;
+    let tree = mount::clone_tree(here.as_fd(), c"")?;
+    let attributes = mount::attribute::NO_SETUID | mount::attribute::NO_DEVICES | mount::attribute::NO_EXEC;
+    mount::restrict(tree.as_fd(), attributes)?;
+    mount::attach(tree.as_fd(), here.as_fd())?;
+    mount::pivot(tree.as_fd())?;
+    mount::drop_old_root()?;
+    mount::open_directory(c"/")
+}
+
+fn limits() -> Result<(), CallError> {
+    process::set_rlimit(libc::RLIMIT_CORE, 0)?;
+    process::set_rlimit(libc::RLIMIT_AS, ADDRESS_BYTES_MAX)?;
+    process::set_rlimit(libc::RLIMIT_NOFILE, DESCRIPTORS_MAX)
+}
+
+fn capabilities(kept: CapabilitySet) -> Result<(), CallError> {
+    for capability in 0..=CAPABILITIES_MAX {
+        credentials::drop_from_bounding_set(capability)?;
+    }
+    credentials::clear_ambient_set()?;
+    credentials::set_capabilities(kept.bits(), kept.bits(), 0)
+}
+
+fn filters() -> Result<Vec<Vec<u8>>, ImageError> {
+    let profile: SeccompProfile = serde_json::from_str(SECCOMP).map_err(wall("seccomp"))?;
+    let arch = Arch::native().ok_or_else(|| wall("seccomp")("this architecture has no filters"))?;
+    // No rule of the profile depends on the kernel's version.
+    let target = Target { arch, kernel: KernelVersion { major: 0, minor: 0 }, capabilities: &[] };
+    let resolved = resolve(&profile, target).map_err(wall("seccomp"))?;
+    compile(&resolved).map_err(wall("seccomp"))
 }
 
 fn landlock(target: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>) -> Result<RestrictionStatus, RulesetError> {
@@ -45,18 +126,29 @@ fn landlock(target: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>) -> Result<Re
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::fd::AsFd;
     use std::path::Path;
 
     use super::*;
+    use crate::seccomp::{Action, Invocation, decide};
 
-    fn reads(path: &Path) -> bool {
-        File::open(path).is_ok()
+    #[test]
+    fn the_filters_allow_what_an_import_needs_and_nothing_that_leads_out() {
+        let filters = filters().expect("the profile compiles");
+        let arch = Arch::native().expect("a known architecture");
+        let verdict = |name: &str| {
+            let number = arch.number(name).unwrap_or_else(|| panic!("{name} has a number"));
+            decide(&filters, &Invocation::native(arch, number, [0; 6])).expect("a verdict")
+        };
+        for name in ["openat2", "linkat", "fchownat", "write", "sendmsg"] {
+            assert_eq!(verdict(name), Action::Allow, "{name}");
+        }
+        for name in ["execve", "socket", "mount", "unshare", "mknodat", "ptrace", "setuid", "connect", "kill", "recvmsg"] {
+            assert!(!verdict(name).permits(), "{name}");
+        }
     }
 
     #[test]
-    fn the_confined_thread_reaches_only_what_it_fills_and_copies() {
+    fn landlock_lets_the_thread_reach_only_what_it_fills_and_copies() {
         let dir = tempfile::tempdir().expect("a directory");
         for name in ["target", "source", "other"] {
             std::fs::create_dir(dir.path().join(name)).expect("a directory");
@@ -65,22 +157,19 @@ mod tests {
         let open = |name: &str| File::open(dir.path().join(name)).expect("the directory");
         let (target, source) = (open("target"), open("source"));
         let path = |name: &str| dir.path().join(name);
+        let reads = |path: &Path| File::open(path).is_ok();
         assert!(reads(&path("other/file")), "the control: before");
-        let status = std::thread::scope(|scope| {
+        let (status, read, written) = std::thread::scope(|scope| {
             let confined = scope.spawn(|| {
-                let landlock = confine_thread(target.as_fd(), Some(source.as_fd())).expect("confined");
-                let held = rustix::thread::capabilities(None).expect("the capabilities");
-                assert!(!held.permitted.intersects(CapabilitySet::SYS_ADMIN | CapabilitySet::MKNOD | CapabilitySet::SETUID));
+                let status = landlock(target.as_fd(), Some(source.as_fd())).expect("confined").ruleset;
                 assert!(std::fs::write(path("target/new"), "").is_ok() && reads(&path("source/file")));
-                (landlock, reads(&path("other/file")), std::fs::write(path("source/new"), "").is_ok())
+                (status, reads(&path("other/file")), std::fs::write(path("source/new"), "").is_ok())
             });
             confined.join().expect("the thread")
         });
         match status {
-            (RulesetStatus::NotEnforced, ..) => eprintln!("skipped: this kernel has no Landlock for the thread's file rules"),
-            (RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced, read, written) => {
-                assert_eq!((read, written), (false, false));
-            }
+            RulesetStatus::NotEnforced => eprintln!("skipped: this kernel has no Landlock for the thread's file rules"),
+            RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => assert_eq!((read, written), (false, false)),
         }
         assert!(reads(&path("other/file")), "the thread's confinement ended with it");
     }

@@ -160,7 +160,7 @@ impl std::io::Read for Hashed<'_> {
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> ImageError {
     let entry = show(path.as_os_str().as_bytes());
-    move |errno| ImageError::Entry { operation, entry, source: errno.into() }
+    move |errno| ImageError::Entry { operation: operation.into(), entry, source: errno.into() }
 }
 
 fn plain_meta(stat: &Stat) -> Meta {

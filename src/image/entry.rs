@@ -103,8 +103,8 @@ mod tests {
     #[test]
     fn names_and_depth_are_bounded() {
         assert!(parse(&"x".repeat(255)).is_ok());
-        assert!(matches!(parse(&"x".repeat(256)), Err(ImageError::BoundExceeded { bound: "name_bytes_max", .. })));
+        assert!(matches!(parse(&"x".repeat(256)), Err(ImageError::BoundExceeded { bound, .. }) if bound == "name_bytes_max"));
         assert!(parse(&"d/".repeat(1024)).is_ok());
-        assert!(matches!(parse(&"d/".repeat(1025)), Err(ImageError::BoundExceeded { bound: "depth_max", .. })));
+        assert!(matches!(parse(&"d/".repeat(1025)), Err(ImageError::BoundExceeded { bound, .. }) if bound == "depth_max"));
     }
 }

@@ -14,19 +14,24 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Gid, Uid};
 
+pub(super) use etc::write_accounts;
+
 use super::root::ImageGuard;
 use super::staging::Staging;
 use super::store::Store;
 use super::{Bind, DEFAULT_PATH, ImageError, ImageName, ImageRoot};
+use crate::sys::credentials::is_root_of_the_host;
 
 /// Empty directories: mount points, and what programs expect to be there.
-const DIRECTORIES: [(&str, u32); 21] = [
+///
+/// `/workspace` is not among them: a directory of the image can't take directories that are moved into it before Linux 6.6,
+/// because overlay marks them with attributes that its upper tmpfs has no room for. The sandbox makes its own.
+const DIRECTORIES: [(&str, u32); 20] = [
     ("usr", 0o755),
     ("proc", 0o755),
     ("dev", 0o755),
     ("sys", 0o755),
     ("tmp", 0o1777),
-    ("workspace", 0o755),
     ("etc", 0o755),
     ("home", 0o755),
     ("home/user", 0o755),
@@ -109,14 +114,20 @@ fn build(host: &Path, root: &Path) -> Result<(), ImageError> {
     for name in USR_MERGE {
         mirror(&host.join(name), &root.join(name))?;
     }
-    if rustix::process::geteuid().is_root() {
-        for name in ["home/user", "workspace"] {
+    give_to_user(root, &["home/user"])?;
+    etc::write(host, &root.join("etc"))
+}
+
+/// Makes these of a root the session user's, where this process may.
+pub(super) fn give_to_user(root: &Path, names: &[&str]) -> Result<(), ImageError> {
+    if is_root_of_the_host() {
+        for name in names {
             let path = root.join(name);
             rustix::fs::chown(&path, Some(Uid::from_raw(USER_ID)), Some(Gid::from_raw(USER_ID)))
                 .map_err(ImageError::errno("setting the owner of", &path))?;
         }
     }
-    etc::write(host, &root.join("etc"))
+    Ok(())
 }
 
 /// A link of the host's root as it is; a directory becomes an empty one to mount on.
@@ -133,7 +144,7 @@ fn mirror(from: &Path, to: &Path) -> Result<(), ImageError> {
 }
 
 /// With exactly this mode, whatever the umask.
-fn make_directory(path: &Path, mode: u32) -> Result<(), ImageError> {
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), ImageError> {
     DirBuilder::new().mode(mode).create(path).map_err(ImageError::io("making", path))?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(ImageError::io("setting the permissions of", path))
 }

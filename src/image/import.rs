@@ -1,28 +1,27 @@
-//! From a directory or a root file system tar to an image of the store.
+//! From a source (a directory, an archive of any kind, blobs that were pulled) to an image of the store.
 //!
-//! Invariant: nothing of an import that failed, was cancelled or killed stays under a name; the source is read by a thread that
-//! gave up its privilege first (`confine`). Set-id bits, devices and privileged attributes don't survive an import; `Notes`
-//! counts them. Read `layer` (tar) and `copy` (directory) next.
+//! Invariant: nothing of an import that failed, was cancelled or killed stays under a name; the source is read by a process of its
+//! own that is confined first (`confine`). Set-id bits, devices and privileged attributes don't survive an import; `Notes`
+//! counts them. Read `unpack` next.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::AtomicBool;
 
-use super::bounds::Meter;
-use super::store::{digest_text, now_ms};
-use super::tree::{Notes, Ownership, Tree};
-use super::{Bounds, ImageError, ImageInfo, ImageName, SourceKind, Store, confine, copy, layer};
+use crate::sys::credentials::is_root_of_the_host;
+use serde::{Deserialize, Serialize};
 
-/// Entries between two reports.
-const REPORT_ENTRIES: u64 = 256;
-/// Reports that may wait for a slow caller.
-const REPORTS_MAX: usize = 16;
+use super::manifest::Choice;
+use super::settings::Settings;
+use super::store::{Content, now_ms};
+use super::tree::{Notes, Ownership};
+use super::unpack::{self, Input, Job, Places, Unpacked};
+use super::{Bounds, ImageError, ImageInfo, ImageName, Store};
 
 /// How far an import is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Entries written.
     pub entries: u64,
@@ -43,148 +42,119 @@ pub struct Imported {
     pub notes: Notes,
 }
 
+/// What happens when the name means something else already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The import is an error.
+    Refuse,
+    /// The name means the new image from then on; one that a session uses stays, and the import is an error.
+    Replace,
+}
+
 /// What to import, and under which conditions.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// A directory, or a tar archive, plain, gzip or zstd.
+    /// A directory or archive; its form is found by looking at it.
     pub source: &'a Path,
     /// Name of the image to make.
     pub name: &'a str,
+    /// Which image of a source with several.
+    pub choice: &'a Choice,
+    /// When the name is taken.
+    pub taken: Taken,
     /// How much it may hold.
     pub bounds: Bounds,
     /// Becomes true when the import shall stop; nothing stays of it then.
     pub cancel: &'a AtomicBool,
 }
 
-/// Imports with the default bounds, to its end.
-pub fn import(store: &Store, source: &Path, name: &str, progress: &mut dyn FnMut(Progress)) -> Result<Imported, ImageError> {
-    import_with(store, Request { source, name, bounds: Bounds::default(), cancel: &AtomicBool::new(false) }, progress)
+/// Imports; `progress` is called now and then on the caller's thread.
+pub fn import(store: &Store, request: Request<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Imported, ImageError> {
+    let (input, source) = open(store, request.source)?;
+    let from = request.source.canonicalize().unwrap_or_else(|_| request.source.to_owned());
+    let from = from.display().to_string();
+    take(store, Taking { request, input, source, from: &from, top: None, blobs: &[] }, progress)
 }
 
-/// Imports; `progress` is called now and then on the caller's thread.
-pub fn import_with(store: &Store, request: Request<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Imported, ImageError> {
+/// A source that is open, and how the image's record tells of it.
+pub(super) struct Taking<'a> {
+    pub(super) request: Request<'a>,
+    pub(super) input: Input,
+    pub(super) source: OwnedFd,
+    /// For `image inspect`: a path or a reference.
+    pub(super) from: &'a str,
+    /// Digest of the index that names it, for a pulled image.
+    pub(super) top: Option<String>,
+    /// Digests of blobs that stay in the store as long as the image does.
+    pub(super) blobs: &'a [String],
+}
+
+/// Unpacks what is open into the store.
+pub(super) fn take(store: &Store, taking: Taking<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Imported, ImageError> {
+    let Taking { request, input, source, from, top, blobs } = taking;
     let name = ImageName::parse(request.name)?;
     if name.is_host() {
         return Err(ImageError::NameReserved { name: name.into() });
     }
-    let source = Source::open(store, request.source)?;
     let staging = store.stage()?;
-    let root = staging.path().join("root");
-    DirBuilder::new().mode(0o755).create(&root).map_err(ImageError::io("making", &root))?;
-    let target = OwnedFd::from(File::open(&root).map_err(ImageError::io("opening", &root))?);
-    let kind = source.kind();
-    let (report, reports) = sync_channel(REPORTS_MAX);
-    let filled = std::thread::scope(|scope| {
-        let reporter = Reporter { total: source.total(), cancel: request.cancel, report };
-        let worker = scope.spawn(move || fill(target, &source, request.bounds, &reporter));
-        reports.iter().for_each(progress);
-        worker.join().map_err(|_| ImageError::WorkerLost)?
-    })?;
-    let digest = digest_text(filled.digest);
+    let work = staging.path().join("work");
+    let make = |path: &Path, mode| DirBuilder::new().mode(mode).create(path).map_err(ImageError::io("making", path));
+    make(&work, 0o700)?;
+    make(&work.join("root"), 0o755)?;
+    let ownership = if is_root_of_the_host() { Ownership::Kept } else { Ownership::Own };
+    let job = Job { bounds: request.bounds, choice: request.choice.clone(), ownership, input };
+    let places = Places { work: File::open(&work).map_err(ImageError::io("opening", &work))?, source, lock: staging.lock()? };
+    let unpacked = unpack::run(&job, &places, request.cancel, progress)?;
+    let (mut info, content) = record(name, unpacked, from, blobs)?;
+    info.index = top.filter(|top| *top != info.digest);
+    store.publish(&staging, &info, &content, request.taken)?;
+    Ok(Imported { info, notes: content.notes })
+}
+
+/// What the store keeps of it.
+fn record(name: ImageName, unpacked: Unpacked, from: &str, blobs: &[String]) -> Result<(ImageInfo, Content), ImageError> {
+    let Unpacked { form, digest, diff_ids, layer_digests, manifest, config, bytes, entries, notes } = unpacked;
+    let settings = config.as_deref().map(Settings::parse).transpose()?.unwrap_or_default();
+    let documents: Vec<_> = [manifest, config].into_iter().flatten().map(super::store::Document::new).collect();
+    let mut kept: Vec<String> = documents.iter().map(|document| document.digest.clone()).chain(blobs.iter().cloned()).collect();
+    kept.sort();
+    kept.dedup();
     let info = ImageInfo {
         name,
-        layers: vec![digest.clone()],
         digest,
-        size_bytes: filled.bytes,
-        entries: filled.entries,
+        index: None,
+        size_bytes: bytes,
+        entries,
         created_ms: now_ms(),
-        source: kind,
-        env: std::collections::BTreeMap::new(),
+        source: form,
+        from: from.to_owned(),
+        root: super::store::root_key(form, &diff_ids),
+        layers: diff_ids,
+        layer_digests,
+        blobs: kept,
+        settings,
     };
-    store.publish(&staging, &info)?;
-    Ok(Imported { info, notes: filled.notes })
+    Ok((info, Content { documents, notes }))
 }
 
-enum Source {
-    Directory(OwnedFd),
-    Tar { file: File, bytes: u64 },
-}
-
-impl Source {
-    fn open(store: &Store, path: &Path) -> Result<Self, ImageError> {
-        // Without waiting: a fifo would keep us here.
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32);
-        let file = options.open(path).map_err(ImageError::io("opening", path))?;
-        let metadata = file.metadata().map_err(ImageError::io("looking at", path))?;
-        if metadata.is_file() {
-            return Ok(Self::Tar { file, bytes: metadata.len() });
-        }
-        if !metadata.is_dir() {
-            return Err(ImageError::SourceUnsupported { path: path.to_owned() });
-        }
-        let real = path.canonicalize().map_err(ImageError::io("opening", path))?;
-        let store = store.dir().canonicalize().map_err(ImageError::io("opening", store.dir()))?;
-        if store.starts_with(real) {
-            return Err(ImageError::SourceHoldsStore { path: path.to_owned() });
-        }
-        Ok(Self::Directory(file.into()))
+fn open(store: &Store, path: &Path) -> Result<(Input, OwnedFd), ImageError> {
+    // Without waiting: a fifo would keep us here.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32);
+    let file = options.open(path).map_err(ImageError::io("opening", path))?;
+    let metadata = file.metadata().map_err(ImageError::io("looking at", path))?;
+    if metadata.is_file() {
+        return Ok((Input::File, file.into()));
     }
-
-    fn kind(&self) -> SourceKind {
-        match self {
-            Self::Directory(_) => SourceKind::Directory,
-            Self::Tar { .. } => SourceKind::RootfsTar,
-        }
+    if !metadata.is_dir() {
+        return Err(ImageError::SourceUnsupported { path: path.to_owned() });
     }
-
-    fn total(&self) -> Option<u64> {
-        match self {
-            Self::Directory(_) => None,
-            Self::Tar { bytes, .. } => Some(*bytes),
-        }
+    let real = path.canonicalize().map_err(ImageError::io("opening", path))?;
+    let store = store.dir().canonicalize().map_err(ImageError::io("opening", store.dir()))?;
+    if store.starts_with(real) {
+        return Err(ImageError::SourceHoldsStore { path: path.to_owned() });
     }
-}
-
-struct Reporter<'a> {
-    total: Option<u64>,
-    cancel: &'a AtomicBool,
-    report: SyncSender<Progress>,
-}
-
-impl Reporter<'_> {
-    fn tick(&self, tree: &Tree, source_bytes: u64) -> Result<(), ImageError> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(ImageError::Cancelled);
-        }
-        let Meter { entries, bytes, .. } = tree.meter;
-        if entries % REPORT_ENTRIES == 0 {
-            // A report that finds no room is one too many; the next will tell more.
-            self.report.try_send(Progress { entries, bytes, source_bytes, source_bytes_total: self.total }).ok();
-        }
-        Ok(())
-    }
-}
-
-struct Filled {
-    digest: [u8; 32],
-    bytes: u64,
-    entries: u64,
-    notes: Notes,
-}
-
-/// The whole work of the confined thread.
-fn fill(target: OwnedFd, source: &Source, bounds: Bounds, reporter: &Reporter<'_>) -> Result<Filled, ImageError> {
-    let ownership = if rustix::process::geteuid().is_root() { Ownership::Kept } else { Ownership::Own };
-    let directory = match source {
-        Source::Directory(directory) => Some(directory.as_fd()),
-        Source::Tar { .. } => None,
-    };
-    if confine::confine_thread(target.as_fd(), directory)? == landlock::RulesetStatus::NotEnforced {
-        tracing::warn!("this kernel has no Landlock: the import is confined by openat2 alone");
-    }
-    let mut tree = Tree::new(target, ownership, Meter::new(bounds));
-    let mut tick = |tree: &Tree, source_bytes: u64| reporter.tick(tree, source_bytes);
-    let digest = match source {
-        Source::Directory(directory) => copy::copy(directory, &mut tree, &mut tick)?,
-        Source::Tar { file, .. } => {
-            let file = file.try_clone().map_err(ImageError::io("opening", "the archive"))?;
-            layer::unpack(file, &mut tree, &mut tick)?
-        }
-    };
-    tree.mount_points()?;
-    tree.finish()?;
-    Ok(Filled { digest, bytes: tree.meter.bytes, entries: tree.meter.entries, notes: tree.notes })
+    Ok((Input::Directory, file.into()))
 }
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ impl ImageName {
 
     /// Takes `[a-z0-9][a-z0-9._-]{0,63}`, and after a colon `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
-        let refuse = |reason| Err(ImageError::NameInvalid { name: text.chars().take(80).collect(), reason });
+        let refuse = |reason: &'static str| {
+            Err(ImageError::NameInvalid { name: text.chars().take(80).collect(), reason: reason.into() })
+        };
         let (name, tag) = match text.split_once(':') {
             Some((name, tag)) => (name, Some(tag)),
             None => (text, None),
@@ -56,6 +58,30 @@ impl ImageName {
     }
 }
 
+/// A name as a session gives it: `name`, `name:tag`, either with `@sha256:…` behind it for the digest that it must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageReference {
+    /// The name.
+    pub name: ImageName,
+    /// The digest that the image must have.
+    pub digest: Option<String>,
+}
+
+impl ImageReference {
+    /// Takes it apart.
+    pub fn parse(text: &str) -> Result<Self, ImageError> {
+        let Some((name, digest)) = text.split_once('@') else {
+            return Ok(Self { name: ImageName::parse(text)?, digest: None });
+        };
+        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+        if hex.len() != 64 || !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            let reason = "what stands behind the @ is `sha256:` and 64 lower-case hexadecimal digits".into();
+            return Err(ImageError::NameInvalid { name: text.chars().take(80).collect(), reason });
+        }
+        Ok(Self { name: ImageName::parse(name)?, digest: Some(digest.to_owned()) })
+    }
+}
+
 impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -79,6 +105,17 @@ impl From<ImageName> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reference_is_a_name_that_may_have_a_digest() {
+        let digest = format!("sha256:{}", "0af".repeat(22).split_at(64).0);
+        let reference = ImageReference::parse(&format!("python:3.12@{digest}")).expect("a reference");
+        assert_eq!((reference.name.as_str(), reference.digest.as_deref()), ("python:3.12", Some(digest.as_str())));
+        assert_eq!(ImageReference::parse("python").expect("a name").digest, None);
+        for bad in ["python@", "python@sha256:", "python@sha512:00", "@x", &format!("p@{}", digest.to_uppercase()), "a@b@c"] {
+            assert!(matches!(ImageReference::parse(bad), Err(ImageError::NameInvalid { .. })), "{bad}");
+        }
+    }
 
     #[test]
     fn a_name_is_never_a_path() {

@@ -15,12 +15,12 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// As many links as the kernel follows.
 const LINKS_MAX: usize = 40;
 
-/// A read-only tree laid over an image.
+/// A read-only tree or file laid over an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
-    /// Directory of the host.
+    /// Directory or file of the host.
     pub source: PathBuf,
-    /// Absolute path inside the image; a real directory there.
+    /// Absolute path inside the image; there one is the same, and no link.
     pub target: String,
 }
 
@@ -106,7 +106,8 @@ fn components(path: &Path) -> VecDeque<OsString> {
 fn host_path(root: &ImageRoot, inside: &Path) -> PathBuf {
     for bind in root.binds.iter().rev() {
         if let Ok(rest) = inside.strip_prefix(&bind.target) {
-            return bind.source.join(rest);
+            // A bind may be of one file, which has nothing below it.
+            return if rest.as_os_str().is_empty() { bind.source.clone() } else { bind.source.join(rest) };
         }
     }
     root.lower.join(inside.strip_prefix("/").unwrap_or(inside))

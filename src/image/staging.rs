@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,11 @@ impl Staging {
         Ok(Self { path, directory })
     }
 
+    /// The lock for another process: held until both have let go.
+    pub(super) fn lock(&self) -> Result<OwnedFd, ImageError> {
+        self.directory.try_clone().map(OwnedFd::from).map_err(ImageError::io("locking", &self.path))
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -48,7 +53,7 @@ impl Staging {
         let published = match std::fs::rename(self.path.join(child), target) {
             Ok(()) => Published::Moved,
             Err(_) if target.is_dir() => Published::WasThere,
-            Err(source) => return Err(ImageError::Io { operation: "making", path: target.to_owned(), source }),
+            Err(source) => return Err(ImageError::Io { operation: "making".into(), path: target.to_owned(), source }),
         };
         sync_parent(target)?;
         Ok(published)

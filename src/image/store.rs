@@ -4,14 +4,16 @@
 //! STATE/images/lock                      shared: look; exclusive: change what a name means
 //!             /names/NAME/image.json     the record; lock: held shared by whoever uses the image
 //!             /layers/HEX/               an unpacked root file system, never changed once it is here
+//!             /blobs/sha256/HEX          manifests, configurations, packed layers of pulled images
+//!             /blobs/partial/HEX         what a pull has of a blob so far; lock: held shared by every pull
 //!             /host/HEX/                 generated skeletons of the image `host`
 //!             /tmp/…                     what is being made or removed, each directory locked by its process
 //! ```
 //!
-//! Invariants: everything appears by a rename from `tmp`; a layer goes only when no record names it; locks are flocks, so they
-//! end with their process. Lock files are opened and removed only under the store's lock.
+//! Invariants: everything appears by a rename from `tmp`; a layer or blob goes only when no record names it; locks are flocks, so
+//! they end with their process. Lock files are opened and removed only under the store's lock.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,10 +23,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
+use super::import::Taken;
 use super::root::ImageGuard;
 use super::staging::{Published, Staging, remove_stale, remove_tree, sync_parent};
-use super::{DEFAULT_PATH, ImageError, ImageName, ImageRoot};
+use super::tree::Notes;
+use super::{DEFAULT_PATH, ImageError, ImageName, ImageReference, ImageRoot, Settings};
 
 /// Where an image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +39,63 @@ pub enum SourceKind {
     Directory,
     /// A root file system tar, as `docker export` writes it.
     RootfsTar,
+    /// What `docker save` writes, without an OCI layout in it.
+    DockerArchive,
+    /// A tar of an OCI layout; newer `docker save` writes one as well.
+    OciArchive,
+    /// A directory that is an OCI layout.
+    OciLayout,
+    /// A registry.
+    Registry,
+}
+
+impl SourceKind {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::RootfsTar => "rootfs-tar",
+            Self::DockerArchive => "docker-archive",
+            Self::OciArchive => "oci-archive",
+            Self::OciLayout => "oci-layout",
+            Self::Registry => "registry",
+        }
+    }
+}
+
+/// A manifest or configuration, to be kept under its digest.
+#[derive(Debug, Clone)]
+pub(super) struct Document {
+    pub(super) digest: String,
+    bytes: Vec<u8>,
+}
+
+impl Document {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { digest: digest_text(Sha256::digest(&bytes).into()), bytes }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// What goes into the store beside the tree and the record.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) documents: Vec<Document>,
+    pub(super) notes: Notes,
+}
+
+/// The name of the root file system that those layers make: what `.wh.` means depends on the form.
+pub(super) fn root_key(form: SourceKind, diff_ids: &[String]) -> String {
+    match (form, diff_ids) {
+        (SourceKind::Directory | SourceKind::RootfsTar, [digest]) => digest.clone(),
+        (_, layers) => {
+            let text = layers.iter().fold("layers".to_owned(), |text, layer| text + "\n" + layer);
+            digest_text(Sha256::digest(text).into())
+        }
+    }
 }
 
 /// One image of the store; also its record on disk.
@@ -41,8 +103,11 @@ pub enum SourceKind {
 pub struct ImageInfo {
     /// Its name.
     pub name: ImageName,
-    /// `sha256:` and 64 hexadecimal digits: of the unpacked tar, or of the directory's listing with contents.
+    /// `sha256:` and 64 hexadecimal digits: of the manifest; of the configuration, where there is no manifest (docker-archive); of
+    /// the unpacked tar; of the directory's listing with contents.
     pub digest: String,
+    /// Digest of the index that it was pulled by; the image answers to it as well.
+    pub index: Option<String>,
     /// Bytes of all files.
     pub size_bytes: u64,
     /// Files, directories and links.
@@ -51,10 +116,18 @@ pub struct ImageInfo {
     pub created_ms: u64,
     /// Where it came from.
     pub source: SourceKind,
-    /// Digests of its layers, lowest first; one of them so far.
+    /// Path or reference that it came from.
+    pub from: String,
+    /// Digests of its unpacked layers (diff ids), lowest first.
     pub layers: Vec<String>,
-    /// Environment that the image brings.
-    pub env: BTreeMap<String, String>,
+    /// Digests of the blobs that those came from, where there were any.
+    pub layer_digests: Vec<String>,
+    /// The unpacked root file system, below `layers/`.
+    pub root: String,
+    /// Digests of what is kept of it below `blobs/`.
+    pub blobs: Vec<String>,
+    /// What its configuration says.
+    pub settings: Settings,
 }
 
 /// The store of one state directory. Cheap to clone; many processes may hold one at once.
@@ -70,7 +143,7 @@ impl Store {
     /// Opens the store below the state directory, making what is missing, and removes what processes that ended early left.
     pub fn open(state_dir: &Path) -> Result<Self, ImageError> {
         let store = Self { dir: state_dir.join("images") };
-        for dir in ["", "names", "layers", "host", "tmp"] {
+        for dir in ["", "names", "layers", "blobs", "blobs/sha256", "blobs/partial", "host", "tmp"] {
             let path = store.dir.join(dir);
             DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(ImageError::io("making", &path))?;
             let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
@@ -97,7 +170,7 @@ impl Store {
         let layers = self.dir.join("layers");
         for entry in std::fs::read_dir(&layers).map_err(ImageError::io("reading", &layers))? {
             let path = entry.map_err(ImageError::io("reading", &layers))?.path();
-            if !records.iter().any(|record| self.layer_dir(&record.digest) == path) {
+            if !records.iter().any(|record| self.layer_dir(&record.root) == path) {
                 remove_tree(&path)?;
             }
         }
@@ -117,21 +190,24 @@ impl Store {
         self.record(&name)
     }
 
-    /// The image as a session takes it; it can't be removed while the answer lives.
-    pub fn resolve(&self, name: &str) -> Result<ImageRoot, ImageError> {
-        let name = ImageName::parse(name)?;
-        if name.as_str() == ImageName::HOST {
+    /// The image as a session takes it (`name`, `name:tag`, either with `@digest`); it can't be removed while the answer lives.
+    pub fn resolve(&self, reference: &str) -> Result<ImageRoot, ImageError> {
+        let ImageReference { name, digest } = ImageReference::parse(reference)?;
+        if name.as_str() == ImageName::HOST && digest.is_none() {
             return super::host::resolve(self);
         }
         let _lock = self.lock(FlockOperation::LockShared)?;
         let record = self.record(&name)?;
+        if let Some(wanted) = digest.filter(|wanted| *wanted != record.digest && Some(wanted) != record.index.as_ref()) {
+            return Err(ImageError::OtherDigest { name: name.into(), wanted, found: record.digest });
+        }
         let guard = open_lock(&self.image_dir(&name).join("lock"))?;
         let path = self.image_dir(&name);
         rustix::fs::flock(&guard, FlockOperation::NonBlockingLockShared).map_err(ImageError::errno("locking", path))?;
-        let mut env = record.env;
+        let mut env = record.settings.env;
         env.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
-        let lower = self.layer_dir(&record.digest);
-        Ok(ImageRoot { name: name.into(), lower, binds: Vec::new(), env, guard: Arc::new(ImageGuard(guard)) })
+        let lower = self.layer_dir(&record.root);
+        Ok(ImageRoot { name: reference.to_owned(), lower, binds: Vec::new(), env, guard: Arc::new(ImageGuard(guard)) })
     }
 
     /// Removes an image, and its files when no other image has the same.
@@ -141,55 +217,135 @@ impl Store {
             return Err(ImageError::NameReserved { name: name.into() });
         }
         let lock = self.lock(FlockOperation::LockExclusive)?;
-        let record = self.record(&name)?;
-        let image_dir = self.image_dir(&name);
-        let guard = open_lock(&image_dir.join("lock"))?;
-        match rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse { name: name.into() }),
-            Err(errno) => return Err(ImageError::errno("locking", image_dir)(errno)),
-        }
         let staging = Staging::new(&self.tmp())?;
-        move_out(&image_dir, &staging.path().join("name"))?;
-        self.retire_layer(&record.digest, &staging)?;
+        self.retire(&name, &staging, &[])?;
         // Other processes need not wait for the files to go.
         drop(lock);
         drop(staging);
         Ok(())
     }
 
-    /// Moves a layer out of the store unless a record names it. The caller holds the exclusive lock.
-    fn retire_layer(&self, digest: &str, staging: &Staging) -> Result<(), ImageError> {
-        if self.records()?.iter().any(|record| record.digest == digest) {
-            return Ok(());
+    /// Moves an image that nobody uses into `staging`, all but the blobs of `keep`. The caller holds the exclusive lock.
+    fn retire(&self, name: &ImageName, staging: &Staging, keep: &[String]) -> Result<(), ImageError> {
+        let record = self.record(name)?;
+        let image_dir = self.image_dir(name);
+        let guard = open_lock(&image_dir.join("lock"))?;
+        match rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse { name: name.to_string() }),
+            Err(errno) => return Err(ImageError::errno("locking", image_dir)(errno)),
         }
-        move_out(&self.layer_dir(digest), &staging.path().join("layer"))
+        move_out(&image_dir, &staging.path().join("old-name"))?;
+        let left = self.records()?;
+        if !left.iter().any(|other| other.root == record.root) {
+            move_out(&self.layer_dir(&record.root), &staging.path().join("old-layer"))?;
+        }
+        for (position, digest) in record.blobs.iter().enumerate() {
+            if !keep.contains(digest) && !left.iter().any(|other| other.blobs.contains(digest)) {
+                move_out(&self.blob_path(digest), &staging.path().join(format!("old-blob-{position}")))?;
+            }
+        }
+        Ok(())
     }
 
-    /// Puts a finished tree (`root` in `staging`) into the store under a name. Nothing changes when that name means it already.
-    pub(super) fn publish(&self, staging: &Staging, info: &ImageInfo) -> Result<(), ImageError> {
-        // The long sync comes before the lock, so that nobody waits for it.
-        staging.sync()?;
-        let _lock = self.lock(FlockOperation::LockExclusive)?;
-        match self.record(&info.name) {
-            Ok(record) if record.digest == info.digest => return Ok(()),
-            Ok(_) => return Err(ImageError::AlreadyExists { name: info.name.to_string() }),
-            Err(ImageError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
+    /// Puts a finished tree (`work/root` in `staging`) into the store under a name. Nothing changes when that name means it
+    /// already.
+    pub(super) fn publish(
+        &self,
+        staging: &Staging,
+        info: &ImageInfo,
+        content: &Content,
+        taken: Taken,
+    ) -> Result<(), ImageError> {
+        for document in &content.documents {
+            let path = staging.path().join(hex(&document.digest));
+            std::fs::write(&path, &document.bytes).map_err(ImageError::io("writing", &path))?;
         }
         let name_dir = staging.path().join("name");
         DirBuilder::new().mode(0o700).create(&name_dir).map_err(ImageError::io("making", &name_dir))?;
         let record = name_dir.join("image.json");
         let text = serde_json::to_vec_pretty(info).map_err(|source| ImageError::Record { path: record.clone(), source })?;
         std::fs::write(&record, text).map_err(ImageError::io("writing", &record))?;
-        let layer = self.layer_dir(&info.digest);
-        let published = staging.publish("root", &layer)?;
+        // The long sync comes before the lock, so that nobody waits for it.
+        staging.sync()?;
+        let _lock = self.lock(FlockOperation::LockExclusive)?;
+        match (self.record(&info.name), taken) {
+            (Ok(record), _) if record.digest == info.digest => return Ok(()),
+            (Ok(_), Taken::Refuse) => return Err(ImageError::AlreadyExists { name: info.name.to_string() }),
+            (Ok(_), Taken::Replace) => self.retire(&info.name, staging, &info.blobs)?,
+            (Err(ImageError::NotFound { .. }), _) => {}
+            (Err(error), _) => return Err(error),
+        }
+        for document in &content.documents {
+            let target = self.blob_path(&document.digest);
+            std::fs::rename(staging.path().join(hex(&document.digest)), &target).map_err(ImageError::io("making", &target))?;
+            sync_parent(&target)?;
+        }
+        let layer = self.layer_dir(&info.root);
+        let published = staging.publish("work/root", &layer)?;
         let named = staging.publish("name", &self.image_dir(&info.name));
         if named.is_err() && published == Published::Moved {
             // A record is what makes a layer part of the store.
-            move_out(&layer, &staging.path().join("root"))?;
+            move_out(&layer, &staging.path().join("unnamed-layer"))?;
         }
         named.map(|_| ())
+    }
+
+    pub(super) fn blobs_dir(&self) -> PathBuf {
+        self.dir.join("blobs")
+    }
+
+    pub(super) fn blob_path(&self, digest: &str) -> PathBuf {
+        self.blobs_dir().join("sha256").join(hex(digest))
+    }
+
+    /// Where a blob is while it is being pulled.
+    pub(super) fn partial_path(&self, digest: &str) -> PathBuf {
+        self.blobs_dir().join("partial").join(hex(digest))
+    }
+
+    /// A manifest or configuration that is kept.
+    pub fn document(&self, digest: &str) -> Result<Vec<u8>, ImageError> {
+        let path = self.blob_path(digest);
+        std::fs::read(&path).map_err(ImageError::io("reading", &path))
+    }
+
+    /// Held by a pull: what it has fetched is no rubbish.
+    pub(super) fn lock_blobs(&self) -> Result<Lock, ImageError> {
+        let path = self.blobs_dir().join("lock");
+        let lock = open_lock(&path)?;
+        rustix::fs::flock(&lock, FlockOperation::LockShared).map_err(ImageError::errno("locking", path))?;
+        Ok(lock)
+    }
+
+    /// Removes what no image needs: blobs and parts of blobs, root file systems, skeletons, what dead processes left.
+    pub fn prune(&self) -> Result<Pruned, ImageError> {
+        let _lock = self.lock(FlockOperation::LockExclusive)?;
+        remove_stale(&self.tmp())?;
+        super::host::remove_old(self)?;
+        self.remove_orphans()?;
+        let path = self.blobs_dir().join("lock");
+        let pulls = open_lock(&path)?;
+        match rustix::fs::flock(&pulls, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(Pruned { blobs: 0, bytes: 0, pull_running: true }),
+            Err(errno) => return Err(ImageError::errno("locking", path)(errno)),
+        }
+        let needed: HashSet<PathBuf> =
+            self.records()?.iter().flat_map(|record| &record.blobs).map(|digest| self.blob_path(digest)).collect();
+        let mut pruned = Pruned { blobs: 0, bytes: 0, pull_running: false };
+        for dir in ["sha256", "partial"] {
+            let dir = self.blobs_dir().join(dir);
+            for entry in std::fs::read_dir(&dir).map_err(ImageError::io("reading", &dir))? {
+                let path = entry.map_err(ImageError::io("reading", &dir))?.path();
+                if !needed.contains(&path) {
+                    pruned.blobs += 1;
+                    pruned.bytes += std::fs::symlink_metadata(&path).map_or(0, |metadata| metadata.len());
+                    std::fs::remove_file(&path).map_err(ImageError::io("removing", &path))?;
+                }
+            }
+        }
+        Ok(pruned)
     }
 
     pub(super) fn tmp(&self) -> PathBuf {
@@ -234,7 +390,7 @@ impl Store {
     }
 
     fn layer_dir(&self, digest: &str) -> PathBuf {
-        self.dir.join("layers").join(digest.strip_prefix("sha256:").unwrap_or(digest))
+        self.dir.join("layers").join(hex(digest))
     }
 
     fn record(&self, name: &ImageName) -> Result<ImageInfo, ImageError> {
@@ -262,10 +418,31 @@ impl Store {
     }
 }
 
+/// What `Store::prune` removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pruned {
+    /// Blobs and parts of blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// A pull is at work, so blobs were left alone.
+    pub pull_running: bool,
+}
+
+fn hex(digest: &str) -> &str {
+    digest.strip_prefix("sha256:").unwrap_or(digest)
+}
+
 pub(super) fn open_lock(path: &Path) -> Result<Lock, ImageError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(ImageError::io("opening", path))
+    // A lock that is there is only read: on a file system that has become read-only what is in the store can still be used.
+    let opened = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+        }
+        opened => opened,
+    };
+    opened.map_err(ImageError::io("opening", path))
 }
 
 fn move_out(from: &Path, to: &Path) -> Result<(), ImageError> {

@@ -2,10 +2,9 @@
 //!
 //! Invariant: no symbolic link is ever followed and no path leaves the root (openat2 with RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 //! and RESOLVE_NO_MAGICLINKS); no device, fifo, socket, set-id bit or privileged attribute is ever written. Directories are
-//! never removed while a tree is written. Names such as `.wh.x` are ordinary names here: they mean something in the layers of
-//! an OCI image only, not in a root file system.
+//! removed by the whiteouts of a later layer only (`whiteout`). In a root file system names such as `.wh.x` are ordinary names.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -32,7 +31,7 @@ pub(super) fn open_directory(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedF
 }
 
 /// Whom the files of a tree belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Ownership {
     /// As the source says (root only).
     Kept,
@@ -41,7 +40,7 @@ pub enum Ownership {
 }
 
 /// What was left out or changed on purpose.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Notes {
     /// Devices, fifos and sockets that were not made.
     pub special_files_skipped: u64,
@@ -57,22 +56,24 @@ pub struct Notes {
 
 /// Writes one tree.
 pub struct Tree {
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     ownership: Ownership,
     /// What has been written.
     pub meter: Meter,
     /// What has not.
     pub notes: Notes,
     /// Permissions and times that are set last, because writing into a directory needs and changes them.
-    directories: HashMap<PathBuf, (Mode, i64)>,
+    pub(super) directories: BTreeMap<PathBuf, (Mode, i64)>,
+    /// What the layer that is being written has made, with all parents; absent for a root file system.
+    pub(super) made: Option<HashSet<PathBuf>>,
     /// The directory of the entry before.
-    parent: Option<(PathBuf, OwnedFd)>,
+    pub(super) parent: Option<(PathBuf, OwnedFd)>,
 }
 
 impl Tree {
     /// A writer into the empty directory `root`.
     pub fn new(root: OwnedFd, ownership: Ownership, meter: Meter) -> Self {
-        Self { root, ownership, meter, notes: Notes::default(), directories: HashMap::new(), parent: None }
+        Self { root, ownership, meter, notes: Notes::default(), directories: BTreeMap::new(), made: None, parent: None }
     }
 
     /// Makes a directory, or gives an existing one these attributes.
@@ -94,6 +95,7 @@ impl Tree {
             }
         };
         let directory = made.map_err(failed("making", path))?;
+        self.note_made(path);
         self.set_attributes(directory.as_fd(), path, meta)
     }
 
@@ -108,6 +110,7 @@ impl Tree {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::openat2(self.current(), name, flags, Mode::RUSR | Mode::WUSR, CONFINED);
         let mut file = File::from(opened.map_err(failed("making", path))?);
+        self.note_made(path);
         fill(&mut file, bytes, contents, path)?;
         self.set_attributes(file.as_fd(), path, meta)?;
         let mode = Mode::from_bits_truncate(meta.mode & 0o777);
@@ -126,6 +129,8 @@ impl Tree {
         self.clear(path, name, Clearing::RefuseDirectory)?;
         let parent = self.current();
         rustix::fs::symlinkat(target, parent, name).map_err(failed("making", path))?;
+        self.note_made(path);
+        let parent = self.current();
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::utimensat(parent, name, &times(meta.modified_s), flags).map_err(failed("setting the time of", path))?;
         if self.ownership == Ownership::Kept {
@@ -157,6 +162,7 @@ impl Tree {
         }
         self.enter(parent, path)?;
         self.clear(path, name, Clearing::RefuseDirectory)?;
+        self.note_made(path);
         rustix::fs::linkat(&target_parent, target_name, self.current(), name, AtFlags::empty()).map_err(failed("linking", path))
     }
 
@@ -177,14 +183,14 @@ impl Tree {
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(ImageError::errno("making", path)(errno)),
             }
-            open_directory(self.root.as_fd(), Path::new(path)).map_err(|_| ImageError::MountPoint { path })?;
+            open_directory(self.root.as_fd(), Path::new(path)).map_err(|_| ImageError::MountPoint { path: path.into() })?;
         }
         Ok(())
     }
 
     /// Sets what had to wait; the tree is complete then.
     pub fn finish(&mut self) -> Result<(), ImageError> {
-        for (path, (mode, modified_s)) in self.directories.drain() {
+        for (path, (mode, modified_s)) in std::mem::take(&mut self.directories) {
             // Without root the owner must keep its own access, or the directories below could not be reached any more.
             let directory = open_directory(self.root.as_fd(), &path).map_err(ImageError::errno("opening", &path))?;
             let mode = if self.ownership == Ownership::Own { mode | Mode::RWXU } else { mode };
@@ -235,8 +241,8 @@ impl Tree {
         self.parent.as_ref().map_or_else(|| self.root.as_fd(), |(_, directory)| directory.as_fd())
     }
 
-    /// Removes what stands where an entry goes: a later entry of an archive replaces an earlier one.
-    fn clear(&self, entry: &EntryPath, name: &OsStr, clearing: Clearing) -> Result<(), ImageError> {
+    /// Removes what stands where an entry goes: a later entry replaces an earlier one, a later layer anything of those below.
+    fn clear(&mut self, entry: &EntryPath, name: &OsStr, clearing: Clearing) -> Result<(), ImageError> {
         let parent = self.current();
         let kind = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
@@ -244,7 +250,13 @@ impl Tree {
         };
         match (kind, clearing) {
             (FileType::Directory, Clearing::KeepDirectory) => Ok(()),
-            (FileType::Directory, Clearing::RefuseDirectory) => Err(refused(entry, Refusal::ReplacesDirectory)),
+            (FileType::Directory, Clearing::RefuseDirectory) => {
+                if self.made.as_ref().is_none_or(|made| made.contains(entry.as_path())) {
+                    return Err(refused(entry, Refusal::ReplacesDirectory));
+                }
+                self.remove_below_layers(entry.as_path(), entry)?;
+                self.enter(entry.split().map_or(Path::new(""), |(parent, _)| parent), entry)
+            }
             (_, Clearing::KeepDirectory | Clearing::RefuseDirectory) => {
                 rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(failed("replacing", entry))
             }
@@ -296,13 +308,13 @@ enum Clearing {
     RefuseDirectory,
 }
 
-fn refused(entry: &EntryPath, refusal: Refusal) -> ImageError {
+pub(super) fn refused(entry: &EntryPath, refusal: Refusal) -> ImageError {
     ImageError::EntryRefused { entry: entry.show(), refusal }
 }
 
-fn failed(operation: &'static str, entry: &EntryPath) -> impl FnOnce(Errno) -> ImageError {
+pub(super) fn failed(operation: &'static str, entry: &EntryPath) -> impl FnOnce(Errno) -> ImageError {
     let entry = entry.show();
-    move |errno| ImageError::Entry { operation, entry, source: errno.into() }
+    move |errno| ImageError::Entry { operation: operation.into(), entry, source: errno.into() }
 }
 
 fn times(modified_s: i64) -> Timestamps {
@@ -312,7 +324,7 @@ fn times(modified_s: i64) -> Timestamps {
 
 /// Copies exactly `bytes` bytes; blocks of zeros become holes.
 fn fill(file: &mut File, bytes: u64, contents: &mut dyn Read, path: &EntryPath) -> Result<(), ImageError> {
-    let unwritten = |source| ImageError::Entry { operation: "writing", entry: path.show(), source };
+    let unwritten = |source| ImageError::Entry { operation: "writing".into(), entry: path.show(), source };
     let mut block = vec![0; BLOCK_BYTES.min(usize::try_from(bytes).unwrap_or(BLOCK_BYTES))];
     let mut left = bytes;
     let mut hole = false;

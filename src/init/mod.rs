@@ -10,6 +10,7 @@ mod program;
 mod reaper;
 mod serve;
 mod steps;
+mod watch;
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -37,10 +38,13 @@ fn start(plan: &Plan, control: OwnedFd) -> Result<(), channel::ChannelError> {
     process::close_from(CONTROL + 1)?;
     let control = process::adopt_descriptor(CONTROL)?;
     let go = channel::receive::<Go>(control.as_fd(), Wait::Yes)?;
-    match prepare(plan, go) {
-        Ok(built) => {
+    let ready = prepare(plan, go).and_then(|built| {
+        serve::prepare(plan, built, control.as_fd()).map_err(|error| failure("init", "prepare to serve", error))
+    });
+    match ready {
+        Ok((init, children)) => {
             channel::send(control.as_fd(), &InitMessage::Ready, &[])?;
-            serve::run(plan, built, control.as_fd())
+            serve::run(init, &children)
         }
         Err(failure) => channel::send(control.as_fd(), &InitMessage::Failed(failure), &[]),
     }

@@ -1,23 +1,25 @@
 //! A program's way from fork to exec: descriptors, then the plan's program steps in order, then its directory, then itself.
 //!
-//! Invariant: when anything fails the program does not run; the reason travels through a pipe that a successful exec closes.
+//! Invariant: when anything fails the program does not run; the reason travels through a socket that a successful exec closes.
 
 use std::ffi::{CString, c_char};
 use std::fs;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, StartFailure, StartStage};
+use crate::plan::messages::{ExecuteRequest, ProgramEnd, StartFailure, StartStage, View};
 use crate::plan::{Plan, ProgramStep};
 use crate::sys::process::{self, Cloned, CloseOnExec};
+use crate::sys::seccomp::{self, Waiting};
+use crate::sys::socket::{self, Wait};
 use crate::sys::{CallError, credentials, landlock};
 
 use super::steps::Built;
+use super::watch::{FAILURE_BYTES, LISTENER_WORD, Watch};
 
-/// The number of the failure pipe in the child; everything above is closed.
-const FAILURE_PIPE: i32 = 3;
+/// The number of the child's socket to init; everything above is closed.
+const INIT_SOCKET: i32 = 3;
 
 /// Where a `PATH` is missing.
 const PATH_DEFAULT: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -27,8 +29,8 @@ const PATH_DEFAULT: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:
 pub struct Started {
     /// Its pid.
     pub pid: i32,
-    /// See [`start_failure`].
-    pub start_failure: OwnedFd,
+    /// What is heard of it.
+    pub watch: Watch,
 }
 
 /// Forks; `descriptors` are stdin, stdout, stderr.
@@ -36,13 +38,12 @@ pub fn start(plan: &Plan, built: &Built, request: &ExecuteRequest, descriptors: 
     let fork_failed = |errno: i32| ProgramEnd::NotStarted(StartFailure { stage: StartStage::Fork, errno });
     let image = Image::prepare(request).ok_or_else(|| not_executable(Errno::INVAL))?;
     let Ok::<[OwnedFd; 3], _>(streams) = descriptors.try_into() else { return Err(fork_failed(Errno::BADF.raw_os_error())) };
-    let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
-    let (reader, writer) = rustix::pipe::pipe_with(flags).map_err(|errno| fork_failed(errno.raw_os_error()))?;
+    let (ours, theirs) = socket::pair().map_err(|error| fork_failed(error.raw()))?;
     match process::clone(0, built.programs_born_in.as_ref().map(AsFd::as_fd)) {
         Err(error) => Err(fork_failed(error.raw())),
-        Ok(Cloned::Parent { pid, .. }) => Ok(Started { pid, start_failure: reader }),
+        Ok(Cloned::Parent { pid, .. }) => Ok(Started { pid, watch: Watch::new(ours, &plan.program) }),
         Ok(Cloned::Child) => {
-            let failure = child(plan, built, &image, &streams, &writer);
+            let failure = child(plan, built, &image, &streams, &theirs);
             report(&failure);
             process::exit_now(127)
         }
@@ -53,7 +54,7 @@ fn not_executable(errno: Errno) -> ProgramEnd {
     ProgramEnd::NotStarted(StartFailure { stage: StartStage::Execute, errno: errno.raw_os_error() })
 }
 
-/// What the child could not do, as it goes through the pipe.
+/// What the child could not do, as it goes through the socket.
 struct ChildFailure {
     stage: u8,
     step: u8,
@@ -66,9 +67,9 @@ const STAGE_EXECUTE: u8 = 3;
 const STAGE_STREAMS: u8 = 4;
 
 /// Returns only when something failed.
-fn child(plan: &Plan, built: &Built, image: &Image, streams: &[OwnedFd; 3], pipe: &OwnedFd) -> ChildFailure {
+fn child(plan: &Plan, built: &Built, image: &Image, streams: &[OwnedFd; 3], init: &OwnedFd) -> ChildFailure {
     let failed = |stage: u8, step: usize, error: CallError| ChildFailure { stage, step: step as u8, errno: error.raw() };
-    if let Err(error) = connect(streams, pipe, built) {
+    if let Err(error) = connect(streams, init, built, image.view) {
         return failed(STAGE_STREAMS, 0, error);
     }
     for (index, step) in plan.program.iter().enumerate() {
@@ -86,14 +87,17 @@ fn child(plan: &Plan, built: &Built, image: &Image, streams: &[OwnedFd; 3], pipe
 const RULES: i32 = 4;
 
 /// A session of its own, the three streams, and nothing else open past exec.
-fn connect(streams: &[OwnedFd; 3], pipe: &OwnedFd, built: &Built) -> Result<(), CallError> {
+fn connect(streams: &[OwnedFd; 3], init: &OwnedFd, built: &Built, view: View) -> Result<(), CallError> {
     process::new_session()?;
     process::reset_signals()?;
     for (number, stream) in (0..).zip(streams) {
         process::duplicate_to(stream.as_fd(), number, CloseOnExec::No)?;
     }
-    // The pipe's and the rules' own numbers are above 4: init keeps 3 for its socket and opened others before them.
-    process::duplicate_to(pipe.as_fd(), FAILURE_PIPE, CloseOnExec::Yes)?;
+    // The socket's and the rules' own numbers are above 4: init keeps 3 for its socket and opened others before them.
+    process::duplicate_to(init.as_fd(), INIT_SOCKET, CloseOnExec::Yes)?;
+    if let (View::Installers, Some(namespace)) = (view, &built.installers_view) {
+        process::enter_mount_namespace(namespace.as_fd())?;
+    }
     let Some(rules) = &built.rules else {
         return process::close_from(RULES);
     };
@@ -126,7 +130,24 @@ fn take(step: &ProgramStep) -> Result<(), CallError> {
             let rules = process::adopt_descriptor(RULES)?;
             landlock::apply(rules.as_fd())
         }
-        ProgramStep::Seccomp(program) => credentials::install_seccomp_filter(program),
+        ProgramStep::SeccompListener { filter, waiting, .. } => install_heard(filter, *waiting),
+        ProgramStep::Seccomp(program) => seccomp::install(program),
+    }
+}
+
+/// Between the two calls nothing may be asked of the kernel but to send: a refusal would wait for a listener that nobody has.
+/// Profiles see to it that sending is never among the refusals that wait (`seccomp::notify`).
+fn install_heard(filter: &[u8], waiting: Waiting) -> Result<(), CallError> {
+    let init = process::adopt_descriptor(INIT_SOCKET)?;
+    let listener = seccomp::install_with_listener(filter, waiting)?;
+    let sent = socket::send(init.as_fd(), &LISTENER_WORD, &[listener.as_fd()], Wait::Yes);
+    // The number stays open until exec: a later step may fail.
+    let _number = init.into_raw_fd();
+    match sent {
+        // Somebody with the same host id holds all the descriptors in flight that one id may have (a host with a single id). The
+        // program runs, its refusals are the kernel's own ENOSYS, and nobody names them.
+        Err(error) if error.errno == Errno::TOOMANYREFS => Ok(()),
+        sent => sent,
     }
 }
 
@@ -142,26 +163,23 @@ fn raise_oom_score(score: i32) -> Result<(), CallError> {
 fn report(failure: &ChildFailure) {
     let mut record = [failure.stage, failure.step, 0, 0, 0, 0];
     record[2..].copy_from_slice(&failure.errno.to_ne_bytes());
-    if let Ok(pipe) = process::adopt_descriptor(FAILURE_PIPE) {
+    if let Ok(init) = process::adopt_descriptor(INIT_SOCKET) {
         // When even this fails the exit status 127 is all that is known.
-        rustix::io::write(&pipe, &record).ok();
+        rustix::io::write(&init, &record).ok();
     }
 }
 
-/// Reads what a child that has ended left in its pipe; nothing there means that its program ran.
-pub fn start_failure(pipe: &OwnedFd, steps: &[ProgramStep]) -> Option<StartFailure> {
-    let mut record = [0; 6];
-    let mut file = fs::File::from(pipe.try_clone().ok()?);
-    file.read_exact(&mut record).ok()?;
-    let errno = i32::from_ne_bytes([record[2], record[3], record[4], record[5]]);
+/// What a child told of its failure.
+pub fn start_failure(record: [u8; FAILURE_BYTES], steps: &[ProgramStep]) -> StartFailure {
+    let [stage, step, errno @ ..] = record;
     let wall = |name: &str| StartStage::Wall(name.to_owned());
-    let stage = match record[0] {
-        STAGE_STEP => wall(steps.get(usize::from(record[1])).map_or("unknown", ProgramStep::wall)),
+    let stage = match stage {
+        STAGE_STEP => wall(steps.get(usize::from(step)).map_or("unknown", ProgramStep::wall)),
         STAGE_DIRECTORY => StartStage::Directory,
         STAGE_EXECUTE => StartStage::Execute,
         _ => wall("streams"),
     };
-    Some(StartFailure { stage, errno })
+    StartFailure { stage, errno: i32::from_ne_bytes(errno) }
 }
 
 /// A program as execve wants it.
@@ -170,6 +188,7 @@ struct Image {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     directory: CString,
+    view: View,
 }
 
 impl Image {
@@ -191,6 +210,7 @@ impl Image {
             arguments: strings(&request.arguments)?,
             environment: strings(&request.environment)?,
             directory: CString::new(request.directory.clone()).ok()?,
+            view: request.view,
         })
     }
 

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
+
+use rustix::event::PollFlags;
 
 use crate::plan::ProgramStep;
 use crate::plan::messages::{ProgramEnd, Tag};
@@ -15,6 +17,7 @@ use crate::sys::process::{self, Ended, Reaped};
 use crate::sys::{CallError, mount};
 
 use super::program;
+use super::watch::Watch;
 
 /// After this many rounds of killing leftovers one by one, everything is stopped first, so that none can fork away.
 const ROUNDS_BEFORE_STOP: u32 = 16;
@@ -24,8 +27,8 @@ const ROUNDS_BEFORE_STOP: u32 = 16;
 pub struct Running {
     /// The server's number.
     pub execution: Tag,
-    /// What the child writes when it could not start its program; closed by a successful exec.
-    pub start_failure: OwnedFd,
+    /// What is heard of it.
+    pub watch: Watch,
 }
 
 /// The bookkeeping of children.
@@ -41,6 +44,23 @@ impl Reaper {
     /// A program has been started.
     pub fn add(&mut self, pid: i32, running: Running) {
         self.running.insert(pid, running);
+    }
+
+    /// What to poll besides: one descriptor for each program that something is to be heard of.
+    pub fn waits_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.running
+            .values()
+            .chain(self.ended.iter().map(|(running, _)| running))
+            .filter_map(|running| running.watch.waits_on())
+    }
+
+    /// Takes what poll found for each of [`Self::waits_on`], in that order; gives the calls that were refused to an execution for
+    /// the first time. One that has ended may have descendants yet.
+    pub fn hear(&mut self, events: impl Iterator<Item = PollFlags>) -> Vec<(Tag, u32)> {
+        let running = self.running.values_mut().chain(self.ended.iter_mut().map(|(running, _)| running));
+        let heard = running.filter(|running| running.watch.waits_on().is_some()).zip(events);
+        let told = heard.filter(|(_, events)| !events.is_empty());
+        told.filter_map(|(running, events)| Some((running.execution, running.watch.hear(events)?))).collect()
     }
 
     /// Signals the process group of a program; one that has ended is passed over.
@@ -78,7 +98,7 @@ impl Reaper {
         }
         let quota_full = quota.is_some_and(|quota| mount::is_full(quota).unwrap_or(false));
         let over = std::mem::take(&mut self.ended);
-        Ok(over.into_iter().map(|(running, ended)| (running.execution, end_of(&running, ended, steps, quota_full))).collect())
+        Ok(over.into_iter().map(|(running, ended)| (running.execution, end_of(running, ended, steps, quota_full))).collect())
     }
 
     /// True when children are left.
@@ -120,10 +140,10 @@ impl Reaper {
     }
 }
 
-fn end_of(running: &Running, ended: Ended, steps: &[ProgramStep], quota_full: bool) -> ProgramEnd {
-    match program::start_failure(&running.start_failure, steps) {
-        Some(failure) => ProgramEnd::NotStarted(failure),
-        None => ProgramEnd::Ran { status: ended.status, cpu_us: ended.cpu_us, quota_full },
+fn end_of(running: Running, ended: Ended, steps: &[ProgramStep], quota_full: bool) -> ProgramEnd {
+    match running.watch.finish() {
+        (Some(record), _) => ProgramEnd::NotStarted(program::start_failure(record, steps)),
+        (None, blocked) => ProgramEnd::Ran { status: ended.status, cpu_us: ended.cpu_us, quota_full, blocked },
     }
 }
 

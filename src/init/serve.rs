@@ -10,6 +10,7 @@ use crate::plan::Plan;
 use crate::plan::files::{FileCommand, FileError, FileErrorKind, FileReply};
 use crate::plan::messages::{InitMessage, InitRequest, Tag};
 use crate::sys::channel::{self, ChannelError};
+use crate::sys::error::Named;
 use crate::sys::socket::Wait;
 use crate::sys::{CallError, credentials, process};
 
@@ -21,33 +22,24 @@ use super::steps::Built;
 /// Where relative paths start.
 const WORKSPACE: &str = "/workspace";
 
-/// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
-pub fn run(plan: &Plan, built: Built, control: BorrowedFd<'_>) -> Result<(), ChannelError> {
+/// Everything that serving takes and that can fail: a sandbox that could not serve must not be called ready.
+pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Result<(Init<'a>, OwnedFd), CallError> {
     let children = process::child_signals()?;
-    let mut init = Init {
-        plan,
-        control,
-        context: FileContext {
-            root: built.root.try_clone().map_err(ChannelError::Carrier)?,
-            working_directory: WORKSPACE.into(),
-            bounds: FileBounds::default(),
-        },
-        built,
-        reaper: Reaper::default(),
-    };
+    let root = rustix::io::fcntl_dupfd_cloexec(&built.root, 0).named("fcntl(F_DUPFD_CLOEXEC)")?;
+    let context = FileContext { root, working_directory: WORKSPACE.into(), bounds: FileBounds::default() };
+    Ok((Init { plan, control, context, built, reaper: Reaper::default() }, children))
+}
+
+/// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
+pub fn run(mut init: Init<'_>, children: &OwnedFd) -> Result<(), ChannelError> {
+    let control = init.control;
     loop {
-        let mut waits = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
-        match rustix::event::poll(&mut waits, None) {
-            Ok(_) => {}
-            Err(errno) if process::interrupted(errno) => continue,
-            Err(errno) => return Err(CallError { call: "poll", errno }.into()),
-        }
-        let (request, child) = (!waits[0].revents().is_empty(), !waits[1].revents().is_empty());
-        if child {
+        let ready = init.wait(children.as_fd())?;
+        if ready.child {
             process::drain_signals(children.as_fd());
             init.reap()?;
         }
-        if request {
+        if ready.request {
             match channel::receive::<InitRequest>(control, Wait::No) {
                 Ok(received) => init.request(received.message, received.descriptors)?,
                 Err(ChannelError::Empty) => {}
@@ -57,7 +49,14 @@ pub fn run(plan: &Plan, built: Built, control: BorrowedFd<'_>) -> Result<(), Cha
     }
 }
 
-struct Init<'a> {
+/// What one turn has to do.
+struct Ready {
+    request: bool,
+    child: bool,
+}
+
+/// An init whose walls stand.
+pub struct Init<'a> {
     plan: &'a Plan,
     control: BorrowedFd<'a>,
     context: FileContext,
@@ -66,13 +65,31 @@ struct Init<'a> {
 }
 
 impl Init<'_> {
+    /// Waits until something is to be done; what programs have to say is heard here, one word of each a turn, so that none of them
+    /// keeps requests or the ends of others waiting.
+    fn wait(&mut self, children: BorrowedFd<'_>) -> Result<Ready, ChannelError> {
+        let own = [self.control, children];
+        let mut waits: Vec<PollFd<'_>> =
+            own.into_iter().chain(self.reaper.waits_on()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match rustix::event::poll(&mut waits, None) {
+            Ok(_) => {}
+            Err(errno) if process::interrupted(errno) => return Ok(Ready { request: false, child: false }),
+            Err(errno) => return Err(CallError { call: "poll", errno }.into()),
+        }
+        let events: Vec<PollFlags> = waits.iter().map(PollFd::revents).collect();
+        for (execution, number) in self.reaper.hear(events[own.len()..].iter().copied()) {
+            self.send(&InitMessage::Blocked { execution, number })?;
+        }
+        Ok(Ready { request: !events[0].is_empty(), child: !events[1].is_empty() })
+    }
+
     fn request(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), ChannelError> {
         match request {
             InitRequest::Execute(request) => {
                 let execution = request.execution;
                 match program::start(self.plan, &self.built, &request, descriptors) {
                     Ok(started) => {
-                        self.reaper.add(started.pid, Running { execution, start_failure: started.start_failure });
+                        self.reaper.add(started.pid, Running { execution, watch: started.watch });
                         Ok(())
                     }
                     Err(end) => self.send(&InitMessage::Ended { execution, end }),

@@ -25,6 +25,8 @@ pub struct Built {
     pub rules: Option<OwnedFd>,
     /// Group that programs are born in.
     pub programs_born_in: Option<OwnedFd>,
+    /// The mount namespace of installers.
+    pub installers_view: Option<OwnedFd>,
 }
 
 struct Builder {
@@ -32,6 +34,7 @@ struct Builder {
     root: Option<OwnedFd>,
     quota: Option<OwnedFd>,
     rules: Option<OwnedFd>,
+    installers_view: Option<OwnedFd>,
 }
 
 /// Carries out every inside step in order; the first failure ends it.
@@ -44,13 +47,14 @@ pub fn run(plan: &Plan, go: Received<Go>) -> Result<Built, StepFailure> {
         .transpose()
         .map_err(|error| super::failure("cgroup", "open the programs' group", error))?;
     let slots = go.message.slots.into_iter().zip(go.descriptors).collect();
-    let mut builder = Builder { slots, root: None, quota: None, rules: None };
+    let mut builder = Builder { slots, root: None, quota: None, rules: None, installers_view: None };
     for step in &plan.inside {
         builder.step(step).map_err(|error| super::failure(step.wall(), &step.to_string(), error))?;
     }
     let root = builder.root.ok_or_else(|| super::failure("mount", "take the root", missing_slot()))?;
     process::hide_from_tracers().map_err(|error| super::failure("pid", "hide init from tracers", error))?;
-    Ok(Built { root, quota: builder.quota, rules: builder.rules, programs_born_in })
+    let Builder { quota, rules, installers_view, .. } = builder;
+    Ok(Built { root, quota, rules, programs_born_in, installers_view })
 }
 
 /// A plan's strings hold no NUL: `sandbox` built them. One that does is cut there and then not found.
@@ -108,12 +112,14 @@ impl Builder {
                 mount::drop_old_root()
             }
             Step::Restrict { path, attributes } => mount::restrict(self.open(path)?.as_fd(), *attributes),
+            Step::InstallersView { slot, target } => self.make_installers_view(*slot, target),
+            Step::UserLimit { path, limit } => self.user_limit(path, *limit),
             Step::Hostname(name) => process::set_hostname(name),
             Step::LoopbackUp => network::loopback_up(),
             Step::CgroupNamespace => process::unshare_cgroup_namespace(),
             Step::LandlockScopes => landlock::restrict_scopes().map(drop),
             Step::LandlockRules { writable } => {
-                self.rules = landlock::file_rules(writable)?;
+                self.rules = Some(landlock::file_rules(writable)?);
                 Ok(())
             }
             Step::BecomeRoot => {
@@ -164,6 +170,13 @@ impl Builder {
         Ok(tree)
     }
 
+    fn user_limit(&self, path: &str, limit: u32) -> Result<(), CallError> {
+        match mount::write_inside(self.root()?, &text(path), &limit.to_string()) {
+            Err(error) if error.errno == Errno::NOENT => Ok(()),
+            written => written,
+        }
+    }
+
     fn clone_host_tree(&mut self, slot: Slot, source: &str, attributes: u64) -> Result<(), CallError> {
         let tree = mount::clone_trees(mount::open_path(&text(source))?.as_fd())?;
         mount::restrict_all(tree.as_fd(), attributes)?;
@@ -174,6 +187,19 @@ impl Builder {
     fn attach(&self, slot: Slot, target: &Place) -> Result<(), CallError> {
         let tree = self.slots.get(&slot).ok_or_else(missing_slot)?;
         mount::attach(tree.as_fd(), self.open(target)?.as_fd())
+    }
+
+    /// Init itself goes back to the view of programs: everything else that it does, it does there.
+    fn make_installers_view(&mut self, slot: Slot, target: &Place) -> Result<(), CallError> {
+        let tree = self.slots.remove(&slot).ok_or_else(missing_slot)?;
+        let (Place::Host(target) | Place::Root(target)) = target;
+        let programs = mount::open_readable(c"/proc/self/ns/mnt")?;
+        process::unshare_mount_namespace()?;
+        // The descriptor of the root is of the other namespace; this process's own root has moved along.
+        let root = mount::open_path(c"/")?;
+        mount::attach(tree.as_fd(), mount::open_inside(root.as_fd(), &text(target))?.as_fd())?;
+        self.installers_view = Some(mount::open_readable(c"/proc/self/ns/mnt")?);
+        process::enter_mount_namespace(programs.as_fd())
     }
 
     fn directory(&self, path: &Place, mode: u32, (uid, gid): (u32, u32)) -> Result<(), CallError> {

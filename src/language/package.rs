@@ -18,6 +18,8 @@ pub enum PackageSyntax {
     Pep508,
     /// `name@version` or `@scope/name@version`.
     Npm,
+    /// `name` or `name:version`, of letters, digits and `._-`.
+    Gem,
 }
 
 /// A package's name was refused.
@@ -29,6 +31,9 @@ pub struct PackageError {
     /// What is wrong and what is taken.
     pub reason: &'static str,
 }
+
+/// Packages of one request.
+pub const PACKAGES_MAX: usize = 256;
 
 /// Takes names with versions as the language's index knows them.
 pub fn validate_package(language: &Language, package: &str) -> Result<(), PackageError> {
@@ -46,6 +51,7 @@ pub fn validate_package(language: &Language, package: &str) -> Result<(), Packag
         None => return refuse("the language has no packages"),
         Some(PackageSyntax::Pep508) => is_pep508(package),
         Some(PackageSyntax::Npm) => is_npm(package),
+        Some(PackageSyntax::Gem) => is_gem(package),
     };
     if !sound {
         return refuse("only a name and a version of the package index are taken, no path, address or marker");
@@ -58,7 +64,7 @@ pub fn validate_package(language: &Language, package: &str) -> Result<(), Packag
 
 fn looks_like_archive(package: &str) -> bool {
     let lower = package.to_ascii_lowercase();
-    [".zip", ".whl", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz", ".tar.lzma"]
+    [".zip", ".whl", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz", ".tar.lzma", ".gem"]
         .iter()
         .any(|suffix| lower.ends_with(suffix))
 }
@@ -111,6 +117,15 @@ fn is_npm(package: &str) -> bool {
         None => (rest, None),
     };
     scope.is_none_or(is_npm_word) && is_npm_word(name) && version.is_none_or(is_npm_version)
+}
+
+fn is_gem(package: &str) -> bool {
+    let word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let (name, version) = package.split_once(':').map_or((package, None), |(name, version)| (name, Some(version)));
+    word(name) && version.is_none_or(|version| version.starts_with(|c: char| c.is_ascii_digit()) && word(version))
 }
 
 fn is_npm_version(version: &str) -> bool {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::command::{Command, SessionPath};
 
 fn languages() -> Languages {
     Languages::load(None).expect("the embedded languages load")
@@ -14,22 +15,39 @@ fn load_file(text: &str) -> Result<Languages, LanguageError> {
     Languages::load(Some(dir.path()))
 }
 
-const RUBY: &str = r#"
-name = "ruby"
-display_name = "Ruby"
-aliases = ["rb"]
-image = "ruby"
-file_extension = ".rb"
-run = ["ruby", "{file}"]
-programs = ["ruby"]
-version = ["ruby", "--version"]
+const LUA: &str = r#"
+name = "lua"
+display_name = "Lua"
+aliases = ["luajit"]
+image = "lua"
+file_extension = ".lua"
+run = ["lua", "{file}"]
+programs = ["lua"]
+version = ["lua", "-v"]
 "#;
+
+/// The same, compiled.
+fn compiled() -> String {
+    let run = "run = [\"lua\", \"{file}\"]";
+    LUA.replace(run, "compile = [\"luac\", \"-o{output}\", \"{file}\"]\nrun = [\"lua\", \"{output}\"]")
+}
 
 #[test]
 fn every_alias_leads_to_its_language() {
-    for (alias, name) in
-        [("py", "python"), ("python3", "python"), ("nodejs", "javascript"), ("JS", "javascript"), ("sh", "bash")]
-    {
+    for (alias, name) in [
+        ("py", "python"),
+        ("python3", "python"),
+        ("nodejs", "javascript"),
+        ("JS", "javascript"),
+        ("sh", "bash"),
+        ("ts", "typescript"),
+        ("golang", "go"),
+        ("cs", "csharp"),
+        ("dotnet", "csharp"),
+        ("rb", "ruby"),
+        ("c++", "cpp"),
+        ("rs", "rust"),
+    ] {
         assert_eq!(language(alias).name, name);
     }
     assert!(languages().get("cobol").is_none());
@@ -48,23 +66,72 @@ fn a_plan_writes_the_source_then_runs_it_with_the_arguments() {
 }
 
 #[test]
+fn a_compiled_language_compiles_between_writing_and_running_and_leaves_one_directory() {
+    let plan = execution_plan(&language("go"), "package main", &["{file}".into()]).expect("a plan");
+    let [Command::WriteFile(write), Command::ExecuteShell(compile), Command::ExecuteShell(run)] = plan.as_slice() else {
+        panic!("three steps, got {plan:?}")
+    };
+    assert_eq!(write.path.as_str(), "/workspace/.main/main.go");
+    assert_eq!(compile.args[compile.args.len() - 3..], ["-o", "/workspace/.main/main", "/workspace/.main/main.go"]);
+    assert_eq!((run.program.as_str(), run.args.as_slice()), ("/workspace/.main/main", ["{file}".to_owned()].as_slice()));
+    assert_eq!(leftovers(&language("go")), ["/workspace/.main"]);
+    assert_eq!(leftovers(&language("typescript")), ["/workspace/.main.ts", "/workspace/.main.js"]);
+    assert_eq!(leftovers(&language("python")), ["/workspace/.main.py"]);
+}
+
+#[test]
+fn a_helper_stands_as_one_argument_and_its_text_is_not_read_for_placeholders() {
+    let text = compiled().replace("\"luac\", ", "\"luac\", \"{helper:h}\", ") + "[helpers]\nh = \"print('{file}')\"\n";
+    let language = load_file(&text).expect("sound").get("lua").expect("there");
+    let plan = execution_plan(&language, "", &[]).expect("a plan");
+    let Command::ExecuteShell(compile) = &plan[1] else { panic!("{plan:?}") };
+    assert_eq!(compile.args, ["print('{file}')", "-o/workspace/.main.out", "/workspace/.main.lua"]);
+}
+
+#[test]
+fn every_language_says_what_it_does_step_by_step() {
+    for language in languages().all() {
+        let names: Vec<&str> = plan::describe(language).iter().map(|step| step.name).collect();
+        let compiled = language.compile.is_some();
+        assert_eq!(names.contains(&"compile"), compiled, "{}", language.name);
+        assert_eq!((names.first(), names.last()), (Some(&"write"), Some(&"version")));
+        assert!(!language.host_packages.is_empty(), "{}: a mend for hosts", language.name);
+    }
+}
+
+#[test]
 fn an_operators_language_is_added() {
-    let languages = load_file(RUBY).expect("a sound file");
-    assert_eq!(languages.get("rb").map(|l| l.name.clone()), Some("ruby".into()));
-    assert_eq!(languages.all().len(), 4);
+    let languages = load_file(LUA).expect("a sound file");
+    assert_eq!(languages.get("luajit").map(|l| l.name.clone()), Some("lua".into()));
+    assert_eq!(languages.all().len(), 11);
 }
 
 #[test]
 fn an_unsound_file_is_refused_with_file_and_field() {
     let cases = [
-        (RUBY.replace("programs", "programms"), "programms"),
-        (RUBY.replace("[\"ruby\", \"{file}\"]", "3"), "run"),
-        (RUBY.replace("run = [\"ruby\", \"{file}\"]", "run = [\"ruby\"]"), "`run`"),
-        (RUBY.replace("\".rb\"", "\"../rb\""), "`file_extension`"),
-        (RUBY.replace("name = \"ruby\"\ndisplay", "name = \"Ru by\"\ndisplay"), "`name`"),
-        (RUBY.replace("image = \"ruby\"", "image = \"../ruby\""), "`image`"),
-        (format!("{RUBY}install = [\"gem\", \"{{packages}}\"]\n"), "`package_syntax`"),
+        (LUA.replace("programs", "programms"), "programms"),
+        (LUA.replace("[\"lua\", \"{file}\"]", "3"), "run"),
+        (LUA.replace("run = [\"lua\", \"{file}\"]", "run = [\"lua\"]"), "`run`"),
+        (LUA.replace("\"{file}\"]", "\"{output}\"]"), "`run`"),
+        (LUA.replace("[\"lua\", \"{file}\"]", "[\"{file}\"]"), "`run`"),
+        (LUA.replace("\"-v\"", "\"{file}\""), "`version`"),
+        (compiled().replace("\"-o{output}\", ", ""), "`compile`"),
+        (compiled().replace("{output}\"]", "{file}\"]"), "`run`"),
+        (compiled() + "source_name = \"main.lua\"\n", "`source_name`"),
+        (compiled() + "output_name = \".main/../x\"\n", "`output_name`"),
+        (compiled() + "output_name = \".main//x\"\n", "`output_name`"),
+        (compiled().replace("\"luac\"", "\"{helper:none}\""), "`helpers`"),
+        (compiled() + "[helpers]\n\"a b\" = \"text\"\n", "`helpers`"),
+        (LUA.replace("\".lua\"", "\"../lua\""), "`file_extension`"),
+        (LUA.replace("name = \"lua\"\ndisplay", "name = \"Lu a\"\ndisplay"), "`name`"),
+        (LUA.replace("image = \"lua\"", "image = \"../lua\""), "`image`"),
+        (format!("{LUA}install = [\"luarocks\", \"{{packages}}\"]\n"), "`package_syntax`"),
+        (format!("{LUA}packages_like = \"bash\"\n"), "`packages_like`"),
+        (format!("{LUA}packages_like = \"python\"\ninstall = [\"luarocks\", \"{{packages}}\"]\n"), "`install`"),
+        (format!("{LUA}[source_env]\n\"A=B\" = \"x\"\n"), "`source_env`"),
+        (format!("{LUA}install = [\"luarocks\", \"-x{{packages}}\"]\npackage_syntax = \"npm\"\n"), "`install`"),
     ];
+    assert!(load_file(&compiled()).is_ok(), "the control: nothing else is wrong with them");
     for (text, word) in cases {
         let message = load_file(&text).expect_err("refused").to_string();
         assert!(message.contains("own.toml") && message.contains(word), "{word} in {message}");
@@ -73,7 +140,7 @@ fn an_unsound_file_is_refused_with_file_and_field() {
 
 #[test]
 fn two_languages_with_one_name_collide() {
-    let error = load_file(&RUBY.replace("[\"rb\"]", "[\"py\"]")).expect_err("py is taken");
+    let error = load_file(&LUA.replace("[\"luajit\"]", "[\"py\"]")).expect_err("py is taken");
     assert!(matches!(error, LanguageError::Collision { ref name, .. } if name == "py"), "{error}");
 }
 
@@ -81,6 +148,7 @@ fn two_languages_with_one_name_collide() {
 fn package_names_pass_and_everything_else_does_not() {
     let good = [
         ("python", vec!["numpy", "numpy==1.26.4", "requests[socks]>=2,<3", "a~=1.0", "ruamel.yaml", "x===1.0+local"]),
+        ("ruby", vec!["rack", "rack:3.0.1", "net-http"]),
         ("javascript", vec!["left-pad", "left-pad@1.3.0", "@types/node@^20", "lodash@latest", "a@>=1.2"]),
     ];
     for (name, packages) in good {
@@ -115,7 +183,7 @@ fn package_names_pass_and_everything_else_does_not() {
         "é",
     ];
     for package in hostile {
-        for name in ["python", "javascript"] {
+        for name in ["python", "javascript", "typescript", "ruby"] {
             assert!(validate_package(&language(name), package).is_err(), "{name}: {package:?}");
         }
     }

@@ -2,18 +2,20 @@
 //! server's secrets in its memory.
 //!
 //! Invariants: one thread, so that cloning without exec is sound; it owns every sandbox's pidfd and cgroup directories until
-//! they are gone; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. Read `create` for
-//! the steps around the clone.
+//! they are gone; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. The server's own groups
+//! go only when the server is gone. Read `create` for the steps around the clone.
 
 mod create;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::event::epoll;
 
-use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag};
+use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag, WayBack};
+use crate::sys::cgroup::step_back;
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::process::{self, Reaped};
 use crate::sys::socket::Wait;
@@ -26,13 +28,40 @@ const EVENTS_MAX: usize = 64;
 const REMOVALS_MAX: u32 = 200;
 const REMOVAL_PAUSE_MS: u64 = 10;
 
+/// Groups below one of the server's, at most: a session has three of them, a server no more than some ten thousand sessions.
+const GROUPS_MAX: usize = 200_000;
+
 const SERVER_EVENT: u64 = u64::MAX;
+
+/// What a look at the server's socket gave.
+enum Heard {
+    /// A request, or nothing yet.
+    Something,
+    /// The end: the server is gone.
+    End,
+    /// What can't be read; the server may live.
+    Garbage,
+}
 
 /// A sandbox that lives.
 struct Sandbox {
     pid: i32,
     pidfd: OwnedFd,
     cgroups: Vec<String>,
+}
+
+impl Sandbox {
+    /// Kills all of it; one that has just ended is reaped by its own event.
+    fn end(&self) {
+        // The last directory is the top of the v2 tree's, if there is one: whatever is in it, at once. On v1 there is no such file.
+        if let Some(top) = self.cgroups.last()
+            && let Ok(mut file) = std::fs::OpenOptions::new().write(true).open(PathBuf::from(top).join("cgroup.kill"))
+        {
+            file.write_all(b"1").ok();
+        }
+        // The end of init is the end of its pid namespace, with or without a group.
+        process::kill_pidfd(self.pidfd.as_fd()).ok();
+    }
 }
 
 struct Launcher {
@@ -43,6 +72,7 @@ struct Launcher {
     removals: Vec<(String, u32)>,
     /// What goes last.
     at_end: Vec<String>,
+    way_back: Option<WayBack>,
 }
 
 /// Runs until the server is gone. The exit code is for nobody but a person who starts this by hand.
@@ -72,7 +102,7 @@ impl Launcher {
         process::close_from(SERVER_SOCKET + 1)?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC).named("epoll_create1")?;
         watch(events.as_fd(), server.as_fd(), SERVER_EVENT)?;
-        Ok(Self { server, events, sandboxes: BTreeMap::new(), removals: Vec::new(), at_end: Vec::new() })
+        Ok(Self { server, events, sandboxes: BTreeMap::new(), removals: Vec::new(), at_end: Vec::new(), way_back: None })
     }
 
     fn run(&mut self) -> Result<(), ChannelError> {
@@ -83,8 +113,16 @@ impl Launcher {
             for tag in happened {
                 if tag != SERVER_EVENT {
                     self.over(tag)?;
-                } else if !self.serve()? {
-                    return self.end_all();
+                    continue;
+                }
+                match self.serve()? {
+                    Heard::Something => {}
+                    Heard::Garbage => return self.end_all(),
+                    Heard::End => {
+                        self.end_all()?;
+                        self.remove_own_groups();
+                        return Ok(());
+                    }
                 }
             }
             self.remove_directories();
@@ -101,16 +139,16 @@ impl Launcher {
         }
     }
 
-    /// One request; false when the server is gone.
-    fn serve(&mut self) -> Result<bool, ChannelError> {
+    /// One request.
+    fn serve(&mut self) -> Result<Heard, ChannelError> {
         match channel::receive::<LauncherRequest>(self.server.as_fd(), Wait::No) {
-            Ok(received) => self.request(received.message).map(|()| true),
-            Err(ChannelError::Empty) => Ok(true),
-            Err(ChannelError::Closed) => Ok(false),
+            Ok(received) => self.request(received.message).map(|()| Heard::Something),
+            Err(ChannelError::Empty) => Ok(Heard::Something),
+            Err(ChannelError::Closed) => Ok(Heard::End),
             Err(error) => {
                 // The server is our own binary: garbage means that something is badly wrong, so everything ends.
                 eprintln!("error: the launcher can't read its socket: {error}");
-                Ok(false)
+                Ok(Heard::Garbage)
             }
         }
     }
@@ -122,10 +160,17 @@ impl Launcher {
                 self.at_end = directories;
                 Ok(())
             }
+            LauncherRequest::StepBackAtEnd(way_back) => {
+                self.way_back = Some(way_back);
+                Ok(())
+            }
+            LauncherRequest::ServerStays => {
+                self.way_back = None;
+                Ok(())
+            }
             LauncherRequest::End(tag) => {
                 if let Some(sandbox) = self.sandboxes.get(&tag) {
-                    // One that has just ended is reaped by its own event.
-                    process::kill_pidfd(sandbox.pidfd.as_fd()).ok();
+                    sandbox.end();
                 }
                 Ok(())
             }
@@ -195,10 +240,10 @@ impl Launcher {
             .collect();
     }
 
-    /// The server is gone: nothing may stay.
+    /// No sandbox may stay, nor its groups.
     fn end_all(&mut self) -> Result<(), ChannelError> {
         for sandbox in self.sandboxes.values() {
-            process::kill_pidfd(sandbox.pidfd.as_fd()).ok();
+            sandbox.end();
         }
         let mut buffer = Vec::with_capacity(EVENTS_MAX);
         epoll::delete(self.events.as_fd(), self.server.as_fd()).named("epoll_ctl")?;
@@ -209,11 +254,22 @@ impl Launcher {
             }
         }
         self.wait_for_removals();
-        for directory in std::mem::take(&mut self.at_end) {
-            // One that the launcher itself stands in stays for the next start.
-            std::fs::remove_dir(directory).ok();
-        }
         Ok(())
+    }
+
+    /// The server is gone, and needs its own groups no more. While it lives the next launcher makes sandboxes in them.
+    fn remove_own_groups(&mut self) {
+        if let Some(way) = self.way_back.take() {
+            match step_back([&way.group, &way.base], &way.base) {
+                Ok(()) => self.removals.push((way.leaf, 0)),
+                // What stays is found by the next start.
+                Err(error) => eprintln!("warning: a cgroup could not be left: {error}"),
+            }
+        }
+        // The server may still be on its way out of the leaf. What it made and did not live to hand over is below.
+        let own = std::mem::take(&mut self.at_end);
+        self.removals.extend(own.iter().flat_map(|directory| groups_below(Path::new(directory))).map(|group| (group, 0)));
+        self.wait_for_removals();
     }
 
     fn wait_for_removals(&mut self) {
@@ -223,6 +279,27 @@ impl Launcher {
             self.remove_directories();
         }
     }
+}
+
+/// A group and those below it, deepest first. One that the launcher itself stands in can't go and stays for the next start.
+fn groups_below(top: &Path) -> Vec<String> {
+    let mut groups = vec![top.to_owned()];
+    let mut next = 0;
+    while let Some(group) = groups.get(next).filter(|_| next < GROUPS_MAX) {
+        // One that is gone has none below it.
+        let below = std::fs::read_dir(group).into_iter().flatten().flatten();
+        let directories = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        groups.extend(directories.map(|entry| entry.path()).collect::<Vec<_>>());
+        next += 1;
+    }
+    let own = std::process::id().to_string();
+    let is_ours = |group: &PathBuf| {
+        let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        members.lines().any(|pid| pid == own)
+    };
+    let occupied: Vec<PathBuf> = groups.iter().filter(|group| is_ours(group)).cloned().collect();
+    groups.retain(|group| !occupied.iter().any(|occupied| occupied.starts_with(group)));
+    groups.into_iter().rev().map(|group| group.to_string_lossy().into_owned()).collect()
 }
 
 fn watch(events: BorrowedFd<'_>, fd: BorrowedFd<'_>, data: u64) -> Result<(), CallError> {

@@ -23,6 +23,21 @@ pub enum LauncherRequest {
     End(Tag),
     /// Directories to remove when the server is gone and every sandbox with it, deepest first: its own cgroups.
     RemoveAtEnd(Vec<String>),
+    /// To be gone before that; absent from a server that stayed where it was started.
+    StepBackAtEnd(WayBack),
+    /// The server ends in order: it waits for the launcher's end, and then leaves its leaf and removes it by itself.
+    ServerStays,
+}
+
+/// From a leaf, which server and launcher stand in, back to where the server was started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WayBack {
+    /// The leaf, below `group`.
+    pub leaf: String,
+    /// The server's own group, below `base`.
+    pub group: String,
+    /// Holds no process while it hands controllers down.
+    pub base: String,
 }
 
 /// One sandbox to make.
@@ -85,6 +100,17 @@ pub struct ExecuteRequest {
     pub environment: Vec<Vec<u8>>,
     /// Where it starts, with the program's own rights.
     pub directory: Vec<u8>,
+    /// Which mounts it sees.
+    pub view: View,
+}
+
+/// A view of the sandbox's mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum View {
+    /// That of programs and file commands.
+    Programs,
+    /// That of installers, where the sandbox has one: with the operator's packages in it.
+    Installers,
 }
 
 /// Init → server.
@@ -101,6 +127,13 @@ pub enum InitMessage {
         /// How.
         end: ProgramEnd,
     },
+    /// A program was refused a system call; said once for each number, before its end.
+    Blocked {
+        /// Which program.
+        execution: Tag,
+        /// The number of the call.
+        number: u32,
+    },
     /// A file command is done.
     FileDone(Tag, Result<FileReply, FileError>),
 }
@@ -116,6 +149,8 @@ pub enum ProgramEnd {
         cpu_us: u64,
         /// The session's quota had no byte or no inode left at its end.
         quota_full: bool,
+        /// Numbers of system calls that were refused to it or its descendants, where init was told of them.
+        blocked: Vec<u32>,
     },
     /// It never ran.
     NotStarted(StartFailure),

@@ -12,6 +12,8 @@ pub use text::NAMESPACES;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::seccomp::Waiting;
+
 /// The ordered steps that build one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -174,6 +176,21 @@ pub enum Step {
         /// `sys::mount::attribute`.
         attributes: u64,
     },
+    /// Make a second view of the mounts, for installers alone, in which a tree is attached that the others do not see.
+    InstallersView {
+        /// The tree.
+        slot: Slot,
+        /// Where it is in that view, from the sandbox's root.
+        target: Place,
+    },
+    /// Write to a file of the sandbox's `/proc/sys/user`: what its user namespace may take of the host's. Kernels without it
+    /// have no such count.
+    UserLimit {
+        /// The file, below the new root.
+        path: String,
+        /// How many.
+        limit: u32,
+    },
     /// `sethostname`.
     Hostname(String),
     /// Bring loopback up.
@@ -251,8 +268,27 @@ pub enum ProgramStep {
     NoNewPrivs,
     /// Apply the rule set made by `Step::LandlockRules`.
     Landlock,
+    /// Install a filter that hands calls to init, which answers them: the listener goes to init before anything else happens.
+    SeccompListener {
+        /// An array of `struct sock_filter`.
+        #[serde(with = "serde_bytes")]
+        filter: Vec<u8>,
+        /// What init answers to every call that it is told of.
+        answer: ListenerAnswer,
+        /// How a program waits for that.
+        waiting: Waiting,
+    },
     /// Install a filter: an array of `struct sock_filter`.
     Seccomp(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+/// What init says to a call that waits for its listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ListenerAnswer {
+    /// It fails with this errno.
+    Refuse(i32),
+    /// It runs: the profile only audits.
+    LetGo,
 }
 
 /// A step that could not be done.

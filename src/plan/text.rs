@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::{Missing, OutsideStep, Place, Plan, ProgramStep, Step};
+use crate::sys::error::describe;
+use crate::sys::seccomp::Waiting;
+
+use super::{ListenerAnswer, Missing, OutsideStep, Place, Plan, ProgramStep, Step};
 
 /// The namespaces in the order they are named.
 pub const NAMESPACES: [(u64, &str); 8] = [
@@ -91,7 +94,9 @@ impl Step {
             | Self::TakeRoot { .. }
             | Self::WatchQuota { .. }
             | Self::PivotRoot
+            | Self::InstallersView { .. }
             | Self::Restrict { .. } => "mount",
+            Self::UserLimit { .. } => "rlimits",
             Self::Hostname(_) => "uts",
             Self::LoopbackUp => "network",
             Self::CgroupNamespace => "cgroup",
@@ -134,6 +139,10 @@ impl fmt::Display for Step {
             Self::WatchQuota { path } => write!(f, "watch the quota of {path}"),
             Self::PivotRoot => f.write_str("pivot_root, detach the host's"),
             Self::Restrict { path, attributes } => write!(f, "mount_setattr {path}{}", Attributes(*attributes)),
+            Self::InstallersView { slot, target } => {
+                write!(f, "unshare the mount namespace for installers, move_mount #{slot} -> {target} there, and return")
+            }
+            Self::UserLimit { path, limit } => write!(f, "write {limit} to {path} where it exists"),
             Self::Hostname(name) => write!(f, "sethostname {name}"),
             Self::LoopbackUp => f.write_str("loopback up"),
             Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
@@ -170,7 +179,7 @@ impl ProgramStep {
             Self::AdoptOrphans | Self::DieWithInit => "pid",
             Self::NoNewPrivs => "no_new_privs",
             Self::Landlock => "landlock",
-            Self::Seccomp(_) => "seccomp",
+            Self::SeccompListener { .. } | Self::Seccomp(_) => "seccomp",
         }
     }
 }
@@ -191,6 +200,22 @@ impl fmt::Display for ProgramStep {
             Self::DieWithInit => f.write_str("die with init"),
             Self::NoNewPrivs => f.write_str("no_new_privs"),
             Self::Landlock => f.write_str("apply the file rules"),
+            Self::SeccompListener { filter, answer, waiting } => {
+                let waiting = match waiting {
+                    Waiting::Killable => "killable",
+                    Waiting::Interruptible => "interruptible",
+                };
+                write!(f, "filter of {} instructions, ", filter.len() / 8)?;
+                match answer {
+                    ListenerAnswer::Refuse(errno) => {
+                        write!(f, "its refusals told to init, which answers {}", describe(*errno))?;
+                    }
+                    ListenerAnswer::LetGo => {
+                        f.write_str("AUDIT ONLY: what it would refuse is told to init, which lets it go on")?;
+                    }
+                }
+                write!(f, "; the wait is {waiting}")
+            }
             Self::Seccomp(program) => write!(f, "filter of {} instructions", program.len() / 8),
         }
     }

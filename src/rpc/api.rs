@@ -96,6 +96,7 @@ pub trait SessionService: Send + Sync + 'static {
     fn disconnected(&self, connection: u64);
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()>;
     fn languages(&self) -> Vec<LanguageRow>;
+    fn probed_languages(&self) -> BoxFuture<'_, Vec<LanguageRow>>;
     fn runtimes(&self) -> Vec<RuntimeRow>;
     fn limits(&self) -> (u64, u64, u64);
 }
@@ -160,6 +161,9 @@ impl SessionService for Manager {
     }
     fn languages(&self) -> Vec<LanguageRow> {
         Manager::languages(self)
+    }
+    fn probed_languages(&self) -> BoxFuture<'_, Vec<LanguageRow>> {
+        Box::pin(Manager::probed_languages(self))
     }
     fn runtimes(&self) -> Vec<RuntimeRow> {
         Manager::runtimes(self)

@@ -177,8 +177,12 @@ impl From<SandboxError> for RpcError {
                 Self::new(1201, "limit_unenforceable", message, mend, Retry::Never).with("limit", limit.into())
             }
             SandboxError::ImageNotFound { image } => {
-                let hint = "`codebeaker image import SOURCE --name NAME` puts one into the store; `host` is always there";
+                let hint = "on the server's host, `codebeaker image pull REF` or `codebeaker image import SOURCE --name NAME` \
+                            puts one into the store, and `codebeaker image list` shows what there is; `host` is always there";
                 Self::new(1103, "image_not_found", message, hint, Retry::Never).with("image", image.into())
+            }
+            SandboxError::RuntimeUnusable { cause, .. } => {
+                Self::new(1101, "runtime_not_available", message, cause, Retry::Never)
             }
             SandboxError::Busy { .. } => Self::busy(message, "close a session, or try again in a moment"),
             SandboxError::Internal(_) => Self::internal(&message),

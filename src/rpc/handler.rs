@@ -123,7 +123,11 @@ fn answer(method: Method, params: Option<&str>, context: &Context, caller: &Call
         Method::Initialize => ready(&initialize(&params::parse(params)?, service.as_ref())),
         Method::LanguageList => {
             let NoParams {} = params::parse(params)?;
-            ready(&Languages { languages: service.languages().into_iter().map(render::language).collect() })
+            let service = Arc::clone(service);
+            // A client that goes away does not leave its question half answered for the next one.
+            Ok(to_the_end(async move {
+                json(&Languages { languages: service.probed_languages().await.into_iter().map(render::language).collect() })
+            }))
         }
         Method::RuntimeList => {
             let NoParams {} = params::parse(params)?;

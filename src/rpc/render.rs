@@ -306,7 +306,14 @@ fn enforcement(enforcement: Enforcement) -> WireEnforcement {
     WireEnforcement {
         walls: enforcement.walls.into_iter().map(wall).collect(),
         limits: enforcement.limits.into_iter().map(wall).collect(),
-        profile: WireProfile { name: profile.name, version: profile.version, sha256: profile.sha256 },
+        profile: WireProfile {
+            name: profile.name,
+            version: profile.version,
+            sha256: profile.sha256,
+            audit_only: profile.audit_only,
+            seccomp_sha256: profile.seccomp_sha256,
+            bpf_sha256: profile.bpf_sha256,
+        },
         rootless: enforcement.rootless,
     }
 }
@@ -321,6 +328,7 @@ pub fn language(row: LanguageRow) -> WireLanguage {
         runtimes: row.runtimes.into_iter().map(RuntimeKind::name).collect(),
         image: row.image,
         installed: row.installed,
+        reason: row.reason,
     }
 }
 

@@ -69,6 +69,9 @@ pub struct WireLanguage {
     pub runtimes: Vec<&'static str>,
     pub image: String,
     pub installed: bool,
+    /// Why it is not installed, and what mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// `runtime.list`
@@ -211,11 +214,15 @@ pub struct WireWall {
 
 /// Which profile is in force.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the fields of the protocol")]
 pub struct WireProfile {
     pub name: String,
     pub version: String,
     pub sha256: String,
+    pub audit_only: bool,
+    pub seccomp_sha256: String,
+    pub bpf_sha256: String,
 }
 
 /// One row of `session.list`.
@@ -447,5 +454,6 @@ pub enum WireEvent {
     Stdout { execution_id: String, seq: u64, data: String, encoding: &'static str },
     Stderr { execution_id: String, seq: u64, data: String, encoding: &'static str },
     Dropped { bytes: u64 },
+    Blocked { execution_id: String, syscall: &'static str },
     Exited { execution_id: String, result: Box<WireCommandResult> },
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use jsonrpsee::server::{ServerHandle, StopHandle, stop_channel};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::api::SessionService;
@@ -46,7 +46,12 @@ pub struct ServerParts {
     pub metrics: Option<PrometheusHandle>,
     /// Becomes true, or loses its sender, when the server shall end.
     pub shutdown: watch::Receiver<bool>,
+    /// Questions whether the server's loops still turn; absent: nobody asks.
+    pub pulse: Option<mpsc::Receiver<Pulse>>,
 }
+
+/// Answered once the loop that accepts and the loop of every worker have come round; dropped when one never will.
+pub type Pulse = oneshot::Sender<()>;
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +114,7 @@ impl Server {
     /// Serves until `shutdown`; calls `accepting` when connections are accepted.
     pub fn run(self, accepting: impl FnOnce()) -> Result<(), ServeError> {
         let Self { parts, listener, address } = self;
-        let ServerParts { config, service, authentication, metrics, shutdown } = parts;
+        let ServerParts { config, service, authentication, metrics, shutdown, pulse } = parts;
         let (stop, stopper) = stop_channel();
         let gate = Gate::new(authentication, &config, address);
         let histograms = metrics.clone();
@@ -133,6 +138,7 @@ impl Server {
             tokio::select! {
                 () = acceptor.run() => {}
                 () = upkeep(histograms) => {}
+                () = answer_pulses(pulse, &workers) => {}
                 () = closing => {}
             }
             Ok(())
@@ -153,6 +159,34 @@ async fn upkeep(metrics: Option<PrometheusHandle>) {
     }
 }
 
+/// Answers each question when every worker has answered it. Never ends.
+async fn answer_pulses(pulse: Option<mpsc::Receiver<Pulse>>, workers: &[Worker]) {
+    if let Some(mut questions) = pulse {
+        while let Some(answer) = questions.recv().await {
+            if all_turn(workers).await && answer.send(()).is_err() {
+                tracing::debug!("whoever asked for a pulse did not wait for it");
+            }
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// True when every worker has come round; waits for those that are late.
+async fn all_turn(workers: &[Worker]) -> bool {
+    let asked = workers.iter().map(|worker| {
+        let (answer, answered) = oneshot::channel();
+        worker.errands.send(Errand::Answer(answer)).ok().map(|()| answered)
+    });
+    // All are asked before the first is waited for.
+    for answered in asked.collect::<Vec<_>>() {
+        let Some(answered) = answered else { return false };
+        if answered.await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
 /// Returns when the server shall end.
 async fn ended(mut shutdown: watch::Receiver<bool>) {
     // An error means that the sender is gone, and nobody could tell us later.
@@ -166,8 +200,14 @@ struct Arrival {
     permit: OwnedSemaphorePermit,
 }
 
+/// What a worker is told.
+enum Errand {
+    Serve(Arrival),
+    Answer(Pulse),
+}
+
 struct Worker {
-    arrivals: mpsc::UnboundedSender<Arrival>,
+    errands: mpsc::UnboundedSender<Errand>,
     thread: JoinHandle<()>,
 }
 
@@ -179,22 +219,23 @@ fn start_workers(config: &ServerConfig, services: &Arc<Services>, stop: &StopHan
 
 fn start_worker(number: usize, services: Arc<Services>, stop: StopHandle) -> Result<Worker, ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Worker)?;
-    // The connection bound bounds this queue too.
-    let (arrivals, receiver) = mpsc::unbounded_channel();
+    // The connection bound bounds this queue too, and of pulses there is one at a time.
+    let (errands, receiver) = mpsc::unbounded_channel();
     let thread = std::thread::Builder::new()
         .name(format!("rpc-{number}"))
         .spawn(move || runtime.block_on(work(receiver, services, stop)))
         .map_err(ServeError::Worker)?;
-    Ok(Worker { arrivals, thread })
+    Ok(Worker { errands, thread })
 }
 
 /// Serves connections until the acceptor is gone, then gives the open ones a moment to end.
-async fn work(mut arrivals: mpsc::UnboundedReceiver<Arrival>, services: Arc<Services>, stop: StopHandle) {
+async fn work(mut errands: mpsc::UnboundedReceiver<Errand>, services: Arc<Services>, stop: StopHandle) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            arrival = arrivals.recv() => match arrival {
-                Some(arrival) => begin(arrival, &services, &stop, &mut connections),
+            errand = errands.recv() => match errand {
+                Some(Errand::Serve(arrival)) => begin(arrival, &services, &stop, &mut connections),
+                Some(Errand::Answer(answer)) => drop(answer.send(())),
                 None => break,
             },
             Some(_) = connections.join_next() => {}
@@ -250,7 +291,7 @@ impl<'a> Acceptor<'a> {
         for worker in self.workers.iter().cycle() {
             let stream = self.accept().await;
             if let Some(arrival) = self.admit(stream)
-                && worker.arrivals.send(arrival).is_err()
+                && worker.errands.send(Errand::Serve(arrival)).is_err()
             {
                 tracing::error!("a worker is gone");
             }
@@ -283,5 +324,35 @@ impl<'a> Acceptor<'a> {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that does with its errands what `life` does.
+    fn worker(life: impl FnOnce(mpsc::UnboundedReceiver<Errand>) + Send + 'static) -> Worker {
+        let (errands, receiver) = mpsc::unbounded_channel();
+        Worker { errands, thread: std::thread::spawn(move || life(receiver)) }
+    }
+
+    fn turning(mut errands: mpsc::UnboundedReceiver<Errand>) {
+        while let Some(errand) = errands.blocking_recv() {
+            if let Errand::Answer(answer) = errand {
+                answer.send(()).expect("somebody waits");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pulse_is_answered_when_all_workers_turn_and_not_while_one_hangs_or_is_gone() {
+        assert!(all_turn(&[worker(turning), worker(turning)]).await);
+        assert!(!all_turn(&[worker(turning), worker(drop)]).await, "one is gone");
+        let (free, held) = std::sync::mpsc::channel::<()>();
+        let hanging = [worker(turning), worker(move |errands| held.recv().map_or_else(|_| turning(errands), |()| ()))];
+        let patience = Duration::from_millis(50);
+        assert!(tokio::time::timeout(patience, all_turn(&hanging)).await.is_err(), "one hangs");
+        drop(free);
     }
 }

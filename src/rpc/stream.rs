@@ -71,6 +71,9 @@ async fn forward(mut stream: AcceptedStream, mut id: Option<Value>, sink: &Subsc
                 events.push(WireEvent::Dropped { bytes });
                 (events, None)
             }
+            StreamEvent::Blocked { syscall } => {
+                (vec![WireEvent::Blocked { execution_id: execution_id.clone(), syscall }], None)
+            }
             StreamEvent::Data { stream, seq, data, room } => {
                 (decoders.push(&execution_id, Chunk { stream, seq, data }).into_iter().collect(), Some(room))
             }

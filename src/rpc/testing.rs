@@ -90,7 +90,7 @@ fn view() -> SessionView {
         timeout_max: Duration::from_secs(300),
         open_files: 64,
     };
-    let profile = ProfileIdentity { name: "default".into(), version: "1".into(), sha256: String::new() };
+    let profile = ProfileIdentity { name: "default".into(), version: "1".into(), ..ProfileIdentity::default() };
     SessionView {
         session_id: SessionId::from_client(SESSION),
         environment_id: EnvironmentId::from_client("env_1"),
@@ -205,6 +205,9 @@ impl SessionService for Fake {
     fn languages(&self) -> Vec<LanguageRow> {
         vec![]
     }
+    fn probed_languages(&self) -> BoxFuture<'_, Vec<LanguageRow>> {
+        Box::pin(async { vec![] })
+    }
     fn runtimes(&self) -> Vec<RuntimeRow> {
         vec![]
     }
@@ -228,7 +231,7 @@ impl Running {
         let fake = Arc::new(Fake::default());
         let (stop, shutdown) = watch::channel(false);
         let service: Arc<dyn SessionService> = Arc::clone(&fake) as Arc<dyn SessionService>;
-        let parts = ServerParts { config, service, authentication, metrics: None, shutdown };
+        let parts = ServerParts { config, service, authentication, metrics: None, shutdown, pulse: None };
         let server = Server::bind(parts).expect("a loopback port");
         let address = server.local_addr();
         let thread = std::thread::spawn(move || server.run(|| ()).expect("the server ends well"));

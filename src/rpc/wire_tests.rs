@@ -295,7 +295,7 @@ fn without_tokens_only_a_loopback_address_is_served() {
     let config = ServerConfig { listen: ([0, 0, 0, 0], 0).into(), ..ServerConfig::default() };
     let (_stop, shutdown) = tokio::sync::watch::channel(false);
     let service = Arc::new(super::testing::Fake::default());
-    let parts = ServerParts { config, service, authentication: Authentication::Off, metrics: None, shutdown };
+    let parts = ServerParts { config, service, authentication: Authentication::Off, metrics: None, shutdown, pulse: None };
     assert!(matches!(Server::bind(parts), Err(ServeError::NoAuthBeyondLoopback(_))));
 }
 

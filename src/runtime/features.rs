@@ -7,9 +7,9 @@ use super::{Availability, RuntimeKind};
 /// Speed, memory and isolation of a runtime, measured on this host where `measured` says so.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Features {
-    /// Milliseconds from `create` to the first command.
+    /// Milliseconds from `create` to the end of the smallest program.
     pub startup_time_ms: f64,
-    /// Resident memory of an idle environment in MiB.
+    /// Memory of an environment while it runs that program, in MiB.
     pub memory_overhead_mb: f64,
     /// 0 to 10, by the walls that stand.
     pub isolation_level: u8,
@@ -49,6 +49,19 @@ pub struct CandidateFacts {
     pub availability: Availability,
     /// Its figures.
     pub features: Features,
+    /// What it stands on: only on an image are there programs besides its own.
+    pub ground: Ground,
+    /// Why it could run the language only if more were installed; absent when it can.
+    pub lacks: Option<String>,
+}
+
+/// What a runtime stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// An image, of the request's choice.
+    Image,
+    /// A root of its own, with nothing but its engine.
+    Own,
 }
 
 /// One row of `runtime.list`.

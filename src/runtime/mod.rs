@@ -1,9 +1,12 @@
 //! What runs code: the two traits every runtime implements.
 //!
 //! Invariant: a runtime never runs anything outside a sandbox; when it can't build one it is unavailable and says why.
-//! Every runtime gives the same result shapes (`command`). Read `native` next, then `registry`.
+//! Every runtime gives the same result shapes (`command`). Read `native` next, then `engine` and `registry`.
 
+pub mod engine;
 pub mod features;
+pub mod figures;
+pub mod isolation;
 pub mod native;
 pub mod registry;
 
@@ -16,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::command::{Command, CommandKind, CommandResult, Control, Stream, Usage};
 use crate::id::{EnvironmentId, ExecutionId};
 use crate::language::Language;
-use crate::sandbox::enforcement::Enforcement;
+use crate::sandbox::enforcement::{Enforcement, WallState};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
@@ -53,6 +56,18 @@ impl RuntimeKind {
         }
     }
 
+    /// The commands that exist for it: what it lacks is inherent, and stands in docs/runtimes.md.
+    pub fn commands(self) -> Vec<CommandKind> {
+        let lacks: &[CommandKind] = match self {
+            // npm is no part of the engine but a tree of programs beside it.
+            Self::NodeJs => &[CommandKind::InstallPackages],
+            // There is no process but the engine's own.
+            Self::WebAssembly | Self::V8Isolate => &[CommandKind::ExecuteShell, CommandKind::InstallPackages],
+            Self::NativeProcess | Self::Deno | Self::Bun | Self::Docker => &[],
+        };
+        CommandKind::ALL.into_iter().filter(|command| !lacks.contains(command)).collect()
+    }
+
     /// The runtime of that name on the wire; exact spelling.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
@@ -87,6 +102,19 @@ pub struct InstanceConfig {
     pub env: BTreeMap<String, String>,
     /// False: everything outside the image is as new before each execution.
     pub persist_filesystem: bool,
+    /// What the request says of permissions; absent: nothing.
+    pub permissions: Option<Permissions>,
+}
+
+/// `permissions` of `session.create`: what a runtime with permission flags of its own narrows further. Paths have been checked
+/// (`engine::permissions`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields of PROTOCOL")]
+pub struct Permissions {
+    pub allow_read: Vec<String>,
+    pub allow_write: Vec<String>,
+    pub allow_net: bool,
+    pub allow_env: bool,
 }
 
 /// A way to run code.
@@ -103,14 +131,31 @@ pub trait Runtime: Send + Sync {
     fn features(&self) -> Features;
     /// Whether it can serve on this host now.
     fn availability(&self) -> Availability;
+    /// Of what it runs programs with; absent until it is known.
+    fn version(&self) -> Option<String> {
+        None
+    }
+    /// The walls that stand in an environment under this profile; none where they can't be told beforehand.
+    fn walls(&self, _: &Profile) -> Vec<WallState> {
+        Vec::new()
+    }
+    /// What it stands on when that is no image of the request's choice.
+    fn own_root(&self) -> Option<String> {
+        None
+    }
     /// Makes an environment; nothing is left behind when it fails.
     fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>>;
+    /// Ends what is left of its environments and gives back what it holds on the host. Waits for that, so that a process which
+    /// returns has left nothing; nothing can be created afterwards.
+    fn end(&self) {}
 }
 
 /// Takes a program's output as it comes. Never blocks.
 pub trait OutputSink: Send + Sync {
     /// The program has been started.
     fn started(&self);
+    /// A system call was refused to the program or a descendant; told once for each name.
+    fn blocked(&self, _syscall: &'static str) {}
     /// Bytes of one stream, in order. The answer says whether the program may go on.
     fn write(&self, stream: Stream, data: &[u8]) -> OutputVerdict;
 }

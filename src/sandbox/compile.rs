@@ -6,11 +6,15 @@
 use std::path::PathBuf;
 
 use crate::plan::{OutsideStep, Plan, Slot};
+use crate::sys::seccomp::Waiting;
 
 use super::enforcement::{WallState, WallStatus};
 use super::profile::{Network, Profile, RootFilesystem};
 use super::spec::Limits;
 use super::walls;
+
+/// Where installers find the operator's packages.
+pub const PACKAGES: &str = "/packages";
 
 /// Everything that decides how a sandbox is built.
 #[derive(Debug, Clone)]
@@ -36,6 +40,8 @@ pub struct Root {
     pub lower: PathBuf,
     /// Read-only trees laid over it: source on the host, target inside.
     pub binds: Vec<(PathBuf, String)>,
+    /// The operator's packages, which installers alone see, at [`PACKAGES`].
+    pub packages: Option<PathBuf>,
 }
 
 /// How ids inside become ids on the host.
@@ -77,6 +83,18 @@ pub struct Placement {
     pub born_in: Option<PathBuf>,
     /// v2 directory for programs.
     pub programs_born_in: Option<PathBuf>,
+    /// What bounds the number of processes.
+    pub processes: ProcessBound,
+}
+
+/// What bounds the number of a sandbox's processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ProcessBound {
+    /// `pids.max` of its group.
+    Group,
+    /// RLIMIT_NPROC: nothing else is to be had.
+    #[default]
+    Rlimit,
 }
 
 /// What the kernel offers beyond the oldest that is served.
@@ -86,6 +104,8 @@ pub struct Kernel {
     pub time_namespace: bool,
     /// Version of Landlock; 0 = none.
     pub landlock_abi: u32,
+    /// Whether a program's refused calls can be told to init, and how it waits then.
+    pub listener: Option<Waiting>,
     /// Version of the kernel, major and minor.
     pub version: (u32, u32),
 }
@@ -110,12 +130,14 @@ pub fn compile(spec: &Spec<'_>) -> Compiled {
     walls::namespaces::add(&mut draft, spec);
     let trees = walls::root::trees(&mut draft, spec);
     walls::user::become_root(&mut draft, spec);
-    walls::root::add(&mut draft, spec, trees);
+    walls::root::add(&mut draft, spec, &trees);
     walls::devices::add(&mut draft, spec);
+    walls::rlimits::of_the_sandbox(&mut draft);
     walls::proc::mask(&mut draft);
     walls::root::pivot(&mut draft, spec);
     walls::namespaces::hostname(&mut draft);
     walls::namespaces::network(&mut draft, spec);
+    walls::root::installers_view(&mut draft, &trees);
     walls::cgroup::hide(&mut draft, spec);
     walls::landlock::add(&mut draft, spec);
     walls::rlimits::add(&mut draft, spec);

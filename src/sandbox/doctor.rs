@@ -8,14 +8,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::cgroups::{CgroupTree, V2Entry};
+use super::cgroups::{CgroupTree, IoLimit, V2Entry};
 use super::enforcement::WallStatus;
-use super::host::{HostFacts, UserNamespaces};
+use super::host::{HostFacts, SeccompListener, UserNamespaces};
 use super::spec::Limits;
 use super::state::ServerId;
 use super::uid_ranges::UidRanges;
 use crate::id::EnvironmentId;
 use crate::sys::probe;
+use crate::sys::seccomp::Waiting;
 use crate::sys::trial::{self, IdMap, Namespace, Refusal};
 
 /// One row of the report.
@@ -59,8 +60,8 @@ pub fn examine(facts: &HostFacts, state_dir: &Path) -> Vec<Check> {
     let mut checks = Vec::new();
     let ids = ids_check(facts, &mut checks);
     checks.extend(namespace_checks(facts));
-    checks.extend(wall_checks(facts, &ids));
-    checks.extend(cgroup_checks(facts));
+    checks.extend(wall_checks(facts, &ids, state_dir));
+    checks.extend(cgroup_checks(facts, state_dir));
     checks.extend(interpreter_checks());
     checks.push(state_check(state_dir));
     checks
@@ -152,7 +153,7 @@ fn namespace_checks(facts: &HostFacts) -> Vec<Check> {
     checks
 }
 
-fn wall_checks(facts: &HostFacts, ids: &IdMap) -> Vec<Check> {
+fn wall_checks(facts: &HostFacts, ids: &IdMap, state_dir: &Path) -> Vec<Check> {
     let mounts = [Namespace::User, Namespace::Mount, Namespace::Pid];
     let attempt = |body: fn() -> Result<(), Refusal>| trial::run(&mounts, ids, body);
     let overlay = "modprobe overlay; without root Linux 5.11 is needed";
@@ -170,20 +171,45 @@ fn wall_checks(facts: &HostFacts, ids: &IdMap) -> Vec<Check> {
         landlock.cause = format!("ABI {}", facts.landlock_abi);
     }
     checks.push(landlock);
+    checks.push(listener_check(facts));
     if let (true, IdMap::Range { start, count }) = (facts.root, ids) {
-        let mount = trial::try_id_mapped_mount(Path::new("/usr"), *start, *count);
-        checks.push(judge(
-            "id-mapped mount of /usr",
-            CheckState::Failed,
-            mount,
-            "put /usr and images on ext4, xfs, btrfs or overlay",
-        ));
+        let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        for (name, path, mend) in [
+            ("id-mapped mount of /usr", Path::new("/usr"), "put /usr on ext4, xfs, btrfs or overlay"),
+            (
+                "id-mapped mount of the state directory",
+                existing,
+                "set `state_dir` to a directory on ext4, xfs or btrfs; a tmpfs needs Linux 6.3",
+            ),
+        ] {
+            let mount = trial::try_id_mapped_mount(path, *start, *count);
+            checks.push(judge(name, CheckState::Failed, mount, mend));
+        }
     }
     checks
 }
 
+/// Tried when the facts were asked for.
+fn listener_check(facts: &HostFacts) -> Check {
+    let name = "seccomp listener";
+    match &facts.seccomp_listener {
+        SeccompListener::Offered(Waiting::Killable) => ok(name, "refused calls are named in results"),
+        SeccompListener::Offered(Waiting::Interruptible) => {
+            ok(name, "refused calls are named in results; signals interrupt the wait")
+        }
+        SeccompListener::Missing(cause) => Check {
+            name: name.into(),
+            state: CheckState::Degraded,
+            cause: format!("refused calls stay refused, but are not named in results: {cause}"),
+            mend: "run Linux 5.0 or newer, outside of a container whose engine listens to its system calls".into(),
+        },
+    }
+}
+
 /// Makes a session's groups with limits and removes them again.
-fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
+fn cgroup_checks(facts: &HostFacts, state_dir: &Path) -> Vec<Check> {
+    const IO_MEND: &str =
+        "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), and keep images on a disk of the host";
     const MEND: &str = "systemd-run --user --scope -p Delegate=yes codebeaker serve, or run as root";
     let absent =
         |cause: String| vec![Check { name: "cgroup limits".into(), state: CheckState::Degraded, cause, mend: MEND.into() }];
@@ -198,6 +224,8 @@ fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
             None => error.to_string(),
         };
         let Some(tree) = CgroupTree::open(&facts.cgroup, server.as_str()).map_err(failed)? else { return Ok(None) };
+        let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let tree = tree.with_io_limit(IoLimit::on_disks_of(&[existing, Path::new("/usr")], TRIAL_IO_BYTES_PER_S));
         let session = tree.create(&EnvironmentId::random(), &trial_limits());
         let result = session.and_then(|session| {
             let limits = session.limits.clone();
@@ -209,7 +237,12 @@ fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
                 WallStatus::Enforced => CheckState::Ok,
                 WallStatus::Degraded | WallStatus::Absent => CheckState::Degraded,
             };
-            let mend = if state == CheckState::Ok { String::new() } else { MEND.to_owned() };
+            let mend = match state {
+                CheckState::Ok => "",
+                CheckState::Degraded | CheckState::Failed if row.name == "io" => IO_MEND,
+                CheckState::Degraded | CheckState::Failed => MEND,
+            };
+            let mend = mend.to_owned();
             Check { name: format!("cgroup limit: {}", row.name), state, cause: row.detail, mend }
         });
         Ok(Some(rows.collect()))
@@ -220,6 +253,9 @@ fn cgroup_checks(facts: &HostFacts) -> Vec<Check> {
         Err(cause) => absent(cause),
     }
 }
+
+/// Tried and taken back.
+const TRIAL_IO_BYTES_PER_S: u64 = 1 << 30;
 
 /// Any values do: they hold for an empty group.
 fn trial_limits() -> Limits {

@@ -20,7 +20,8 @@ pub struct Enforcement {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WallState {
     /// `user`, `mount`, `pid`, `network`, `ipc`, `uts`, `cgroup`, `time`, `capabilities`, `no_new_privs`, `seccomp`,
-    /// `masked_paths`, `landlock`, `rlimits`; for limits `memory`, `pids`, `cpu`, `disk`, `inodes`, `output`, `wall_time`.
+    /// `masked_paths`, `landlock`, `rlimits`; for limits `memory`, `pids`, `cpu`, `io`, `disk`, `inodes`, `open_files`, `output`,
+    /// `wall_time`.
     pub name: String,
     /// How it stands.
     pub state: WallStatus,
@@ -41,7 +42,8 @@ pub enum WallStatus {
 }
 
 /// Which profile is in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ProfileIdentity {
     /// `strict`, `default`, `permissive` or the operator's.
     pub name: String,
@@ -49,4 +51,10 @@ pub struct ProfileIdentity {
     pub version: String,
     /// Of the profile file followed by its seccomp file, hexadecimal.
     pub sha256: String,
+    /// What it refuses is let through and told, but for what no profile may open.
+    pub audit_only: bool,
+    /// Of its seccomp file alone.
+    pub seccomp_sha256: String,
+    /// Of the filters that programs get, in the order they are installed.
+    pub bpf_sha256: String,
 }

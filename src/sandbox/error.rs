@@ -31,6 +31,14 @@ pub enum SandboxError {
         /// The name asked for.
         image: String,
     },
+    /// The runtime is here and can't serve this: RPC error 1101.
+    #[error("the runtime {runtime} can't serve this: {cause}")]
+    RuntimeUnusable {
+        /// `type` on the wire.
+        runtime: String,
+        /// Why, with the mend.
+        cause: String,
+    },
     /// Descriptors, uid ranges, memory or the launcher's queue are used up: RPC error 1302.
     #[error("the server can't take another sandbox now: {cause}")]
     Busy {

@@ -1,15 +1,18 @@
 //! What this host offers, asked once: plain data that every deciding function takes by reference.
 //!
-//! Invariant: `probe` reads files and asks harmless questions; it forks nothing and changes nothing. Whether a thing
+//! Invariant: `probe` reads files and asks harmless questions; it forks nothing and changes nothing that outlives it. Whether a thing
 //! really works is for `doctor` to try. Read `cgroups` next.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::cgroups::CgroupHost;
+use crate::sys::credentials::maps_every_id;
 use crate::sys::probe;
+use crate::sys::seccomp::{self, Waiting};
 
 /// Facts about the host and this process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,6 +30,8 @@ pub struct HostFacts {
     pub user_name: String,
     /// Version of Landlock; 0 = none.
     pub landlock_abi: u32,
+    /// Whether programs may have a listener for refused calls.
+    pub seccomp_listener: SeccompListener,
     /// Whether this process may make user namespaces.
     pub user_namespaces: UserNamespaces,
     /// Ranges that `/etc/subuid` and `/etc/subgid` give this user, with the programs that map them.
@@ -41,6 +46,37 @@ pub struct HostFacts {
     pub time_namespace: bool,
     /// Which hierarchy carries which limit.
     pub cgroup: CgroupHost,
+}
+
+/// Whether the calls that seccomp refuses can be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeccompListener {
+    /// They can.
+    Offered(Waiting),
+    /// They can't: why.
+    Missing(String),
+}
+
+impl SeccompListener {
+    fn probe() -> Self {
+        match seccomp::listener_support() {
+            Ok(waiting) => Self::Offered(waiting),
+            Err(error) => Self::Missing(match error.errno {
+                Errno::BUSY => "this process runs below a filter that has a listener of its own".into(),
+                Errno::INVAL => "the kernel is older than Linux 5.0".into(),
+                _ => error.to_string(),
+            }),
+        }
+    }
+
+    /// How a program waits for its listener, where it may have one.
+    pub fn waiting(&self) -> Option<Waiting> {
+        match self {
+            Self::Offered(waiting) => Some(*waiting),
+            Self::Missing(_) => None,
+        }
+    }
 }
 
 /// Whether user namespaces may be made.
@@ -102,7 +138,7 @@ impl HostFacts {
         let gid = status_id(&status, "Gid:");
         let capabilities = status_capabilities(&status);
         let root = uid == 0
-            && is_initial_user_namespace(&read("/proc/self/uid_map"))
+            && maps_every_id(&read("/proc/self/uid_map"))
             && [CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID].iter().all(|&cap| has(capabilities, cap));
         let user_name = user_name(&read("/etc/passwd"), uid);
         let limits = read("/proc/self/limits");
@@ -112,6 +148,7 @@ impl HostFacts {
             uid,
             gid,
             landlock_abi: probe::landlock_abi(),
+            seccomp_listener: SeccompListener::probe(),
             user_namespaces: user_namespaces(has(capabilities, CAP_SYS_ADMIN), sysctl),
             subordinate: Subordinate {
                 uids: id_ranges(&read("/etc/subuid"), &user_name, uid),
@@ -137,6 +174,7 @@ impl HostFacts {
             gid: 0,
             user_name: "root".into(),
             landlock_abi: 7,
+            seccomp_listener: SeccompListener::Offered(Waiting::Killable),
             user_namespaces: UserNamespaces::Allowed,
             subordinate: Subordinate::default(),
             nofile_hard: Some(20_000),
@@ -179,11 +217,6 @@ fn status_capabilities(status: &str) -> u64 {
 
 fn has(capabilities: u64, number: u32) -> bool {
     capabilities & (1 << number) != 0
-}
-
-/// The initial namespace maps every id to itself.
-fn is_initial_user_namespace(uid_map: &str) -> bool {
-    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// The name of `uid`, or its number.
@@ -264,8 +297,8 @@ mod tests {
 
     #[test]
     fn only_the_initial_user_namespace_counts_as_initial() {
-        assert!(is_initial_user_namespace("         0          0 4294967295\n"));
-        assert!(!is_initial_user_namespace("         0     100000      65536\n"));
+        assert!(maps_every_id("         0          0 4294967295\n"));
+        assert!(!maps_every_id("         0     100000      65536\n"));
     }
 
     #[test]

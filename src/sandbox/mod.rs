@@ -7,6 +7,7 @@ pub mod compile;
 pub mod doctor;
 pub mod enforcement;
 pub mod error;
+pub mod held;
 pub mod host;
 pub mod profile;
 pub mod spec;

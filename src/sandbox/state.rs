@@ -13,6 +13,12 @@ use thiserror::Error;
 use crate::sys::probe::{self, LockAttempt};
 use crate::sys::process;
 
+/// The file of [`LockedState::group_bases`].
+const GROUP_BASES: &str = "group_bases";
+
+/// Lines of that file, at most: the newest come first.
+const GROUP_BASES_MAX: usize = 64;
+
 /// Names one server process on this host for ever: pid namespace, pid and start time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerId {
@@ -201,6 +207,22 @@ impl LockedState {
         self.directory.path.join("run")
     }
 
+    /// Groups below which servers of this directory have made theirs. Where a service manager or a shell gives each process
+    /// groups of its own, the next server finds what a killed one left there and nowhere else.
+    pub fn group_bases(&self) -> Vec<PathBuf> {
+        let text = fs::read_to_string(self.directory.path.join(GROUP_BASES)).unwrap_or_default();
+        text.lines().take(GROUP_BASES_MAX).map(PathBuf::from).filter(|base| base.is_absolute() && base.is_dir()).collect()
+    }
+
+    /// Notes where this server makes its groups, before it makes any; keeps those that are still there.
+    pub fn note_group_bases(&self, bases: &[&Path]) -> Result<(), StateError> {
+        let mut all: Vec<PathBuf> = bases.iter().map(|base| (*base).to_owned()).collect();
+        all.extend(self.group_bases().into_iter().filter(|base| !bases.contains(&base.as_path())));
+        let lines: Vec<String> = all.iter().take(GROUP_BASES_MAX).map(|base| base.display().to_string()).collect();
+        let path = self.directory.path.join(GROUP_BASES);
+        fs::write(&path, lines.join("\n")).map_err(|error| StateError::from_io("write", &path, error))
+    }
+
     /// Removes whatever lies below `run/` without following links, and makes it anew.
     fn clean_run(&self) -> Result<(), StateError> {
         let path = self.run_dir();
@@ -290,6 +312,22 @@ mod tests {
         assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o700);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("own directory");
         assert!(matches!(StateDir::open(&path), Err(StateError::NotPrivate { .. })));
+    }
+
+    #[test]
+    fn bases_of_groups_are_kept_while_they_are_there_and_others_are_forgotten() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let locked = StateDir::open(&parent.path().join("state")).expect("new").lock().expect("free");
+        assert_eq!(locked.group_bases(), Vec::<PathBuf>::new());
+        let (old, new) = (parent.path().join("old"), parent.path().join("new"));
+        fs::create_dir(&old).expect("own directory");
+        fs::create_dir(&new).expect("own directory");
+        locked.note_group_bases(&[&old]).expect("writable");
+        locked.note_group_bases(&[&new]).expect("writable");
+        locked.note_group_bases(&[&new]).expect("writable");
+        assert_eq!(locked.group_bases(), [new.clone(), old.clone()]);
+        fs::remove_dir(&old).expect("own directory");
+        assert_eq!(locked.group_bases(), [new]);
     }
 
     #[test]

@@ -4,11 +4,12 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::plan::{Plan, ProgramStep, Step};
+use crate::plan::{ListenerAnswer, Plan, ProgramStep, Step};
+use crate::sys::seccomp::Waiting;
 
-use super::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
+use super::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, compile};
 use super::enforcement::WallStatus;
-use super::profile::{Network, Profile, ProfileLimits, RootFilesystem};
+use super::profile::{Network, Notifying, Profile, ProfileLimits, RootFilesystem};
 use super::spec::Limits;
 
 fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
@@ -27,12 +28,20 @@ fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
         name: "test".into(),
         version: "1".into(),
         sha256: String::new(),
+        seccomp_sha256: String::new(),
+        bpf_sha256: String::new(),
         uid: 1000,
         gid: 1000,
         capabilities: Vec::new(),
         root_filesystem,
         network,
         seccomp: vec![vec![0; 16], vec![0; 8]],
+        notifying: Some(Notifying {
+            filter: vec![0; 32],
+            answer: ListenerAnswer::Refuse(1),
+            others: vec![vec![0; 24]],
+            bpf_sha256: String::new(),
+        }),
         defaults: limits.clone(),
         maximum: limits,
     }
@@ -54,20 +63,32 @@ fn limits() -> Limits {
     }
 }
 
-fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -> Compiled {
-    let limits = limits();
-    compile(&Spec {
+fn kernel(landlock_abi: u32) -> Kernel {
+    Kernel { time_namespace: true, landlock_abi, listener: Some(Waiting::Killable), version: (6, 18) }
+}
+
+fn spec<'a>(profile: &'a Profile, limits: &'a Limits, ids: Ids, cgroup: Placement, kernel: Kernel) -> Spec<'a> {
+    Spec {
         profile,
-        limits: &limits,
-        root: Root { lower: PathBuf::from("/images/host"), binds: vec![(PathBuf::from("/usr"), "/usr".into())] },
+        limits,
+        root: Root {
+            lower: PathBuf::from("/images/host"),
+            binds: vec![(PathBuf::from("/usr"), "/usr".into())],
+            packages: None,
+        },
         ids,
         cgroup,
-        kernel: Kernel { time_namespace: true, landlock_abi, version: (6, 18) },
-    })
+        kernel,
+    }
+}
+
+fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -> Compiled {
+    compile(&spec(profile, &limits(), ids, cgroup, kernel(landlock_abi)))
 }
 
 fn placed() -> Placement {
-    Placement { join: vec![PathBuf::from("/cgroup/memory/one/cgroup.procs")], ..Placement::default() }
+    let join = vec![PathBuf::from("/cgroup/memory/one/cgroup.procs")];
+    Placement { join, processes: ProcessBound::Group, ..Placement::default() }
 }
 
 const RANGE: Ids = Ids::Range { start: 0x1000_0000, count: 65_536 };
@@ -101,10 +122,15 @@ fn a_program_loses_its_rights_in_the_order_that_the_kernel_allows() {
     let death = position(&steps, |step| matches!(step, ProgramStep::DieWithInit));
     let privileges = position(&steps, |step| matches!(step, ProgramStep::NoNewPrivs));
     let landlock = position(&steps, |step| matches!(step, ProgramStep::Landlock));
-    let seccomp = position(&steps, |step| matches!(step, ProgramStep::Seccomp(_)));
+    let seccomp = position(&steps, |step| step.wall() == "seccomp");
     assert!(bounding < uid && uid < capabilities && capabilities < death);
     assert!(death < privileges && privileges < landlock && landlock < seccomp);
-    assert!(steps[seccomp..].iter().all(|step| matches!(step, ProgramStep::Seccomp(_))), "nothing comes after the filters");
+    assert!(steps[seccomp..].iter().all(|step| step.wall() == "seccomp"), "nothing comes after the filters");
+    let listeners = steps.iter().filter(|step| matches!(step, ProgramStep::SeccompListener { .. })).count();
+    assert!(
+        listeners == 1 && matches!(steps[seccomp], ProgramStep::SeccompListener { .. }),
+        "a later filter may refuse to send"
+    );
 }
 
 #[test]
@@ -144,6 +170,44 @@ fn what_the_host_lacks_is_told_and_not_hidden() {
         (state(&poor, "user"), state(&poor, "cgroup"), state(&poor, "landlock")),
         (WallStatus::Degraded, WallStatus::Degraded, WallStatus::Absent)
     );
-    assert!(poor.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
-    assert!(!full.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC")));
+    let bounded = |compiled: &Compiled| {
+        compiled.plan.program.iter().any(|step| matches!(step, ProgramStep::Rlimit { name, .. } if name == "RLIMIT_NPROC"))
+    };
+    assert!(bounded(&poor) && !bounded(&full));
+    let without_pids = Placement { processes: ProcessBound::Rlimit, ..placed() };
+    assert!(bounded(&compiled(&overlay, RANGE, without_pids, 7)), "a group that has no pids.max is no bound");
+}
+
+#[test]
+fn without_a_listener_the_plain_filters_are_installed_and_enforcement_says_so() {
+    let overlay = profile(RootFilesystem::Overlay, Network::Loopback);
+    let filters = |compiled: &Compiled| -> Vec<ProgramStep> {
+        compiled.plan.program.iter().filter(|step| step.wall() == "seccomp").cloned().collect()
+    };
+    let detail = |compiled: &Compiled| {
+        let row = compiled.walls.iter().find(|row| row.name == "seccomp").expect("a row for every wall");
+        (row.state, row.detail.clone())
+    };
+    let told = compiled(&overlay, RANGE, placed(), 7);
+    assert!(matches!(filters(&told)[..], [ProgramStep::SeccompListener { .. }, ProgramStep::Seccomp(_)]));
+    assert_eq!(detail(&told), (WallStatus::Enforced, "2 stacked filters; refused calls are named in `blockedSyscalls`".into()));
+    let limits = limits();
+    let spec = spec(&overlay, &limits, RANGE, placed(), Kernel { listener: None, ..kernel(7) });
+    let untold = compile(&spec);
+    assert_eq!(filters(&untold), overlay.seccomp.iter().cloned().map(ProgramStep::Seccomp).collect::<Vec<_>>());
+    assert!(detail(&untold).1.contains("not named: the host offers no listener"), "{:?}", detail(&untold));
+}
+
+#[test]
+fn a_profile_that_audits_says_so_and_without_a_listener_it_refuses() {
+    let mut audits = profile(RootFilesystem::Overlay, Network::Loopback);
+    audits.notifying.as_mut().expect("it has one").answer = ListenerAnswer::LetGo;
+    let row = |compiled: &Compiled| compiled.walls.iter().find(|row| row.name == "seccomp").cloned().expect("a row");
+    let audited = row(&compiled(&audits, RANGE, placed(), 7));
+    assert!(audited.state == WallStatus::Degraded && audited.detail.starts_with("AUDIT ONLY"), "{audited:?}");
+    assert!(audits.identity(Some(Waiting::Killable)).audit_only && !audits.identity(None).audit_only);
+    let limits = limits();
+    let without = compile(&spec(&audits, &limits, RANGE, placed(), Kernel { listener: None, ..kernel(7) }));
+    assert_eq!(row(&without).state, WallStatus::Enforced);
+    assert!(without.plan.program.iter().all(|step| !matches!(step, ProgramStep::SeccompListener { .. })), "the plain filters");
 }

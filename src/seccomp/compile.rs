@@ -3,6 +3,7 @@
 //! One seccompiler filter has one action for a match and one for a mismatch, so a profile is a stack of them. The kernel runs
 //! every filter, takes the strongest action, and on a tie the newest filter's. In the order of installation:
 //!
+//! 0. where refusals are told to a listener: `notify`'s one filter, which says all of that action;
 //! 1. for each errno that answers for the arguments a call's conditional rules leave over: those conditions → allow, else that
 //!    errno (for calls the profile does not know at all, the next filter is newer and has the last word);
 //! 2. the allow-list: every call that is allowed for some arguments → allow, else the default (ENOSYS);
@@ -20,6 +21,7 @@ use thiserror::Error;
 use super::Action;
 use super::arch::Arch;
 use super::dispatch::{self, Rules};
+use super::notify;
 use super::resolve::{Call, Condition, ConditionalRule, Resolved, Test};
 use super::width::Width;
 
@@ -35,11 +37,15 @@ pub struct CompileError {
 
 /// Compiles to the filters in the order they are installed: arrays of `struct sock_filter`, native byte order.
 pub fn compile(resolved: &Resolved) -> Result<Vec<Vec<u8>>, CompileError> {
-    let stack = stack(resolved).map_err(|source| CompileError { position: 0, source })?;
-    let programs = stack.into_iter().enumerate().map(|(position, layer)| {
-        layer.assemble(resolved.arch).map(|program| bytes(&program)).map_err(|source| CompileError { position, source })
-    });
-    programs.collect()
+    let first = |source| CompileError { position: 0, source };
+    let notifying = notify::filter(resolved).map_err(first)?;
+    let mut programs: Vec<Vec<u8>> = notifying.iter().map(bytes).collect();
+    for layer in stack(resolved).map_err(first)? {
+        let position = programs.len();
+        let program = layer.assemble(resolved.arch).map_err(|source| CompileError { position, source })?;
+        programs.push(bytes(&program));
+    }
+    Ok(programs)
 }
 
 /// One filter before it is assembled.
@@ -63,7 +69,7 @@ fn stack(resolved: &Resolved) -> Result<Vec<Layer>, BackendError> {
         layers.push(fallback_layer(resolved, fallback, &allow_list)?);
     }
     layers.push(Layer { rules: allow_list, matched: Action::Allow, otherwise: resolved.default });
-    for action in &resolved.order {
+    for action in resolved.order.iter().filter(|action| !notify::is_told(**action)) {
         let rules = refused_with(resolved, *action)?;
         if !rules.is_empty() {
             layers.push(Layer { rules, matched: *action, otherwise: Action::Allow });
@@ -74,7 +80,7 @@ fn stack(resolved: &Resolved) -> Result<Vec<Layer>, BackendError> {
 
 fn fallbacks_with_exemptions(resolved: &Resolved) -> Vec<Action> {
     let used: Vec<_> = resolved.calls.values().filter_map(exempted_fallback).collect();
-    resolved.order.iter().copied().filter(|action| used.contains(action)).collect()
+    resolved.order.iter().copied().filter(|action| used.contains(action) && !notify::is_told(*action)).collect()
 }
 
 /// The fallback of a call that needs a filter of kind 1.
@@ -128,7 +134,7 @@ fn refused_with(resolved: &Resolved, action: Action) -> Result<Rules, BackendErr
     Ok(rules)
 }
 
-fn backend_rules<'a>(rules: impl Iterator<Item = &'a ConditionalRule>) -> Result<Vec<SeccompRule>, BackendError> {
+pub(super) fn backend_rules<'a>(rules: impl Iterator<Item = &'a ConditionalRule>) -> Result<Vec<SeccompRule>, BackendError> {
     rules.map(|rule| SeccompRule::new(rule.conditions.iter().map(backend_condition).collect::<Result<_, _>>()?)).collect()
 }
 
@@ -153,14 +159,16 @@ fn backend_action(action: Action) -> SeccompAction {
     match action {
         Action::Allow => SeccompAction::Allow,
         Action::Log => SeccompAction::Log,
-        Action::Errno(number) => SeccompAction::Errno(u32::from(number)),
+        // seccompiler has no such actions; `notify` writes their filter, and in any other the call would be refused.
+        Action::Audit => SeccompAction::Errno(u32::from(notify::ERRNO)),
+        Action::Notify(number) | Action::Errno(number) => SeccompAction::Errno(u32::from(number)),
         Action::Trap => SeccompAction::Trap,
         Action::KillThread => SeccompAction::KillThread,
         Action::KillProcess => SeccompAction::KillProcess,
     }
 }
 
-fn backend_arch(arch: Arch) -> TargetArch {
+pub(super) fn backend_arch(arch: Arch) -> TargetArch {
     match arch {
         Arch::X86_64 => TargetArch::x86_64,
         Arch::Aarch64 => TargetArch::aarch64,

@@ -35,6 +35,9 @@ struct Range {
     answer: BpfProgram,
 }
 
+/// By number: the instructions that answer for it, which end with a return.
+pub(super) type Answers = BTreeMap<u32, BpfProgram>;
+
 /// A filter that gives `matched` where a rule matches, else `otherwise`.
 pub(super) fn assemble(
     rules: &Rules,
@@ -42,31 +45,74 @@ pub(super) fn assemble(
     otherwise: &SeccompAction,
     arch: TargetArch,
 ) -> Result<BpfProgram, BackendError> {
-    let list = |rules: Rules| -> Result<BpfProgram, BackendError> {
-        SeccompFilter::new(rules, otherwise.clone(), matched.clone(), arch)?.try_into()
-    };
-    let answer = |action: &SeccompAction| vec![instruction(RETURN, 0, 0, u32::from(action.clone()))];
-    let mut ranges: Vec<Range> = vec![Range { start: 0, answer: answer(otherwise) }];
+    let mut answers = Answers::new();
+    for (number, conditions) in rules {
+        // System call numbers are small; one that is not could not be called.
+        let Ok(number) = u32::try_from(*number) else { continue };
+        let answer = if conditions.is_empty() {
+            give(u32::from(matched.clone()))
+        } else {
+            judge(number, conditions.clone(), [matched, otherwise], arch)?
+        };
+        answers.insert(number, answer);
+    }
+    lay_out(&answers, u32::from(otherwise.clone()), arch)
+}
+
+/// Always this `SECCOMP_RET_*` value.
+pub(super) fn give(value: u32) -> BpfProgram {
+    vec![instruction(RETURN, 0, 0, value)]
+}
+
+/// The first action where a rule matches, else the second; seccompiler's program for this one number.
+pub(super) fn judge(
+    number: u32,
+    rules: Vec<SeccompRule>,
+    [matched, otherwise]: [&SeccompAction; 2],
+    arch: TargetArch,
+) -> Result<BpfProgram, BackendError> {
+    let one = seccompilers(Rules::from([(i64::from(number), rules)]), [matched, otherwise], arch)?;
+    Ok(one[ARCHITECTURE_CHECK..].to_vec())
+}
+
+fn seccompilers(rules: Rules, [matched, otherwise]: [&SeccompAction; 2], arch: TargetArch) -> Result<BpfProgram, BackendError> {
+    SeccompFilter::new(rules, otherwise.clone(), matched.clone(), arch)?.try_into()
+}
+
+/// `program`, its return of `value` replaced by what `next` does.
+pub(super) fn go_on_instead(mut program: BpfProgram, value: u32, next: BpfProgram) -> BpfProgram {
+    let length = program.len();
+    for (at, step) in program.iter_mut().enumerate() {
+        if step.code == RETURN && step.k == value {
+            *step = instruction(JUMP, 0, 0, (length - at - 1) as u32);
+        }
+    }
+    program.extend(next);
+    program
+}
+
+/// `program`, its return of `value` made one of `wanted`.
+pub(super) fn replace_return(mut program: BpfProgram, value: u32, wanted: u32) -> BpfProgram {
+    program.iter_mut().filter(|step| step.code == RETURN && step.k == value).for_each(|step| step.k = wanted);
+    program
+}
+
+/// A filter of these answers; `otherwise` for every other number.
+pub(super) fn lay_out(answers: &Answers, otherwise: u32, arch: TargetArch) -> Result<BpfProgram, BackendError> {
+    let mut ranges: Vec<Range> = vec![Range { start: 0, answer: give(otherwise) }];
     let mut begin = |start: u32, answer: BpfProgram| match ranges.last_mut() {
         Some(last) if last.answer == answer => {}
         Some(last) if last.start == start => last.answer = answer,
         Some(_) | None => ranges.push(Range { start, answer }),
     };
-    for (number, conditions) in rules {
-        // System call numbers are small; one that is not could not be called.
-        let Ok(number) = u32::try_from(*number) else { continue };
-        if conditions.is_empty() {
-            begin(number, answer(matched));
-        } else {
-            let one = list(Rules::from([(i64::from(number), conditions.clone())]))?;
-            begin(number, one[ARCHITECTURE_CHECK..].to_vec());
-        }
-        if !rules.contains_key(&(i64::from(number) + 1)) {
-            begin(number + 1, answer(otherwise));
+    for (number, answer) in answers {
+        begin(*number, answer.clone());
+        if !answers.contains_key(&(number + 1)) {
+            begin(number + 1, give(otherwise));
         }
     }
-    let mut program = list(Rules::new())?;
     // The check of the architecture; what follows is ours.
+    let mut program = seccompilers(Rules::new(), [&SeccompAction::Allow, &SeccompAction::KillProcess], arch)?;
     program.truncate(ARCHITECTURE_CHECK);
     program.push(instruction(LOAD, 0, 0, NUMBER_OFFSET));
     program.extend(tree(&ranges));

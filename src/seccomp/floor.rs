@@ -78,6 +78,11 @@ const PROBES: &[(&str, [u64; 6], &str)] = &[
 /// High words that the kernel ignores; a comparison of the whole register would not.
 const HIGH_WORDS: [u64; 2] = [0, 1 << 32];
 
+/// True for a call that must stay shut, for some arguments at least.
+pub fn holds(syscall: &str) -> bool {
+    NEVER.iter().any(|(name, _)| *name == syscall) || PROBES.iter().any(|(name, _, _)| *name == syscall)
+}
+
 /// Refuses a profile that opens what must stay shut.
 pub fn check(resolved: &Resolved) -> Result<(), Breach> {
     for &(syscall, reason) in NEVER {

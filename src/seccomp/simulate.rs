@@ -25,7 +25,7 @@ impl Invocation {
     }
 
     /// The 32-bit word at an offset of `struct seccomp_data`.
-    fn word(&self, offset: u32) -> Option<u32> {
+    pub(super) fn word(&self, offset: u32) -> Option<u32> {
         match offset {
             0 => Some(self.number),
             4 => Some(self.arch),
@@ -137,6 +137,8 @@ fn returned(value: u32) -> Result<Action, SimulateError> {
     match value & 0xFFFF_0000 {
         0x7FFF_0000 => Ok(Action::Allow),
         0x7FFC_0000 => Ok(Action::Log),
+        0x7FC0_0000 if value as u16 == 0 => Ok(Action::Audit),
+        0x7FC0_0000 => Ok(Action::Notify(value as u16)),
         0x0005_0000 => Ok(Action::Errno(value as u16)),
         0x0003_0000 => Ok(Action::Trap),
         0x0000_0000 => Ok(Action::KillThread),

@@ -3,6 +3,7 @@
 //! The golden lists in tests/golden/ are written anew with `CODEBEAKER_UPDATE_GOLDEN=1 cargo test --lib seccomp`.
 
 mod random;
+mod tools;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -309,6 +310,83 @@ fn wrong_rules_are_refused_with_the_field() {
     let elsewhere = r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_S390X"]}"#;
     assert_eq!(resolved(elsewhere).expect_err("architecture"), Problem::ArchitectureMissing("SCMP_ARCH_X86_64"));
     assert!(serde_json::from_str::<SeccompProfile>(r#"{"defaultAction": "SCMP_ACT_ERRNO", "flags": []}"#).is_err());
+}
+
+#[test]
+fn with_a_listener_each_profile_refuses_the_same_in_two_filters_and_tells_what_it_refuses_with_eperm() {
+    for name in PROFILES {
+        for arch in ARCHES {
+            let (rules, _) = built_in_rules(name, arch, KERNEL);
+            let told = notify::notifying(&rules).expect("every profile refuses something");
+            let filters = compile(&told).expect("it compiles");
+            assert_eq!(filters.len(), 2, "{name}: what is told, the allow-list");
+            assert_compiled_as_resolved(&told, &filters);
+            for (number, call) in names(arch) {
+                for &value in &interesting_values(&rules, number) {
+                    let args = [value, value, value, 0, 0, 0];
+                    let expected = match rules.verdict(number, args) {
+                        EPERM => Action::Notify(1),
+                        other => other,
+                    };
+                    assert_eq!(told.verdict(number, args), expected, "{name} {call} {args:x?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_audit_lets_through_what_a_profile_refuses_and_never_what_none_may_open() {
+    for name in PROFILES {
+        let (rules, _) = built_in_rules(name, Arch::X86_64, KERNEL);
+        let audited = notify::auditing(&rules);
+        let filters = compile(&audited).expect("it compiles");
+        assert_compiled_as_resolved(&audited, &filters);
+        assert_eq!(floor::check(&audited), Ok(()), "{name}");
+        let verdict = |call: &str, args: [u64; 6]| {
+            let number = Arch::X86_64.number(call).expect("it exists");
+            decide(&filters, &Invocation::native(Arch::X86_64, number, args)).expect("the filters run")
+        };
+        for (number, call) in names(Arch::X86_64) {
+            for &value in &interesting_values(&rules, number) {
+                let args = [value, value, value, 0, 0, 0];
+                let expected = match rules.verdict(number, args) {
+                    refused if !refused.permits() && !floor::holds(call) => Action::Audit,
+                    as_ever => as_ever,
+                };
+                assert_eq!(audited.verdict(number, args), expected, "{name} {call} {args:x?}");
+            }
+        }
+        for call in ["mount", "unshare", "bpf", "ptrace", "io_uring_setup"] {
+            assert_eq!(verdict(call, [0; 6]), EPERM, "{name} {call}: the kernel refuses, no listener is asked");
+        }
+        assert_eq!((verdict("clone3", [0; 6]), verdict("socket", [38, 5, 0, 0, 0, 0])), (ENOSYS, EPERM), "{name}");
+        assert_eq!(
+            (verdict("read", [0; 6]), verdict("setsockopt", [3, 6, 31, 0, 0, 0])),
+            (Action::Allow, Action::Audit),
+            "{name}"
+        );
+        let foreign = Invocation { arch: AUDIT_ARCH_I386, number: 1, args: [0; 6] };
+        assert_eq!(decide(&filters, &foreign), Ok(Action::KillProcess), "{name}");
+        assert_eq!(decide(&filters, &Invocation::native(Arch::X86_64, 999, [0; 6])), Ok(ENOSYS), "{name}");
+    }
+}
+
+#[test]
+fn calls_that_hand_the_listener_over_and_calls_refused_in_two_ways_are_not_told() {
+    let rules = |rule: &str| {
+        let text = format!(r#"{{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": [{rule}]}}"#);
+        resolved(&text).expect("it resolves")
+    };
+    let refuse = |name: &str| format!(r#"{{"names": ["{name}"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}}"#);
+    assert_eq!(notify::notifying(&rules(&refuse("sendmsg"))), None, "nobody could answer it");
+    let both = rules(&[refuse("sendmsg"), refuse("mount")].join(","));
+    let told = notify::notifying(&both).expect("mount is told");
+    let verdict = |name: &str| told.verdict(Arch::X86_64.number(name).expect("it exists"), [0; 6]);
+    assert_eq!((verdict("sendmsg"), verdict("mount"), verdict("read")), (EPERM, Action::Notify(1), ENOSYS));
+    let other = r#"{"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13, "args": [{"index": 0, "value": 3, "op": "SCMP_CMP_EQ"}]}"#;
+    assert_eq!(notify::notifying(&rules(&format!("{},{other}", refuse("mount")))), None, "the later errno would lose its tie");
+    assert_eq!(notify::notifying(&rules("")), None);
 }
 
 /// What `strace -f` saw of Python (threads, subprocess, sqlite, ssl, asyncio, sockets of AF_UNIX), node (timers, workers,

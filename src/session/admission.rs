@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::command::Command;
 use crate::config::SessionConfig;
+use crate::language::{Language, PACKAGES_MAX, validate_package};
+use crate::runtime::engine::permissions::{PATH_TAKES, PATHS_MAX, is_path};
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
 
@@ -30,6 +32,10 @@ pub(super) fn settle(
     if request.permissions.as_ref().is_some_and(|permissions| permissions.allow_net) {
         return Err(no_network("permissions.allowNet", profile));
     }
+    if let Some(permissions) = &request.permissions {
+        paths("permissions.allowRead", &permissions.allow_read)?;
+        paths("permissions.allowWrite", &permissions.allow_write)?;
+    }
     let settings = SessionSettings {
         profile: profile.name.clone(),
         idle_timeout: duration("idleTimeoutMinutes", request.idle_timeout, config.idle_timeout_minutes)?,
@@ -47,6 +53,14 @@ pub(super) fn settle(
         disk: request.disk_limit_bytes.is_some(),
     };
     Ok((settings, named))
+}
+
+/// Whatever runtime is taken: a path that one of them would read as two, or as a pattern, is refused by all.
+fn paths(field: &str, paths: &[String]) -> Result<(), SessionError> {
+    if paths.len() > PATHS_MAX || !paths.iter().all(|path| is_path(path)) {
+        return Err(invalid(field, format!("at most {PATHS_MAX} {PATH_TAKES}")));
+    }
+    Ok(())
 }
 
 /// No profile of this version has network.
@@ -153,6 +167,44 @@ fn duration(field: &str, asked: Option<Duration>, default_minutes: u32) -> Resul
     }
 }
 
+/// Refuses packages that the language does not have, and names that could be anything but a package's.
+pub(super) fn check_packages(field: &str, language: &Language, packages: &[String]) -> Result<(), SessionError> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if language.install.is_none() {
+        return Err(invalid(field, format!("no packages can be installed for {}", language.name)));
+    }
+    if packages.len() > PACKAGES_MAX {
+        return Err(invalid(field, format!("at most {PACKAGES_MAX} packages")));
+    }
+    packages
+        .iter()
+        .try_for_each(|package| validate_package(language, package))
+        .map_err(|error| invalid(field, error.to_string()))
+}
+
+/// The packages that a command asks for, in the language it is for.
+pub(super) fn check_command_packages(command: &Command, language: &Language) -> Result<(), SessionError> {
+    match command {
+        Command::ExecuteCode(code) => check_packages("command.packages", language, &code.packages),
+        Command::InstallPackages(install) => {
+            if install.requirements_file.is_some() && language.install_file.is_none() {
+                let message = format!("{} has no requirements file", language.name);
+                return Err(invalid("command.requirementsFile", message));
+            }
+            check_packages("command.packages", language, &install.packages)
+        }
+        Command::ExecuteShell(_)
+        | Command::WriteFile(_)
+        | Command::ReadFile(_)
+        | Command::CreateDirectory(_)
+        | Command::CopyFile(_)
+        | Command::DeleteFile(_)
+        | Command::ListDirectory(_) => Ok(()),
+    }
+}
+
 /// Refuses a command that asks for more wall time than the session may have.
 pub(super) fn check_timeout(command: &Command, limits: &Limits) -> Result<(), SessionError> {
     let asked = match command {
@@ -226,6 +278,22 @@ mod tests {
         assert_eq!([1, 2, 262_144, 262_145].map(shares), [false, true, true, false]);
         let cores = |cores| settled(&CreateSession { cpu_limit: Some(cores), ..request() }).is_ok();
         assert_eq!([0.0, -1.0, f64::NAN, 0.5, 4.0, 4.5].map(cores), [false, false, false, true, true, false]);
+    }
+
+    #[test]
+    fn a_permission_that_would_be_two_paths_or_a_pattern_is_refused_and_its_field_named() {
+        let ask = |allow_read: &[&str]| {
+            let allow_read = allow_read.iter().map(|path| (*path).to_owned()).collect();
+            settled(&CreateSession { permissions: Some(Permissions { allow_read, ..Permissions::default() }), ..request() })
+        };
+        assert!(ask(&["/workspace/a b", "data"]).is_ok());
+        for path in ["/a,/etc", "/*", ""] {
+            assert!(
+                matches!(ask(&[path]), Err(SessionError::InvalidField { field, .. }) if field == "permissions.allowRead"),
+                "{path}"
+            );
+        }
+        assert!(ask(&["/a"; PATHS_MAX + 1]).is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::sandbox::enforcement::Enforcement;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::spec::Limits;
 
+pub use crate::runtime::Permissions;
 pub use crate::runtime::features::RuntimeRow;
 pub use crate::selector::{Candidate, Preference, Selection};
 
@@ -26,16 +27,6 @@ pub enum OnDisconnect {
     Keep,
     /// It closes. rpc calls `Manager::disconnected` with the connection's number.
     Close,
-}
-
-/// `permissions` of `session.create`: what a runtime with permission flags of its own narrows further.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields of PROTOCOL")]
-pub struct Permissions {
-    pub allow_read: Vec<String>,
-    pub allow_write: Vec<String>,
-    pub allow_net: bool,
-    pub allow_env: bool,
 }
 
 /// `session.create` with its syntax checked; absent fields are filled in by the manager from profile and configuration.
@@ -178,6 +169,11 @@ pub enum StreamEvent {
         /// How many.
         bytes: u64,
     },
+    /// A system call was refused; once for each call of an execution.
+    Blocked {
+        /// Its name.
+        syscall: &'static str,
+    },
     /// The end.
     Exited(Box<CommandResult>),
 }
@@ -269,4 +265,6 @@ pub struct LanguageRow {
     pub runtimes: Vec<RuntimeKind>,
     pub image: String,
     pub installed: bool,
+    /// Why it is not installed, and what mends it.
+    pub reason: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! Who has which session: the quotas, the sessions by id, and the ids of closed ones while they stay known.
 //!
 //! Invariants: a place is taken before a sandbox is made and given back when no process of it lives; a session of another
-//! principal is not found; at most [`CLOSED_KNOWN_MAX`] closed ids are kept. Read `session` next.
+//! principal is not found; at most `closed_max` closed ids are kept. Read `session` next.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -17,15 +17,13 @@ use super::api::{Principal, SessionError};
 use super::locked;
 use super::session::{Session, Visibility};
 
-/// Closed sessions known at once, of all principals; past it the oldest become unknown before their time.
-const CLOSED_KNOWN_MAX: usize = 16_384;
-
 /// All sessions.
 pub(super) struct Book {
     inner: Mutex<Inner>,
     open: watch::Sender<usize>,
     sessions_max: usize,
     per_principal_max: usize,
+    closed_max: usize,
     remember: Duration,
 }
 
@@ -75,6 +73,7 @@ impl Book {
             open: watch::Sender::new(0),
             sessions_max: bound(config.sessions_max),
             per_principal_max: bound(config.sessions_per_principal_max),
+            closed_max: config.closed_max as usize,
             remember: Duration::from_secs(config.remember_s),
         })
     }
@@ -119,7 +118,7 @@ impl Book {
             }
             Visibility::Principal => inner.closed.push_back((Instant::now(), session.id.clone())),
         }
-        while inner.closed.len() > CLOSED_KNOWN_MAX {
+        while inner.closed.len() > self.closed_max {
             inner.forget_oldest();
         }
     }
@@ -141,6 +140,18 @@ impl Book {
             .get(id)
             .filter(|session| session.principal == *principal && session.visibility == Visibility::Principal);
         session.cloned().ok_or_else(|| SessionError::NotFound(id.to_string()))
+    }
+
+    /// Closed sessions whose ids are known.
+    #[cfg(test)]
+    pub(super) fn closed_known(&self) -> usize {
+        locked(&self.inner).closed.len()
+    }
+
+    /// Places that are taken.
+    #[cfg(test)]
+    pub(super) fn places_taken(&self) -> usize {
+        locked(&self.inner).total()
     }
 
     /// All sessions, closed and internal ones too.

@@ -13,12 +13,13 @@ use crate::command::{Command, CommandKind, Stdin};
 use crate::config::Config;
 use crate::id::{EnvironmentId, ExecutionId, SessionId};
 use crate::language::Language;
+use crate::runtime::features::Ground;
 use crate::runtime::registry::Registry;
-use crate::runtime::{InstanceConfig, Runtime, RuntimeKind};
+use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::Limits;
-use crate::selector::{Need, Requirements, select};
+use crate::selector::{CandidateFacts, Need, Preference, Reach, Requirements, select};
 
 use super::admission;
 use super::api::*;
@@ -27,11 +28,12 @@ use super::cause::CloseCause;
 use super::opening::{self, Opening};
 use super::outcomes::Outcomes;
 use super::output::Output;
+use super::probe::Said;
 use super::session::{Session, Visibility};
 use super::sources::{ImageSource, LanguageSource, ProfileSource};
 
 /// The image that is always there.
-const HOST_IMAGE: &str = "host";
+pub(super) const HOST_IMAGE: &str = "host";
 /// How long `shutdown` waits for sessions to close once they have been told to.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -63,20 +65,22 @@ pub(super) struct Shared {
     pub(super) images: Arc<dyn ImageSource>,
     pub(super) book: Arc<Book>,
     pub(super) outcomes: Arc<Outcomes>,
-    /// What the languages' `version` commands printed.
-    pub(super) versions: Mutex<BTreeMap<String, String>>,
+    /// What each language's `version` command said, by language and image.
+    pub(super) said: Mutex<BTreeMap<(String, String), Said>>,
+    /// Whose turn it is to ask them.
+    pub(super) probing: tokio::sync::Mutex<()>,
 }
 
 impl Manager {
-    /// A manager without sessions. Call `start` for its sweeper and spawn `probe_languages` once.
+    /// A manager without sessions. Call `start` for its sweeper.
     pub fn new(parts: ManagerParts) -> Arc<Self> {
         let ManagerParts { config, registry, languages, profiles, images } = parts;
-        let remember = Duration::from_secs(config.session.remember_s);
         Arc::new(Self {
             shared: Arc::new(Shared {
                 book: Book::new(&config.session),
-                outcomes: Arc::new(Outcomes::new(remember, config.session.outcomes_max)),
-                versions: Mutex::default(),
+                outcomes: Arc::new(Outcomes::new(&config.session)),
+                said: Mutex::default(),
+                probing: tokio::sync::Mutex::default(),
                 config,
                 registry,
                 languages,
@@ -249,12 +253,15 @@ impl Manager {
         let language = self.language(&request.language)?;
         let profile = self.profile(&request.profile)?;
         let (settings, named_limits) = admission::settle(request, &profile, &shared.config.session)?;
-        if !request.packages.is_empty() && language.install.is_none() {
-            let message = format!("no packages can be installed for {}", language.name);
-            return Err(SessionError::InvalidField { field: "packages".into(), message });
-        }
         let image = self.image(request.image.as_deref(), &language)?;
-        let (selection, runtime) = self.choose(request, &language, needed)?;
+        let (selection, runtime) = self.choose(request, &language, &image, needed)?;
+        admission::check_packages("packages", &language, &request.packages)?;
+        if !request.packages.is_empty() && !request.persist_filesystem {
+            let message =
+                "they are gone before the first execution when `persistFilesystem` is false; name them in `execute_code`";
+            return Err(SessionError::InvalidField { field: "packages".into(), message: message.into() });
+        }
+        let image = runtime.own_root().unwrap_or(image);
         let place = shared.book.reserve(principal)?;
         Ok(Opening {
             principal: principal.clone(),
@@ -270,6 +277,7 @@ impl Manager {
                 named_limits,
                 env: settings.env.clone(),
                 persist_filesystem: settings.persist_filesystem,
+                permissions: request.permissions.clone(),
             },
             selection,
             settings,
@@ -283,22 +291,49 @@ impl Manager {
         &self,
         request: &CreateSession,
         language: &Language,
+        image: &str,
         needed: &[CommandKind],
     ) -> Result<(Selection, Arc<dyn Runtime>), SessionError> {
         let registry = &self.shared.registry;
+        let mut needs = BTreeSet::new();
+        needs.extend(request.persist_filesystem.then_some(Need::Persistence));
+        needs.extend(request.image.is_some().then_some(Need::Image));
+        let code_only = needed.contains(&CommandKind::ExecuteCode) || request.preference != Preference::Balanced;
         let requirements = Requirements {
             preference: request.preference,
             language: language.name.clone(),
             runtime: request.runtime,
             isolation_level_min: self.shared.config.sandbox.isolation_level_min,
-            needs: if request.persist_filesystem { [Need::Persistence].into() } else { BTreeSet::new() },
+            needs,
             commands: needed.to_vec(),
+            // A session that states no preference may send any program; one that does weighs what the runtimes differ in.
+            reach: if code_only { Reach::Code } else { Reach::Programs },
         };
         let unavailable = |candidates| SessionError::RuntimeNotAvailable { candidates };
-        let selection = select(&requirements, &registry.facts()).map_err(unavailable)?;
+        let selection = select(&requirements, &self.facts(language, image)).map_err(unavailable)?;
+        if request.runtime.is_none() && selection.candidates.first().is_some_and(|best| best.runtime == RuntimeKind::Docker) {
+            tracing::warn!(reason = %selection.reason, "a session falls back to Docker");
+        }
         let chosen = selection.candidates.first().and_then(|candidate| registry.get(candidate.runtime));
         let runtime = chosen.ok_or_else(|| unavailable(selection.candidates.clone()))?;
         Ok((selection, runtime))
+    }
+
+    /// What the registry knows, with what the image lacks of the language.
+    fn facts(&self, language: &Language, image: &str) -> Vec<CandidateFacts> {
+        let mut facts = self.shared.registry.facts(&language.name);
+        let serves =
+            |facts: &CandidateFacts| facts.availability == Availability::Available && facts.languages.contains(&language.name);
+        // With one candidate there is nothing to compare, and looking into the image costs.
+        if facts.iter().filter(|facts| serves(facts)).count() > 1
+            && !self.shared.images.missing_programs(image, language).is_empty()
+        {
+            let lacks = format!("no program of {} is in the image `{image}`", language.display_name);
+            for facts in facts.iter_mut().filter(|facts| facts.ground == Ground::Image) {
+                facts.lacks = Some(lacks.clone());
+            }
+        }
+        facts
     }
 
     fn language(&self, name: &str) -> Result<Arc<Language>, SessionError> {
@@ -331,13 +366,16 @@ impl Manager {
     /// What a command can be refused for before it has a place in the queue; `submit` checks the rest.
     fn check(&self, session: &Session, mut command: Command) -> Result<(Command, Limits), SessionError> {
         session.check_open()?;
-        let (limits, runtime) = session.with_view(|view| (view.config.limits.clone(), view.runtime));
+        let (limits, runtime, own) =
+            session.with_view(|view| (view.config.limits.clone(), view.runtime, view.language.clone()));
         admission::check_timeout(&command, &limits)?;
         if let Command::ExecuteCode(code) = &mut command
             && let Some(asked) = &mut code.language
         {
             *asked = self.language_of_runtime(asked, runtime)?;
         }
+        let asked = if let Command::ExecuteCode(code) = &command { code.language.as_deref() } else { None };
+        admission::check_command_packages(&command, self.language(asked.unwrap_or(&own))?.as_ref())?;
         Ok((command, limits))
     }
 

@@ -12,9 +12,11 @@ pub mod manager;
 pub mod sources;
 
 mod admission;
+mod audit;
 mod book;
 mod cause;
 mod execution;
+mod measure;
 mod once;
 mod opening;
 mod outcomes;

@@ -34,6 +34,7 @@ impl Manager {
         let mut opening = self.prepare(principal, &session, &[CommandKind::ExecuteCode], Visibility::Internal)?;
         opening.config.named_limits.memory &= request.memory_limit_bytes != MEMORY_BYTES_DEFAULT;
         opening.config.named_limits.cpu_cores &= (request.cpu_limit - CPU_CORES_DEFAULT).abs() > f64::EPSILON;
+        admission::check_packages("packages", &opening.config.language, &request.packages)?;
         let command = command(&request)?;
         let most = opening.settings.limits.timeout_max;
         if request.timeout > most {

@@ -13,6 +13,7 @@ use crate::id::{ExecutionId, SessionId};
 use crate::runtime::{Instance, InstanceConfig, Runtime};
 
 use super::api::{Principal, Selection, SessionError, SessionSettings, SessionState, SessionView};
+use super::audit;
 use super::book::Place;
 use super::cause::CloseCause;
 use super::manager::Shared;
@@ -86,6 +87,7 @@ pub(super) async fn open(shared: &Arc<Shared>, mut opening: Opening) -> Result<A
     }
     metrics::counter!("codebeaker_sessions_created_total", "runtime" => kind.name()).increment(1);
     tracing::info!(session = %session.id, runtime = kind.name(), "session created");
+    audit::opened(&session.id, &instance.enforcement());
     tokio::spawn(worker::work(Arc::clone(&session), instance, Arc::clone(&shared.book), place));
     if let Err(error) = install(&session, packages).await {
         session.request_close(CloseCause::SetupFailed);

@@ -1,7 +1,7 @@
 //! What became of each execution, for `execution.status`.
 //!
 //! Invariants: a queued or running execution is never forgotten; one that ended stays for `remember_s`, within
-//! `outcomes_max` and [`OUTCOME_BYTES_MAX`] per principal (the oldest go first); nobody sees another principal's.
+//! `outcomes_max` and `outcome_bytes_max` per principal (the oldest go first); nobody sees another principal's.
 //! Read `ticket` next, which writes here.
 
 use std::collections::{HashMap, VecDeque};
@@ -11,19 +11,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::command::{CommandOutput, CommandResult};
+use crate::config::SessionConfig;
 use crate::id::{ExecutionId, SessionId};
 
 use super::api::{ExecutionStatus, Principal};
 use super::locked;
-
-/// Bytes of output kept in outcomes of one principal.
-const OUTCOME_BYTES_MAX: u64 = 64 << 20;
 
 /// The outcomes of all principals.
 pub(super) struct Outcomes {
     shelves: Mutex<HashMap<Principal, Shelf>>,
     remember: Duration,
     kept_max: usize,
+    bytes_max: u64,
 }
 
 /// Those of one principal.
@@ -43,8 +42,13 @@ struct Entry {
 
 impl Outcomes {
     /// With the bounds of the configuration.
-    pub(super) fn new(remember: Duration, outcomes_max: u32) -> Self {
-        Self { shelves: Mutex::default(), remember, kept_max: outcomes_max as usize }
+    pub(super) fn new(config: &SessionConfig) -> Self {
+        Self {
+            shelves: Mutex::default(),
+            remember: Duration::from_secs(config.remember_s),
+            kept_max: config.outcomes_max as usize,
+            bytes_max: config.outcome_bytes_max,
+        }
     }
 
     /// The execution was accepted; a second call for the same id changes nothing.
@@ -106,7 +110,7 @@ impl Outcomes {
         shelf.ended.push_back((Instant::now(), execution.clone(), bytes));
         shelf.ended_bytes += bytes;
         // The newest always stays, however large: its caller is about to ask for it.
-        while shelf.ended.len() > self.kept_max.max(1) || (shelf.ended_bytes > OUTCOME_BYTES_MAX && shelf.ended.len() > 1) {
+        while shelf.ended.len() > self.kept_max.max(1) || (shelf.ended_bytes > self.bytes_max && shelf.ended.len() > 1) {
             shelf.forget_oldest();
         }
     }
@@ -117,6 +121,12 @@ impl Outcomes {
         let Some(shelf) = shelves.get_mut(principal) else { return ExecutionStatus::NotFound };
         shelf.forget_before(Instant::now(), self.remember);
         shelf.entries.get(execution).map_or(ExecutionStatus::NotFound, |entry| entry.status.clone())
+    }
+
+    /// Outcomes of the principal that has most of them.
+    #[cfg(test)]
+    pub(super) fn ended_kept(&self) -> usize {
+        locked(&self.shelves).values().map(|shelf| shelf.ended.len()).max().unwrap_or(0)
     }
 
     /// Whether the execution was one of that session's.
@@ -185,15 +195,20 @@ impl OutcomeWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::ExecutionReport;
     use crate::session::tests::simulated::plain_result;
 
     fn one() -> (Principal, ExecutionId) {
         (Principal("a".into()), ExecutionId::random())
     }
 
+    fn outcomes(outcomes_max: u32, outcome_bytes_max: u64) -> Outcomes {
+        Outcomes::new(&SessionConfig { outcomes_max, outcome_bytes_max, ..SessionConfig::default() })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_outcome_is_remembered_for_its_time_and_a_running_one_for_ever() {
-        let outcomes = Outcomes::new(Duration::from_secs(3600), 10);
+        let outcomes = outcomes(10, 1 << 20);
         let (principal, ended) = one();
         let (_, running) = one();
         outcomes.queued(&principal, &ended, None);
@@ -211,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn past_the_bound_the_oldest_ended_one_goes_and_no_queued_one() {
-        let outcomes = Outcomes::new(Duration::from_secs(3600), 3);
+        let outcomes = outcomes(3, 1 << 20);
         let (principal, waiting) = one();
         outcomes.queued(&principal, &waiting, None);
         let ids: Vec<_> = (0..4).map(|_| ExecutionId::random()).collect();
@@ -225,8 +240,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn past_the_bound_in_bytes_the_oldest_goes_and_the_newest_stays_however_large() {
+        let outcomes = outcomes(10, 100);
+        let (principal, _) = one();
+        let ids: Vec<_> = (0..3).map(|_| ExecutionId::random()).collect();
+        for (id, bytes) in ids.iter().zip([60, 60, 600]) {
+            outcomes.queued(&principal, id, None);
+            let mut report = ExecutionReport::default();
+            report.stdout.data = vec![b'x'; bytes];
+            outcomes.ended(&principal, &CommandResult { output: Some(CommandOutput::Execution(report)), ..plain_result(id) });
+            assert!(matches!(outcomes.status(&principal, id), ExecutionStatus::Ended(_)), "{bytes}");
+        }
+        assert_eq!(outcomes.status(&principal, &ids[0]), ExecutionStatus::NotFound);
+        assert_eq!(outcomes.status(&principal, &ids[1]), ExecutionStatus::NotFound);
+    }
+
+    #[tokio::test]
     async fn another_principal_sees_nothing() {
-        let outcomes = Outcomes::new(Duration::from_secs(3600), 3);
+        let outcomes = outcomes(3, 1 << 20);
         let (principal, id) = one();
         outcomes.queued(&principal, &id, None);
         assert_eq!(outcomes.status(&principal, &id), ExecutionStatus::Queued);

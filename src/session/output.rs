@@ -117,6 +117,13 @@ impl OutputSink for Output {
         }
         if inner.total_bytes > inner.killed_bytes { OutputVerdict::LimitReached } else { OutputVerdict::Continue }
     }
+
+    fn blocked(&self, syscall: &'static str) {
+        let inner = locked(&self.inner);
+        if let (Phase::Waiting | Phase::Started, Some(events)) = (inner.phase, &inner.events) {
+            events.send(StreamEvent::Blocked { syscall });
+        }
+    }
 }
 
 /// The reader's side of a streamed execution.

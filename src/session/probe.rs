@@ -1,7 +1,7 @@
-//! Which version of each language is installed: asked once of the language itself, in a sandbox.
+//! Which languages are installed, and in which version: asked of the language itself, in a sandbox, when somebody wants to know.
 //!
-//! Invariant: a version is what the `version` command printed under the default profile; nothing is run outside a sandbox.
-//! Read `manager` next.
+//! Invariant: a version is what the `version` command printed; a language whose command fails is not installed, whatever programs
+//! the image holds. Nothing is run outside a sandbox, and nothing twice for one image. Read `manager` next.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 use crate::command::{Command, ExecuteShell, Stdin};
 use crate::id::ExecutionId;
 use crate::language::Language;
-use crate::runtime::ExecutionRequest;
+use crate::language::plan::version_plan;
+use crate::runtime::registry::InImage;
+use crate::runtime::{ExecutionRequest, Instance, RuntimeKind};
 
 use super::api::{CreateSession, LanguageRow, Principal, SessionError};
 use super::locked;
@@ -19,76 +21,142 @@ use super::manager::Manager;
 use super::output::Output;
 use super::session::Visibility;
 
-/// Longest version kept, in characters.
-const VERSION_CHARS_MAX: usize = 200;
+/// Longest version or complaint kept, in characters.
+const LINE_CHARS_MAX: usize = 200;
+
+/// What a language said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Its version.
+    Version(String),
+    /// Why it does not work.
+    Complaint(String),
+}
 
 impl Manager {
-    /// Asks every installed language for its version; `languages` tells what is known. Failures are logged, not returned: a
-    /// language without a version is still listed.
-    pub async fn probe_languages(&self) {
+    /// The rows of `language.list`, each installed language asked for its version unless it was before.
+    pub async fn probed_languages(&self) -> Vec<LanguageRow> {
+        self.probe_languages().await;
+        self.languages()
+    }
+
+    /// Asks every language whose programs are there for its version; `languages` tells what is known. Failures to ask are
+    /// logged, not returned: a language without a version is still listed, and asked again the next time.
+    async fn probe_languages(&self) {
+        let _turn = self.shared.probing.lock().await;
+        let mut by_image: BTreeMap<String, Vec<Arc<Language>>> = BTreeMap::new();
         for language in self.shared.languages.all() {
             let image = self.default_image(&language);
-            if !self.shared.images.language_installed(&image, &language) {
-                continue;
+            let known = locked(&self.shared.said).contains_key(&(language.name.clone(), image.clone()));
+            if !known && self.shared.images.missing_programs(&image, &language).is_empty() {
+                by_image.entry(image).or_default().push(language);
             }
-            match self.version_of(&language).await {
-                Ok(Some(version)) => drop(locked(&self.shared.versions).insert(language.name.clone(), version)),
-                Ok(None) => tracing::warn!(language = %language.name, "the language did not tell its version"),
-                Err(error) => tracing::warn!(language = %language.name, %error, "the language's version could not be asked"),
+        }
+        for (image, languages) in by_image {
+            if let Err(error) = self.ask(&image, &languages).await {
+                tracing::warn!(%image, %error, "the versions of its languages could not be asked");
             }
         }
     }
 
-    /// The rows of `language.list`.
+    /// The rows of `language.list`, as far as they are known.
     pub fn languages(&self) -> Vec<LanguageRow> {
         let shared = &self.shared;
-        let versions = locked(&shared.versions).clone();
         let row = |language: Arc<Language>| {
             let image = self.default_image(&language);
+            let missing = shared.images.missing_programs(&image, &language);
+            let said = locked(&shared.said).get(&(language.name.clone(), image.clone())).cloned();
+            let (version, reason) = match (missing.is_empty(), said) {
+                (false, _) => (None, Some(reason(&image, &language, &missing))),
+                (true, None) => (None, None),
+                (true, Some(Said::Version(version))) => (Some(version), None),
+                (true, Some(Said::Complaint(complaint))) => (None, Some(complaint)),
+            };
+            let runtimes = shared.registry.running(&language.name, InImage::of(reason.is_none()));
             LanguageRow {
                 name: language.name.clone(),
                 display_name: language.display_name.clone(),
                 aliases: language.aliases.clone(),
-                version: versions.get(&language.name).cloned(),
-                runtimes: shared.registry.serving(&language.name),
-                installed: shared.images.language_installed(&image, &language),
+                version: version.or_else(|| self.version_of_engine(*runtimes.first()?)),
+                installed: !runtimes.is_empty(),
+                reason: reason.filter(|_| runtimes.is_empty()),
+                runtimes,
                 image,
             }
         };
         shared.languages.all().into_iter().map(row).collect()
     }
 
-    async fn version_of(&self, language: &Arc<Language>) -> Result<Option<String>, SessionError> {
-        let Some((program, args)) = language.version.split_first() else { return Ok(None) };
-        let principal = Principal(String::new());
-        let opening = self.prepare(&principal, &CreateSession::of(&language.name), &[], Visibility::Internal)?;
-        let output = Arc::new(Output::captured_only(&opening.settings.limits));
+    /// Of a language that only an engine runs here, the engine's version is the best there is.
+    fn version_of_engine(&self, kind: RuntimeKind) -> Option<String> {
+        let runtime = self.shared.registry.get(kind).filter(|runtime| runtime.own_root().is_some())?;
+        Some(format!("{} {}", kind.name(), runtime.version()?))
+    }
+
+    /// Asks all languages of one image in one sandbox.
+    async fn ask(&self, image: &str, languages: &[Arc<Language>]) -> Result<(), SessionError> {
+        let Some(first) = languages.first() else { return Ok(()) };
+        let offered = &self.shared.config.sandbox.profiles;
+        let profile = offered.iter().find(|name| *name == "default").or_else(|| offered.first());
+        let mut request = CreateSession::of(&first.name);
+        request.profile = profile.cloned().unwrap_or(request.profile);
+        request.runtime = Some(RuntimeKind::NativeProcess);
+        let opening = self.prepare(&Principal(String::new()), &request, &[], Visibility::Internal)?;
         // Asking takes no place: what clients may have is theirs.
         drop(opening.place);
+        let limits = opening.settings.limits;
         let instance = opening.runtime.create(opening.config).await?;
-        let command = Command::ExecuteShell(ExecuteShell {
-            program: program.clone(),
-            args: args.to_vec(),
-            working_directory: None,
-            env: BTreeMap::new(),
-            stdin: Stdin::Empty,
-            timeout: None,
-            background: false,
-        });
-        let (_sender, control) = mpsc::channel(1);
-        let sink = Arc::clone(&output);
-        let result = instance.execute(ExecutionRequest { id: ExecutionId::random(), command, sink, control }).await;
+        for language in languages {
+            let output = Arc::new(Output::captured_only(&limits));
+            let said = version_of(instance.as_ref(), language, output).await;
+            if let Some(said) = said {
+                locked(&self.shared.said).insert((language.name.clone(), image.to_owned()), said);
+            }
+        }
         instance.close().await;
-        let (stdout, stderr) = output.take_captured();
-        let printed = [stdout.data, stderr.data].into_iter().find_map(|data| first_line(&data));
-        Ok(printed.filter(|_| result.failure.is_none()))
+        Ok(())
+    }
+}
+
+/// Why a language is not installed, and what mends it.
+fn reason(image: &str, language: &Language, missing: &[String]) -> String {
+    let mend = if image == super::manager::HOST_IMAGE && !language.host_packages.is_empty() {
+        format!(
+            "; on Debian: apt-get install {}, or have an image named `{}` (codebeaker image build --list)",
+            language.host_packages.join(" "),
+            language.image
+        )
+    } else {
+        String::new()
+    };
+    format!("the image `{image}` has no `{}`{mend}", missing.join("`, `"))
+}
+
+async fn version_of(instance: &dyn Instance, language: &Language, output: Arc<Output>) -> Option<Said> {
+    let mut argv = version_plan(language).into_iter();
+    let command = Command::ExecuteShell(ExecuteShell {
+        program: argv.next()?,
+        args: argv.collect(),
+        working_directory: None,
+        env: language.env.clone(),
+        stdin: Stdin::Empty,
+        timeout: None,
+        background: false,
+    });
+    let (_sender, control) = mpsc::channel(1);
+    let sink = Arc::clone(&output);
+    let result = instance.execute(ExecutionRequest { id: ExecutionId::random(), command, sink, control }).await;
+    let (stdout, stderr) = output.take_captured();
+    match result.failure {
+        None => [stdout.data, stderr.data].into_iter().find_map(|data| first_line(&data)).map(Said::Version),
+        Some(failure) => Some(Said::Complaint(first_line(&stderr.data).unwrap_or(failure.message))),
     }
 }
 
 fn first_line(data: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(data);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
-    Some(line.chars().filter(|letter| !letter.is_control()).take(VERSION_CHARS_MAX).collect())
+    Some(line.chars().filter(|letter| !letter.is_control()).take(LINE_CHARS_MAX).collect())
 }
 
 #[cfg(test)]

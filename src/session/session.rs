@@ -4,7 +4,7 @@
 //! moment a session closes nothing enters its queue. Creating → Active ⇄ Idle → Closing → Closed; Active and Idle are
 //! derived from what runs, so they can't be wrong. Read `worker` next, the task that takes the queue's commands one by one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
@@ -322,14 +322,18 @@ impl Session {
         let usage = instance.map(|instance| instance.usage());
         let mut inner = locked(&self.inner);
         inner.phase = Phase::Closed;
-        inner.live.clear();
+        // Its id stays known for a while, among thousands: only what tells which session it was is kept, and no capacity.
+        inner.live = HashMap::new();
+        inner.queue = VecDeque::new();
         if let Some(usage) = usage {
             inner.view.usage = usage;
         }
         inner.view.close_reason = self.closing.get().map(CloseCause::sentence);
         inner.view.metadata = None;
-        inner.view.config.env.clear();
-        inner.view.selection.candidates.clear();
+        inner.view.config.env = BTreeMap::new();
+        inner.view.selection.candidates = Vec::new();
+        inner.view.enforcement.walls = Vec::new();
+        inner.view.enforcement.limits = Vec::new();
         let instance = inner.instance.take();
         drop(inner);
         drop(instance);

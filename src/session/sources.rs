@@ -25,6 +25,6 @@ pub trait ProfileSource: Send + Sync {
 pub trait ImageSource: Send + Sync {
     /// Whether an image of that name can be used; `host` always can.
     fn installed(&self, image: &str) -> bool;
-    /// Whether one of the language's programs is in that image.
-    fn language_installed(&self, image: &str, language: &Language) -> bool;
+    /// Those of the language's programs that are not in that image; none when it is installed.
+    fn missing_programs(&self, image: &str, language: &Language) -> Vec<String>;
 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::command::{CommandResult, Control, Failure, FailureKind};
 use crate::runtime::{ExecutionRequest, Instance, OutputSink};
 
+use super::audit::Audited;
 use super::book::{Book, Place};
 use super::cause::CloseCause;
 use super::execution::{Ground, Job, cancelled_failure};
@@ -102,7 +103,8 @@ fn run(session: &Arc<Session>, instance: &Arc<dyn Instance>, job: Job) -> impl F
     async move {
         let Job { mut ticket, command, controls, cancel, sender } = job;
         ticket.taken();
-        let sink: Arc<dyn OutputSink> = Arc::clone(&ticket.output) as Arc<dyn OutputSink>;
+        let (output, execution) = (Arc::clone(&ticket.output), ticket.execution.clone());
+        let sink: Arc<dyn OutputSink> = Arc::new(Audited { output, session: session.id.clone(), execution });
         let request = ExecutionRequest { id: ticket.execution.clone(), command, sink, control: controls };
         let execution = AssertUnwindSafe(instance.execute(request)).catch_unwind();
         let cancelled = async {

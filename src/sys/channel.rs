@@ -34,6 +34,9 @@ pub enum ChannelError {
     /// Nothing is there, and the caller did not want to wait.
     #[error("nothing to receive")]
     Empty,
+    /// There is no room, and the caller did not want to wait.
+    #[error("no room to send")]
+    Full,
     /// The kernel refused.
     #[error("a control socket failed")]
     Call(#[from] CallError),
@@ -56,18 +59,33 @@ pub struct Received<T> {
 
 /// Sends one message; waits while the socket is full unless it was made non-blocking.
 pub fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, descriptors: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+    send_with(socket, message, descriptors, Wait::Yes)
+}
+
+/// Sends one message when there is room for it now.
+pub fn send_now<T: Serialize>(socket: BorrowedFd<'_>, message: &T) -> Result<(), ChannelError> {
+    send_with(socket, message, &[], Wait::No)
+}
+
+fn send_with<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+    wait: Wait,
+) -> Result<(), ChannelError> {
     let encoded = postcard::to_extend(message, vec![INLINE]).map_err(|_| ChannelError::Malformed("it can't be encoded"))?;
     let sent = if encoded.len() <= INLINE_BYTES_MAX {
-        socket::send(socket, &encoded, descriptors)
+        socket::send(socket, &encoded, descriptors, wait)
     } else {
         let mut carrier = memory::message_carrier()?;
         carrier.write_all(&encoded[1..]).map_err(ChannelError::Carrier)?;
         let mut all: Vec<BorrowedFd<'_>> = descriptors.to_vec();
         all.push(carrier.as_fd());
-        socket::send(socket, &[CARRIED], &all)
+        socket::send(socket, &[CARRIED], &all, wait)
     };
     sent.map_err(|error| match error.errno {
         rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => ChannelError::Closed,
+        rustix::io::Errno::AGAIN => ChannelError::Full,
         _ => ChannelError::Call(error),
     })
 }
@@ -177,7 +195,7 @@ mod tests {
     #[test]
     fn a_closed_peer_and_garbage_are_told_apart() {
         let (left, right) = socket::pair().expect("a socket pair");
-        socket::send(left.as_fd(), &[9, 9], &[]).expect("sent");
+        socket::send(left.as_fd(), &[9, 9], &[], Wait::Yes).expect("sent");
         assert!(matches!(receive::<u32>(right.as_fd(), Wait::Yes), Err(ChannelError::Malformed(_))));
         assert!(matches!(receive::<u32>(right.as_fd(), Wait::No), Err(ChannelError::Empty)));
         drop(left);

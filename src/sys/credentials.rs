@@ -4,6 +4,17 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::error::{CallError, Named};
 
+/// Whether this process is root of the host, and not only of a user namespace: only then files can be given to any id, and ids
+/// be mapped as ranges.
+pub fn is_root_of_the_host() -> bool {
+    rustix::process::geteuid().is_root() && maps_every_id(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
+}
+
+/// The text of `/proc/self/uid_map` in the initial user namespace: every id is itself.
+pub fn maps_every_id(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// `setgroups(2)` with an empty list, by the raw call: one thread.
 pub fn clear_groups() -> Result<(), CallError> {
     // SAFETY: an empty list needs no pointer.
@@ -91,17 +102,5 @@ pub fn set_securebits(bits: u32) -> Result<(), CallError> {
     match unsafe { libc::prctl(libc::PR_SET_SECUREBITS, u64::from(bits), 0, 0, 0) } {
         0 => Ok(()),
         _ => Err(CallError::last("prctl(PR_SET_SECUREBITS)")),
-    }
-}
-
-/// `seccomp(SECCOMP_SET_MODE_FILTER)`; `program` is an array of `struct sock_filter`, 8 bytes an instruction.
-pub fn install_seccomp_filter(program: &[u8]) -> Result<(), CallError> {
-    let instructions = program.len() / size_of::<libc::sock_filter>();
-    // The kernel copies the program before it looks at it, so the bytes need no alignment.
-    let header = libc::sock_fprog { len: instructions as u16, filter: program.as_ptr().cast_mut().cast() };
-    // SAFETY: `header` and the bytes behind it live through the call; `len` counts whole instructions within them.
-    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) } {
-        0 => Ok(()),
-        _ => Err(CallError::last("seccomp(SECCOMP_SET_MODE_FILTER)")),
     }
 }

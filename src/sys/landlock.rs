@@ -19,34 +19,51 @@ pub fn abi() -> u32 {
 }
 
 /// Restricts this process and all it will make: no signal to and no abstract socket of anything outside.
-pub fn restrict_scopes() -> Result<RestrictionStatus, CallError> {
-    restrict().map_err(|error| refused(&error))
-}
-
+///
 /// As soon as another layer has file rules, a layer that says nothing of moving files between directories forbids it:
 /// landlock(7), LANDLOCK_ACCESS_FS_REFER. So this one allows it everywhere, and leaves it to the rules of programs.
-fn restrict() -> Result<RestrictionStatus, RulesetError> {
-    let created = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::Refer)?
-        .scope(Scope::from_all(ABI::V6))?
-        .create()?;
-    let created = match PathFd::new("/") {
-        Ok(root) => created.add_rule(PathBeneath::new(root, AccessFs::Refer))?,
-        Err(_) => created,
+pub fn restrict_scopes() -> Result<RestrictionStatus, CallError> {
+    let root = place("/")?;
+    let restricted = || -> Result<RestrictionStatus, RulesetError> {
+        Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::Refer)?
+            .scope(Scope::from_all(ABI::V6))?
+            .create()?
+            .add_rule(PathBeneath::new(root, AccessFs::Refer))?
+            .no_new_privs(false)
+            .restrict_self()
     };
-    created.no_new_privs(false).restrict_self()
+    restricted().map_err(|error| refused(&error))
 }
 
 /// Rules for programs: everything may be read and executed, only `writable` may be changed, nowhere may devices be made.
-/// Absent where the kernel has no Landlock.
-pub fn file_rules(writable: &[String]) -> Result<Option<OwnedFd>, CallError> {
-    rules(writable).map_err(|error| refused(&error))
+/// An error also where the kernel has no Landlock: who asks for rules must not get none.
+pub fn file_rules(writable: &[String]) -> Result<OwnedFd, CallError> {
+    let abi = ABI::V5;
+    let read = AccessFs::from_read(abi);
+    let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
+    let root = place("/")?;
+    let writable = writable.iter().map(|path| place(path)).collect::<Result<Vec<PathFd>, CallError>>()?;
+    let made = || -> Result<Option<OwnedFd>, RulesetError> {
+        let rules =
+            Ruleset::default().set_compatibility(CompatLevel::BestEffort).handle_access(AccessFs::from_all(abi))?.create()?;
+        let rules = rules.add_rule(PathBeneath::new(root, read | AccessFs::IoctlDev))?;
+        let change = AccessFs::from_all(abi) & !devices;
+        let rules = writable.into_iter().try_fold(rules, |rules, place| rules.add_rule(PathBeneath::new(place, change)))?;
+        Ok(rules.into())
+    };
+    // What the crate leaves out where it finds no Landlock is everything.
+    made().map_err(|error| refused(&error))?.ok_or(CallError { call: "landlock", errno: Errno::OPNOTSUPP })
+}
+
+fn place(path: &str) -> Result<PathFd, CallError> {
+    PathFd::new(path).map_err(|error| refused(&error))
 }
 
 /// The crate's errors carry the errno as their innermost source.
-fn refused(error: &RulesetError) -> CallError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+fn refused(error: &(dyn std::error::Error + 'static)) -> CallError {
+    let mut source = Some(error);
     let mut errno = Errno::OPNOTSUPP;
     while let Some(current) = source {
         if let Some(found) = current.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error) {
@@ -55,22 +72,6 @@ fn refused(error: &RulesetError) -> CallError {
         source = current.source();
     }
     CallError { call: "landlock", errno }
-}
-
-fn rules(writable: &[String]) -> Result<Option<OwnedFd>, RulesetError> {
-    let abi = ABI::V5;
-    let read = AccessFs::from_read(abi);
-    let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
-    let mut rules =
-        Ruleset::default().set_compatibility(CompatLevel::BestEffort).handle_access(AccessFs::from_all(abi))?.create()?;
-    if let Ok(root) = PathFd::new("/") {
-        rules = rules.add_rule(PathBeneath::new(root, read | AccessFs::IoctlDev))?;
-    }
-    for path in writable {
-        let Ok(place) = PathFd::new(path) else { continue };
-        rules = rules.add_rule(PathBeneath::new(place, AccessFs::from_all(abi) & !devices))?;
-    }
-    Ok(rules.into())
 }
 
 /// Applies rules to this process and all it will make; the set can be applied again by the next program.

@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code, reason = "this is the fence: nowhere else")]
 
+pub mod answers;
+pub mod cgroup;
 pub mod channel;
 pub mod credentials;
 pub mod error;
@@ -15,7 +17,9 @@ pub mod mount;
 pub mod network;
 pub mod probe;
 pub mod process;
+pub mod seccomp;
 pub mod socket;
+pub mod tracee;
 pub mod trial;
 
 pub use error::CallError;

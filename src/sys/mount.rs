@@ -106,6 +106,13 @@ pub fn open_inside(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, CallErr
     rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).named("openat2")
 }
 
+/// `openat2(2)` below `root` as [`open_inside`] does it, and `write(2)` of a short text to what is there.
+pub fn write_inside(root: BorrowedFd<'_>, path: &CStr, text: &str) -> Result<(), CallError> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(root, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve).named("openat2")?;
+    rustix::io::write(&file, text.as_bytes()).map(drop).named("write")
+}
+
 /// `open(2)` with O_PATH of a path in this process's own view, links followed.
 pub fn open_path(path: &CStr) -> Result<OwnedFd, CallError> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).named("openat")

@@ -320,6 +320,34 @@ pub fn unshare_cgroup_namespace() -> Result<(), CallError> {
     }
 }
 
+/// `unshare(CLONE_NEWNS)`: a copy of all mounts, for this process alone.
+pub fn unshare_mount_namespace() -> Result<(), CallError> {
+    // SAFETY: integers only; root and working directory move to the same places of the copy, descriptors stay what they are.
+    match unsafe { libc::unshare(libc::CLONE_NEWNS) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("unshare(CLONE_NEWNS)")),
+    }
+}
+
+/// `setns(CLONE_NEWNS)`: root and working directory become the root of that namespace.
+pub fn enter_mount_namespace(namespace: BorrowedFd<'_>) -> Result<(), CallError> {
+    // SAFETY: integers only; the descriptor is open through the call.
+    match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("setns(CLONE_NEWNS)")),
+    }
+}
+
+/// `unshare(2)` of everything that a process which only reads and writes files can be without. The caller has one thread.
+pub fn unshare_for_unpacking() -> Result<(), CallError> {
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    // SAFETY: integers only; none of these namespaces shares memory or descriptors.
+    match unsafe { libc::unshare(flags) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("unshare")),
+    }
+}
+
 /// `sethostname(2)`.
 pub fn set_hostname(name: &str) -> Result<(), CallError> {
     rustix::system::sethostname(name.as_bytes()).named("sethostname")

@@ -14,7 +14,7 @@ use rustix::net::{
 use super::error::{CallError, Named};
 
 /// Descriptors that one message can carry.
-pub const DESCRIPTORS_MAX: usize = 16;
+pub const DESCRIPTORS_MAX: usize = 128;
 
 /// A pair of connected sockets, closed by exec.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), CallError> {
@@ -48,15 +48,19 @@ pub fn hang_up(socket: BorrowedFd<'_>) {
     rustix::net::shutdown(socket, rustix::net::Shutdown::Both).ok();
 }
 
-/// `sendmsg(2)` of one datagram; never raises SIGPIPE.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), CallError> {
+/// `sendmsg(2)` of one datagram; never raises SIGPIPE. With [`Wait::No`] EAGAIN when there is no room.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>], wait: Wait) -> Result<(), CallError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(CallError { call: "sendmsg", errno: Errno::TOOBIG });
     }
+    let flags = match wait {
+        Wait::Yes => SendFlags::NOSIGNAL,
+        Wait::No => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+    };
     loop {
-        match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+        match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(CallError { call: "sendmsg", errno }),
@@ -97,8 +101,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> Result<
 /// Whether a call may sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Until something comes.
+    /// Until something comes, or there is room.
     Yes,
-    /// EAGAIN when nothing is there.
+    /// EAGAIN when nothing is there, or no room.
     No,
 }

@@ -1,5 +1,7 @@
 //! Images: a tiny root file system made of the host's bash, imported as a directory and as a tar, and sessions on it.
 
+mod tools;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use crate::support::fixture_user::{binary_for, directory_of};
 use crate::support::{Server, Session, Setup, eventually, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
-    page(
+    let mut trials = page(
         "images",
         &[
             ("a directory is imported, listed, used and removed", from_directory),
@@ -22,11 +24,13 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("what an import leaves out is told, and image inspect tells the rest", told),
             ("the image host is the default and holds the host's programs", host_is_default),
         ],
-    )
+    );
+    trials.extend(tools::trials());
+    trials
 }
 
 /// A root file system with bash, cat and the libraries they need.
-fn tiny_root() -> TempDir {
+pub(crate) fn tiny_root() -> TempDir {
     let root = directory_of(None);
     for program in ["/bin/bash", "/bin/cat"] {
         copy_into(root.path(), Path::new(program));

@@ -4,15 +4,22 @@
 //! the last one every shared server ends on SIGTERM, and whatever is left on the host fails the run. Options are those of
 //! libtest (`--help`). `CODEBEAKER_TEST_REQUIRE` names host features that must be there. Read `support` next.
 
+mod bench;
 mod cli;
 mod conformance;
+mod delegation;
 mod escape;
 mod faults;
 mod images;
+mod languages;
 mod lifecycle;
 mod limits;
 mod neighbours;
+mod recipes;
 mod rootless;
+mod seccomp;
+mod seccomp_oracle;
+mod service;
 mod support;
 
 use std::process::ExitCode;
@@ -25,12 +32,18 @@ fn main() -> ExitCode {
     trials.extend(support::http::trials());
     trials.extend(conformance::trials());
     trials.extend(limits::trials());
+    trials.extend(delegation::trials());
     trials.extend(escape::trials());
     trials.extend(faults::trials());
     trials.extend(lifecycle::trials());
     trials.extend(neighbours::trials());
     trials.extend(rootless::trials());
+    trials.extend(service::trials());
     trials.extend(images::trials());
+    trials.extend(recipes::trials());
+    trials.extend(languages::trials());
     trials.extend(cli::trials());
+    trials.extend(seccomp::trials());
+    trials.extend(seccomp_oracle::trials());
     ExitCode::from(support::trial::run(trials, support::setup::end_shared))
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::fixture_user::{ORDINARY_UID, directory_of};
-use crate::support::{Feature, Session, Setup, cli, host, page};
+use crate::support::{Feature, Server, Session, Setup, cli, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -12,7 +12,9 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("the main job runs as an ordinary user", main_job),
             ("enforcement tells what degrades, and as root it is enforced", degraded_rows),
             ("the walls that need no root stand", walls),
+            ("an engine runs as an ordinary user, on a root of its own", engine),
             ("doctor and run work as an ordinary user", command_line),
+            ("root of a user namespace only is served as an ordinary user is", root_of_a_namespace),
         ],
     )
 }
@@ -69,6 +71,10 @@ fn walls() {
     let status = session.read_status();
     assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    let refused = "import ctypes\nctypes.CDLL(None).unshare(0x10000000)";
+    let answer = session.ok(&json!({"type": "execute_code", "code": refused}));
+    assert_eq!(answer["blockedSyscalls"], json!(["unshare"]), "{answer}");
+    assert!(session.ok(&json!({"type": "execute_code", "code": "import ctypes"}))["blockedSyscalls"].is_null(), "the control");
 }
 
 impl Session<'_> {
@@ -76,6 +82,15 @@ impl Session<'_> {
     pub fn read_status(&mut self) -> String {
         self.run("print(open('/proc/self/status').read())")
     }
+}
+
+fn engine() {
+    host().need(Feature::Node);
+    let server = ordinary().shared();
+    let mut session = Session::open(&server, &json!({"language": "javascript", "runtimeType": "NodeJs"}));
+    let result = session.ok(&json!({"type": "execute_code", "code": "console.log(6 * 7);"}));
+    assert_eq!(result["stdout"], "42\n");
+    session.fails(&json!({"type": "execute_shell", "commandName": "ls"}), "program_not_found");
 }
 
 fn command_line() {
@@ -88,4 +103,17 @@ fn command_line() {
     let doctor = call(&["doctor", "--json"]);
     assert!(doctor.json().is_object() || doctor.json().is_array(), "{doctor:?}");
     assert_eq!(doctor.code, 0, "the main job runs here, so doctor says so: {doctor:?}");
+}
+
+fn root_of_a_namespace() {
+    host().need(Feature::Root).need(Feature::OrdinaryUser);
+    // uid 0, but of one id: files can be given to nobody else, and no range can be mapped.
+    let server = Server::start(&Setup { wrapper: vec!["/usr/bin/unshare".into(), "-Ur".into()], ..Setup::plain() });
+    let mut session = Session::python(&server);
+    assert_eq!(session.created["enforcement"]["rootless"], true);
+    assert_eq!(state_of(&session.created, "walls", "user")["state"], "degraded");
+    assert_eq!(session.run("import os; print(os.getuid())"), "1000");
+    session.close();
+    let left = server.end_and_check();
+    assert!(left.is_empty(), "{}", left.join("; "));
 }

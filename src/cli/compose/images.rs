@@ -15,10 +15,14 @@ use serde_json::{Value, json};
 use super::{CliError, store};
 use crate::cli::output::{note, warn};
 use crate::cli::streams::Interrupts;
-use crate::config::Config;
-use crate::image::import::{Request, import_with};
+use crate::config::{Config, ImagesConfig};
+use crate::image::import::Request;
+use crate::image::pull::{PullRequest, pull};
+use crate::image::store::Pruned;
 use crate::image::tree::Notes;
-use crate::image::{Bounds, ImageError, ImageInfo, ImageName, Progress, SourceKind, Store, program_exists};
+use crate::image::{
+    Bounds, Choice, ImageError, ImageInfo, ImageName, Imported, Progress, Store, Taken, import, program_exists,
+};
 
 /// One image of the store. The image `host` is no copy: it has no digest, size or time.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -26,45 +30,126 @@ use crate::image::{Bounds, ImageError, ImageInfo, ImageName, Progress, SourceKin
 pub struct ImageRow {
     /// As given at import.
     pub name: String,
-    /// `sha256:…` of the unpacked tar, or of the directory's names, attributes and contents.
+    /// `sha256:…` of the manifest, of a docker-archive's configuration, of the unpacked tar, or of the directory's listing.
     pub digest: Option<String>,
     /// Unpacked size.
     pub size_bytes: Option<u64>,
     /// RFC 3339, when it came into the store.
     pub created: Option<String>,
-    /// Where it came from: `rootfs-tar`, `directory` or `host`.
+    /// What it came as: `docker-archive`, `oci-archive`, `oci-layout`, `rootfs-tar`, `directory`, `registry` or `host`.
     pub source: &'static str,
 }
 
+/// What an import and a pull have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Incoming<'a> {
+    /// Name to keep the image under.
+    pub name: Option<&'a str>,
+    /// `os/architecture[/variant]`; absent = this host's.
+    pub platform: Option<&'a str>,
+    /// Tag or reference name, of a source with several images.
+    pub tag: Option<&'a str>,
+    /// When the name is taken.
+    pub taken: Taken,
+}
+
+impl Incoming<'_> {
+    fn choice(&self) -> Choice {
+        let native = Choice::native();
+        Choice { platform: self.platform.map_or(native.platform, str::to_owned), tag: self.tag.map(str::to_owned) }
+    }
+}
+
+/// The bounds that the operator set. Names and paths have those of the kernel.
+fn bounds(config: &ImagesConfig) -> Bounds {
+    Bounds {
+        bytes_max: config.bytes_max,
+        entries_max: config.entries_max,
+        depth_max: config.depth_max,
+        layers_max: config.layers_max,
+        document_bytes_max: config.document_bytes_max,
+        header_bytes_max: config.header_bytes_max,
+        names_bytes_max: config.names_bytes_max,
+        expansion_max: config.expansion_max,
+        ..Bounds::default()
+    }
+}
+
 /// Imports an image; what kind of source it is, is found by looking at it.
-pub fn image_import(config: &Config, source: &Path, name: Option<&str>) -> Result<ImageRow, CliError> {
+pub fn image_import(config: &Config, source: &Path, incoming: Incoming<'_>) -> Result<ImageRow, CliError> {
     let named = source.file_name().and_then(|name| name.to_str()).map(|name| name.split('.').next().unwrap_or(name));
-    let Some(name) = name.or(named) else {
+    let Some(name) = incoming.name.or(named) else {
         return Err(CliError::usage("the image needs a name").hint("give it with --name"));
     };
     let store = store(config)?;
+    let choice = incoming.choice();
+    let imported = watched(|cancel, progress| {
+        let (taken, bounds) = (incoming.taken, bounds(&config.images));
+        let request = Request { source, name, choice: &choice, taken, bounds, cancel };
+        import(&store, request, progress).map_err(|error| of_source(error, source))
+    })?;
+    Ok(told(&store, &imported))
+}
+
+/// Pulls an image from a registry.
+pub fn image_pull(
+    config: &Config,
+    reference: &str,
+    incoming: Incoming<'_>,
+    plain_http: Option<&str>,
+) -> Result<ImageRow, CliError> {
+    let store = store(config)?;
+    let choice = incoming.choice();
+    let mut registries = config.images.plain_http_registries.clone();
+    registries.extend(plain_http.map(str::to_owned));
+    let imported = watched(|cancel, progress| {
+        let request = PullRequest {
+            reference,
+            name: incoming.name,
+            choice: &choice,
+            taken: incoming.taken,
+            bounds: bounds(&config.images),
+            plain_http: &registries,
+            cancel,
+        };
+        pull(&store, request, progress)
+    })?;
+    Ok(told(&store, &imported))
+}
+
+/// Carries out `work` with a progress bar and a flag that Ctrl-C sets.
+fn watched(
+    work: impl FnOnce(&AtomicBool, &mut dyn FnMut(Progress)) -> Result<Imported, ImageError>,
+) -> Result<Imported, CliError> {
     let bar = ProgressBar::with_draw_target(None, draw_target());
     let imported = interruptible(|cancel| {
-        let request = Request { source, name, bounds: Bounds::default(), cancel };
-        import_with(&store, request, &mut |at| {
+        work(cancel, &mut |at| {
             bar.set_message(progress_text(at));
             bar.tick();
         })
-        .map_err(|error| of_source(error, source))
     });
     bar.finish_and_clear();
-    let imported = imported?;
+    imported
+}
+
+/// Says what an image is not, or is without.
+fn told(store: &Store, imported: &Imported) -> ImageRow {
+    let info = &imported.info;
     if let Some(text) = left_out(imported.notes) {
         note(&format!("note: left out: {text}\n"));
     }
-    if !store.resolve(name).is_ok_and(|root| program_exists(&root, "sh")) {
-        warn("the image has no `sh`: is this a root file system? (`docker export` writes one, `docker save` does not)");
+    let native = Choice::native().platform;
+    if let Some(platform) = info.settings.platform.as_ref().filter(|platform| **platform != native) {
+        warn(&format!("the image is for {platform}, and this host is {native}: its programs will not start"));
     }
-    Ok(row(&imported.info))
+    if !store.resolve(info.name.as_str()).is_ok_and(|root| program_exists(&root, "sh")) {
+        warn("the image has no `sh`: is this a root file system?");
+    }
+    row(info)
 }
 
 /// Progress is for people who watch.
-fn draw_target() -> ProgressDrawTarget {
+pub(super) fn draw_target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
 }
 
@@ -86,7 +171,7 @@ fn of_source(error: ImageError, source: &Path) -> ImageError {
 
 /// Carries out `work` with a flag that Ctrl-C and SIGTERM set; a second one ends the process without waiting, and what lies
 /// in the store's `tmp` then is removed when the store is opened next.
-fn interruptible<T>(work: impl FnOnce(&AtomicBool) -> Result<T, ImageError>) -> Result<T, CliError> {
+pub(super) fn interruptible<T>(work: impl FnOnce(&AtomicBool) -> Result<T, ImageError>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| CliError::new(format!("can't start: {error}")))?;
     let asked = Arc::new((AtomicBool::new(false), OnceLock::new()));
@@ -103,7 +188,7 @@ fn interruptible<T>(work: impl FnOnce(&AtomicBool) -> Result<T, ImageError>) -> 
     let outcome = work(&asked.0);
     runtime.shutdown_background();
     outcome.map_err(|error| match (&error, asked.1.get()) {
-        (ImageError::Cancelled, Some(&code)) => CliError::from(error).code(code),
+        (ImageError::Cancelled | ImageError::PullCancelled, Some(&code)) => CliError::from(error).code(code),
         (_, _) => CliError::from(error),
     })
 }
@@ -131,10 +216,7 @@ fn row(info: &ImageInfo) -> ImageRow {
         digest: Some(info.digest.clone()),
         size_bytes: Some(info.size_bytes),
         created: Some(crate::rpc::render::time(UNIX_EPOCH + Duration::from_millis(info.created_ms))),
-        source: match info.source {
-            SourceKind::Directory => "directory",
-            SourceKind::RootfsTar => "rootfs-tar",
-        },
+        source: info.source.name(),
     }
 }
 
@@ -163,8 +245,27 @@ fn stored(store: &Store, name: &str) -> Result<Value, CliError> {
     let info = store.info(name)?;
     let mut object = json!(row(&info));
     object["entries"] = json!(info.entries);
+    object["from"] = json!(info.from);
+    object["index"] = json!(info.index);
     object["layers"] = json!(info.layers);
+    object["layerDigests"] = json!(info.layer_digests);
+    object["blobs"] = json!(info.blobs);
+    let settings = &info.settings;
+    object["config"] = json!({
+        "platform": settings.platform,
+        "env": settings.env,
+        "workingDir": settings.working_dir,
+        "user": settings.user,
+        "entrypoint": settings.entrypoint,
+        "cmd": settings.cmd,
+        "labels": settings.labels,
+    });
     Ok(object)
+}
+
+/// Removes what no image needs.
+pub fn image_prune(config: &Config) -> Result<Pruned, CliError> {
+    Ok(store(config)?.prune()?)
 }
 
 /// Removes an image that no session uses.

@@ -136,8 +136,9 @@ async fn forward(mut input: mpsc::Receiver<Vec<u8>>, control: mpsc::Sender<Contr
 
 /// Tells of a bad end in words where the program could not, and gives the exit code.
 fn verdict(result: &CommandResult) -> u8 {
+    let refused = matches!(&result.output, Some(CommandOutput::Execution(report)) if report.blocked_syscalls.is_some());
     if let Some(failure) = &result.failure
-        && failure.kind != FailureKind::NonzeroExit
+        && (failure.kind != FailureKind::NonzeroExit || refused)
     {
         note(&format!("error: {}\n", failure.message));
     }
@@ -165,14 +166,22 @@ fn warn_of_missing_walls(enforcement: &Enforcement) {
             WallStatus::Absent => warn(&format!("the wall `{}` is missing: {}", wall.name, wall.detail)),
         }
     }
+    if enforcement.profile.audit_only {
+        warn(&format!(
+            "the profile `{}` audits only: calls against it are let through; this is no wall",
+            enforcement.profile.name
+        ));
+    }
     if let Some(text) = missing_limits(&enforcement.limits) {
         warn(&text);
     }
 }
 
-/// One line for all limits that do not hold here.
+/// One line for all limits that do not hold here and that somebody could count on. Nobody can ask for `io`, and a host with
+/// cgroup v1 never has it: a warning each time would teach people not to read them.
 fn missing_limits(limits: &[WallState]) -> Option<String> {
-    let absent: Vec<&WallState> = limits.iter().filter(|limit| limit.state == WallStatus::Absent).collect();
+    let missing = |limit: &&WallState| limit.state == WallStatus::Absent && limit.name != "io";
+    let absent: Vec<&WallState> = limits.iter().filter(missing).collect();
     let names: Vec<&str> = absent.iter().map(|limit| limit.name.as_str()).collect();
     let reason = &absent.first()?.detail;
     Some(format!("no limit holds on {}: {reason}; `codebeaker doctor` says what mends it", names.join(", ")))
@@ -208,5 +217,6 @@ mod tests {
         let told = missing_limits(&limits).expect("two are absent");
         assert_eq!(told, "no limit holds on memory, pids: no group; `codebeaker doctor` says what mends it");
         assert_eq!(missing_limits(&limits[2..]), None);
+        assert_eq!(missing_limits(&[limit("io", WallStatus::Absent)]), None);
     }
 }

@@ -22,14 +22,7 @@ fn language(name: &str, alias: &str, extension: &str) -> Arc<Language> {
         aliases: vec![alias.into()],
         image: "host".into(),
         file_extension: extension.into(),
-        run: vec![],
-        programs: vec![],
-        version: vec![],
-        install: None,
-        env: BTreeMap::new(),
-        preload: vec![],
-        install_file: None,
-        package_syntax: None,
+        ..Language::default()
     })
 }
 
@@ -53,12 +46,15 @@ fn profile() -> Profile {
         name: "default".into(),
         version: "1".into(),
         sha256: String::new(),
+        seccomp_sha256: String::new(),
+        bpf_sha256: String::new(),
         uid: 1000,
         gid: 1000,
         capabilities: vec![],
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
         seccomp: vec![],
+        notifying: None,
         defaults: limits(512 << 20, 30),
         maximum: limits(1 << 30, 600),
     }
@@ -239,7 +235,7 @@ impl Instance for EchoInstance {
         })
     }
     fn enforcement(&self) -> Enforcement {
-        let profile = ProfileIdentity { name: String::new(), version: String::new(), sha256: String::new() };
+        let profile = ProfileIdentity::default();
         Enforcement { walls: vec![], limits: vec![], profile, rootless: true }
     }
     fn usage(&self) -> Usage {
@@ -273,6 +269,7 @@ fn drive(failure: Option<FailureKind>, exit_code: Option<i32>, input: &[u8]) -> 
         named_limits,
         env: BTreeMap::new(),
         persist_filesystem: true,
+        permissions: None,
     };
     let work = Work::Program { program: "cat".into(), args: vec![] };
     let (command, _) = work.into_command(None).expect("a program");

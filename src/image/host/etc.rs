@@ -15,7 +15,7 @@ use super::super::store::digest_text;
 use super::make_directory;
 
 /// Changes whenever this page generates something else, so that old skeletons are replaced.
-const GENERATION: &str = "host-image-1";
+const GENERATION: &str = "host-image-2";
 
 const FILE_BYTES_MAX: u64 = 8 << 20;
 const FILES_MAX: usize = 4096;
@@ -55,7 +55,7 @@ const FILES: [&str; 11] = [
 ];
 
 /// Directories copied with what is in them, links kept as links.
-const DIRECTORIES: [&str; 6] = ["ld.so.conf.d", "alternatives", "ssl/certs", "perl", "python3", "terminfo"];
+const DIRECTORIES: [&str; 7] = ["ld.so.conf.d", "alternatives", "ssl/certs", "perl", "python3", "terminfo", "mono"];
 
 /// Where the bundle of certification authorities stands on one distribution or another.
 const CA_BUNDLES: [&str; 3] = ["pki/tls/certs/ca-bundle.crt", "ssl/cert.pem", "ssl/ca-bundle.pem"];
@@ -102,12 +102,18 @@ fn versioned_python(etc: &Path) -> Vec<std::path::PathBuf> {
     found
 }
 
-/// Fills the skeleton's `etc`.
-pub(super) fn write(host: &Path, to: &Path) -> Result<(), ImageError> {
-    let etc = host.join("etc");
+/// Fills an `etc` with nothing but what is generated.
+pub(in crate::image) fn write_accounts(to: &Path) -> Result<(), ImageError> {
     for (name, text) in GENERATED {
         write_file(&to.join(name), text.as_bytes())?;
     }
+    Ok(())
+}
+
+/// Fills the skeleton's `etc`.
+pub(super) fn write(host: &Path, to: &Path) -> Result<(), ImageError> {
+    let etc = host.join("etc");
+    write_accounts(to)?;
     let mut left = FILES_MAX;
     for name in FILES {
         copy_file(&etc.join(name), &to.join(name), &mut left)?;

@@ -1,11 +1,14 @@
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use tar::{Builder, EntryType, Header};
 
 use super::*;
 use crate::image::{Refusal, program_exists};
+
+mod layers;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -25,6 +28,13 @@ impl Fixture {
         path
     }
 
+    /// Imports what stands at `source`, with the default bounds, to its end.
+    fn take(&self, source: &Path, name: &str) -> Result<Imported, ImageError> {
+        let (choice, cancel) = (Choice::native(), AtomicBool::new(false));
+        let (taken, bounds) = (Taken::Refuse, Bounds::default());
+        super::import(&self.store, Request { source, name, choice: &choice, taken, bounds, cancel: &cancel }, &mut |_| {})
+    }
+
     fn import(&self, bytes: &[u8]) -> Result<Imported, ImageError> {
         self.import_bounded(bytes, Bounds::default())
     }
@@ -32,7 +42,10 @@ impl Fixture {
     fn import_bounded(&self, bytes: &[u8], bounds: Bounds) -> Result<Imported, ImageError> {
         let source = self.write(bytes);
         let cancel = AtomicBool::new(false);
-        import_with(&self.store, Request { source: &source, name: "image", bounds, cancel: &cancel }, &mut |_| {})
+        let choice = Choice::native();
+        let (name, taken) = ("image", Taken::Refuse);
+        let request = Request { source: &source, name, choice: &choice, taken, bounds, cancel: &cancel };
+        super::import(&self.store, request, &mut |_| {})
     }
 
     fn lower(&self) -> PathBuf {
@@ -308,16 +321,16 @@ fn a_directory_is_copied_without_following_its_links() {
     std::fs::hard_link(source.join("a/b/f"), source.join("a/g")).expect("a link");
     symlink("/etc/passwd", source.join("a/l")).expect("a link");
     symlink("/etc", source.join("d")).expect("a link");
-    let first = import(&fixture.store, &source, "image", &mut |_| {}).expect("an image");
+    let first = fixture.take(&source, "image").expect("an image");
     let lower = fixture.lower();
     assert_eq!(std::fs::read(lower.join("a/b/f")).expect("a file"), b"text");
     assert!(lower.join("a/l").is_symlink() && lower.join("d").is_symlink());
     assert_eq!(std::fs::metadata(lower.join("a/g")).expect("a file").nlink(), 2);
-    let again = import(&fixture.store, &source, "other", &mut |_| {}).expect("an image");
+    let again = fixture.take(&source, "other").expect("an image");
     assert_eq!(first.info.digest, again.info.digest);
     std::fs::write(source.join("a/b/f"), "texT").expect("a file");
-    assert!(matches!(import(&fixture.store, &source, "image", &mut |_| {}), Err(ImageError::AlreadyExists { .. })));
-    let outer = import(&fixture.store, fixture.dir.path(), "outer", &mut |_| {});
+    assert!(matches!(fixture.take(&source, "image"), Err(ImageError::AlreadyExists { .. })));
+    let outer = fixture.take(fixture.dir.path(), "outer");
     assert!(matches!(outer, Err(ImageError::SourceHoldsStore { .. })));
 }
 
@@ -326,11 +339,13 @@ fn a_cancelled_import_leaves_nothing() {
     let fixture = Fixture::new();
     let source = fixture.write(&archive(&[file("a", b"x")]));
     let cancel = AtomicBool::new(true);
-    let request = Request { source: &source, name: "image", bounds: Bounds::default(), cancel: &cancel };
-    assert!(matches!(import_with(&fixture.store, request, &mut |_| {}), Err(ImageError::Cancelled)));
+    let choice = Choice::native();
+    let (name, taken, bounds) = ("image", Taken::Refuse, Bounds::default());
+    let request = Request { source: &source, name, choice: &choice, taken, bounds, cancel: &cancel };
+    assert!(matches!(super::import(&fixture.store, request, &mut |_| {}), Err(ImageError::Cancelled)));
     fixture.assert_nothing_stays();
     cancel.store(false, Ordering::Relaxed);
-    import_with(&fixture.store, request, &mut |_| {}).expect("the control: not cancelled");
+    super::import(&fixture.store, request, &mut |_| {}).expect("the control: not cancelled");
 }
 
 #[test]
@@ -338,7 +353,7 @@ fn what_is_in_use_stays_and_what_two_names_share_stays_for_the_other() {
     let fixture = Fixture::new();
     let source = fixture.write(&archive(&[file("a", b"x")]));
     for name in ["one", "two:1"] {
-        import(&fixture.store, &source, name, &mut |_| {}).expect("an image");
+        fixture.take(&source, name).expect("an image");
     }
     let elsewhere = Store::open(&fixture.dir.path().join("state")).expect("another view of the store");
     let root = elsewhere.resolve("one").expect("the image");
@@ -382,14 +397,17 @@ fn an_archive_of_gnu_tar_keeps_long_names_sparse_files_and_links() {
     std::os::unix::fs::FileExt::write_at(&sparse, b"end", (8 << 20) - 3).expect("its end");
     std::fs::hard_link(tree.join("sparse"), tree.join("again")).expect("a link");
     let archive = fixture.dir.path().join("tree.tar");
-    for (options, understood) in
-        [(["--format=gnu", "--sparse"], true), (["--format=pax", "--sparse"], false), (["--format=pax", "--xattrs"], true)]
-    {
+    for (options, understood) in [
+        (&["--format=gnu", "--sparse"][..], true),
+        (&["--format=pax", "--sparse"], true),
+        (&["--format=pax", "--sparse", "--sparse-version=0.1"], false),
+        (&["--format=pax", "--xattrs"], true),
+    ] {
         let mut tar = std::process::Command::new("tar");
         tar.args(options).arg("-cf").arg(&archive).arg("-C").arg(&tree).arg(".");
         let Ok(status) = tar.status() else { return eprintln!("skipped: there is no tar program here") };
         assert!(status.success());
-        let outcome = import(&fixture.store, &archive, "image", &mut |_| {});
+        let outcome = fixture.take(&archive, "image");
         if !understood {
             assert!(matches!(outcome, Err(ImageError::EntryRefused { refusal: Refusal::PaxSparse, .. })), "{outcome:?}");
             continue;

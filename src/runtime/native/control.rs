@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::plan::StepFailure;
 use crate::plan::files::{FileCommand, FileError, FileReply};
@@ -18,12 +18,25 @@ use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::socket::{self, Wait};
 
+/// Refused calls of one program that wait to be told; what an init says beyond them is in the program's end.
+const BLOCKED_WAITING_MAX: usize = 64;
+
+/// A program that was asked for.
+pub struct Execution {
+    /// Its number.
+    pub tag: Tag,
+    /// Comes when no descendant of it lives.
+    pub end: oneshot::Receiver<ProgramEnd>,
+    /// Numbers of refused calls, as init says them.
+    pub blocked: mpsc::Receiver<u32>,
+}
+
 /// The sandbox ended before it answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
 enum Waiter {
-    Program(oneshot::Sender<ProgramEnd>),
+    Program { end: oneshot::Sender<ProgramEnd>, blocked: mpsc::Sender<u32> },
     File(oneshot::Sender<Result<FileReply, FileError>>),
 }
 
@@ -51,7 +64,9 @@ impl InitClient {
         match shared.receive().await {
             Ok(InitMessage::Ready) => {}
             Ok(InitMessage::Failed(failure)) => return Err(Ok(failure)),
-            Ok(InitMessage::Ended { .. } | InitMessage::FileDone(..)) | Err(_) => return Err(Err(Gone)),
+            Ok(InitMessage::Ended { .. } | InitMessage::Blocked { .. } | InitMessage::FileDone(..)) | Err(_) => {
+                return Err(Err(Gone));
+            }
         }
         let shared = Arc::new(shared);
         let listener = Arc::clone(&shared);
@@ -59,18 +74,15 @@ impl InitClient {
         Ok(Self(shared))
     }
 
-    /// Starts a program; the streams are stdin, stdout, stderr. The answer comes when no descendant of it lives.
-    pub async fn execute(
-        &self,
-        mut request: ExecuteRequest,
-        streams: &[OwnedFd; 3],
-    ) -> Result<(Tag, oneshot::Receiver<ProgramEnd>), Gone> {
-        let (sender, receiver) = oneshot::channel();
-        let tag = self.expect(Waiter::Program(sender))?;
+    /// Starts a program; the streams are stdin, stdout, stderr.
+    pub async fn execute(&self, mut request: ExecuteRequest, streams: &[OwnedFd; 3]) -> Result<Execution, Gone> {
+        let (end, ended) = oneshot::channel();
+        let (blocked, told) = mpsc::channel(BLOCKED_WAITING_MAX);
+        let tag = self.expect(Waiter::Program { end, blocked })?;
         request.execution = tag;
         let streams: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
         self.0.send(&InitRequest::Execute(request), &streams).await?;
-        Ok((tag, receiver))
+        Ok(Execution { tag, end: ended, blocked: told })
     }
 
     /// Carries out a file command.
@@ -140,8 +152,13 @@ impl Shared {
         let Some(waiters) = guard.as_mut() else { return };
         match message {
             InitMessage::Ended { execution, end } => {
-                if let Some(Waiter::Program(waiter)) = waiters.remove(&execution) {
+                if let Some(Waiter::Program { end: waiter, .. }) = waiters.remove(&execution) {
                     waiter.send(end).ok();
+                }
+            }
+            InitMessage::Blocked { execution, number } => {
+                if let Some(Waiter::Program { blocked, .. }) = waiters.get(&execution) {
+                    blocked.try_send(number).ok();
                 }
             }
             InitMessage::FileDone(tag, result) => {
@@ -157,7 +174,7 @@ impl Shared {
 
 fn into_io(error: ChannelError) -> io::Error {
     match error {
-        ChannelError::Empty => io::ErrorKind::WouldBlock.into(),
+        ChannelError::Empty | ChannelError::Full => io::ErrorKind::WouldBlock.into(),
         ChannelError::Call(call) => io::Error::from_raw_os_error(call.raw()),
         ChannelError::Carrier(source) => source,
         ChannelError::Closed | ChannelError::Malformed(_) => io::ErrorKind::BrokenPipe.into(),

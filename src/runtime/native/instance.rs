@@ -16,15 +16,15 @@ use tokio::sync::{mpsc, watch};
 
 use crate::command::*;
 use crate::id::EnvironmentId;
-use crate::language::{Language, LanguageError, execution_plan, install_file_plan, install_plan, source_path};
+use crate::language::Language;
 use crate::plan::files::FileCommand;
-use crate::plan::messages::ExecuteRequest;
-use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, RuntimeKind};
+use crate::plan::messages::{ExecuteRequest, View};
+use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, Permissions, Runtime, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::NativeRuntime;
 use super::files;
-use super::program::{DriveError, Program, drive};
+use super::program::{DriveError, Feed, Held, Program, drive};
 use super::sandbox::{Ending, Sandbox};
 use super::verdict;
 
@@ -39,8 +39,8 @@ const WORKSPACE: &str = "/workspace";
 
 /// An environment.
 pub struct NativeInstance {
-    runtime: Arc<NativeRuntime>,
-    config: InstanceConfig,
+    pub(super) runtime: Arc<NativeRuntime>,
+    pub(super) config: InstanceConfig,
     current: tokio::sync::Mutex<Arc<Sandbox>>,
     /// For what can't wait: the same as `current`.
     latest: Mutex<Arc<Sandbox>>,
@@ -89,6 +89,10 @@ impl NativeInstance {
                 instance.gone.send_replace(Some(reason.to_owned()));
             }
         });
+    }
+
+    pub(super) fn language(&self, name: &str) -> Option<Arc<Language>> {
+        self.runtime.language(name, self.config.permissions.as_ref().unwrap_or(&Permissions::default()))
     }
 
     fn latest(&self) -> Arc<Sandbox> {
@@ -153,9 +157,9 @@ impl NativeInstance {
 }
 
 /// What a command gave, and why it failed all the same.
-type Answer = Result<(CommandOutput, Option<Failure>), Failure>;
+pub(super) type Answer = Result<(CommandOutput, Option<Failure>), Failure>;
 
-fn broken() -> Failure {
+pub(super) fn broken() -> Failure {
     Failure { kind: FailureKind::SandboxGone, message: "the sandbox gave no sound answer".into() }
 }
 
@@ -163,7 +167,7 @@ fn gone() -> Failure {
     Failure { kind: FailureKind::SandboxGone, message: "the sandbox ended under the command".into() }
 }
 
-async fn file(sandbox: &Sandbox, command: &Command, request: FileCommand) -> Answer {
+pub(super) async fn file(sandbox: &Sandbox, command: &Command, request: FileCommand) -> Answer {
     let answer = tokio::time::timeout(FILE_COMMAND_TIME, sandbox.init().file(request)).await;
     let Ok(Ok(answer)) = answer else {
         // Gone already, or stuck: then the session learns it by the sandbox's end.
@@ -177,24 +181,42 @@ async fn file(sandbox: &Sandbox, command: &Command, request: FileCommand) -> Ans
 }
 
 /// The commands that run programs.
-struct Run<'a> {
-    instance: &'a NativeInstance,
-    sandbox: &'a Sandbox,
-    sink: &'a dyn OutputSink,
+pub(super) struct Run<'a> {
+    pub(super) instance: &'a NativeInstance,
+    pub(super) sandbox: &'a Sandbox,
+    pub(super) sink: &'a dyn OutputSink,
+}
+
+/// A program that is about to run: what it is, and what the step it stands in says of it.
+pub(super) struct Launch<'a> {
+    pub(super) shell: ExecuteShell,
+    /// Variables of the language.
+    pub(super) language: &'a BTreeMap<String, String>,
+    /// Standard input, where it is not the command's own.
+    pub(super) feed: Feed,
+    pub(super) timeout: Duration,
+    /// Which mounts it sees.
+    pub(super) view: View,
 }
 
 impl Run<'_> {
-    async fn shell(&self, shell: ExecuteShell, control: &mut mpsc::Receiver<Control>) -> Answer {
-        self.planned(shell, &self.instance.config.language.env, control).await
+    async fn shell(&self, mut shell: ExecuteShell, control: &mut mpsc::Receiver<Control>) -> Answer {
+        let feed = Feed::Own(std::mem::replace(&mut shell.stdin, Stdin::Empty), Held::default());
+        let timeout = self.timeout(shell.timeout);
+        let language = &self.instance.config.language.env;
+        let (answer, _) =
+            self.launch(Launch { shell, language, feed, timeout, view: View::Programs }, self.sink, control).await?;
+        Ok(answer)
     }
 
-    /// A program among the variables of this language.
-    async fn planned(
+    /// Runs a program to its end; the answer, and input that is for a later one.
+    pub(super) async fn launch(
         &self,
-        shell: ExecuteShell,
-        language: &BTreeMap<String, String>,
+        launch: Launch<'_>,
+        sink: &dyn OutputSink,
         control: &mut mpsc::Receiver<Control>,
-    ) -> Answer {
+    ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
+        let Launch { shell, language, feed, timeout, view } = launch;
         let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
         let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
         let request = ExecuteRequest {
@@ -202,97 +224,12 @@ impl Run<'_> {
             arguments: arguments.into_iter().map(String::into_bytes).collect(),
             environment: self.environment(language, &shell.env),
             directory: directory.into_bytes(),
+            view,
         };
-        self.program(Program { request, stdin: shell.stdin, timeout: self.timeout(shell.timeout) }, control).await
+        self.program(Program { request, feed, timeout }, sink, control).await
     }
 
-    async fn code(&self, code: ExecuteCode, control: &mut mpsc::Receiver<Control>) -> Answer {
-        let language = match &code.language {
-            None => Arc::clone(&self.instance.config.language),
-            Some(name) => self.instance.runtime.language(name).ok_or_else(|| Failure {
-                kind: FailureKind::ProgramNotFound,
-                message: format!("there is no language `{name}`"),
-            })?,
-        };
-        if !code.packages.is_empty() {
-            let (output, failure) = self.install_packages(&language, &code.packages, control).await?;
-            if failure.is_some() {
-                return Ok((output, failure));
-            }
-        }
-        let plan = execution_plan(&language, &code.code, &code.args).map_err(|error| unplanned(&error))?;
-        let mut answer = Err(broken());
-        for step in plan {
-            answer = self.step(step, &code, control).await;
-            if !matches!(answer, Ok((_, None))) {
-                break;
-            }
-        }
-        self.forget(&source_path(&language)).await;
-        answer
-    }
-
-    /// Removes the source that a plan wrote; the session goes on without it in any case.
-    async fn forget(&self, path: &str) {
-        let command = FileCommand::Delete { path: path.into(), recursive: false };
-        if let Ok(Err(error)) = self.sandbox.init().file(command).await {
-            tracing::debug!(?error, "a source file stays");
-        }
-    }
-
-    /// One command of a language's plan, with what the request said of input, time and environment.
-    async fn step(&self, mut step: Command, code: &ExecuteCode, control: &mut mpsc::Receiver<Control>) -> Answer {
-        if let Some(request) = files::request(&mut step) {
-            return file(self.sandbox, &step, request).await;
-        }
-        let Command::ExecuteShell(mut shell) = step else { return Err(broken()) };
-        shell.stdin = code.stdin.clone();
-        shell.timeout = code.timeout;
-        let language = std::mem::replace(&mut shell.env, code.env.clone());
-        self.planned(shell, &language, control).await
-    }
-
-    async fn install(&self, install: InstallPackages, control: &mut mpsc::Receiver<Control>) -> Answer {
-        let language = Arc::clone(&self.instance.config.language);
-        let mut answer = None;
-        if !install.packages.is_empty() {
-            answer = Some(self.install_packages(&language, &install.packages, control).await?);
-        }
-        match (&answer, &install.requirements_file) {
-            (None | Some((_, None)), Some(path)) => {
-                let plan = install_file_plan(&language, path).map_err(|error| unplanned(&error))?;
-                self.installed(plan, control).await
-            }
-            _ => answer.ok_or_else(broken),
-        }
-    }
-
-    async fn install_packages(
-        &self,
-        language: &Language,
-        packages: &[String],
-        control: &mut mpsc::Receiver<Control>,
-    ) -> Answer {
-        let plan = install_plan(language, packages).map_err(|error| unplanned(&error))?;
-        self.installed(plan, control).await
-    }
-
-    async fn installed(&self, plan: Command, control: &mut mpsc::Receiver<Control>) -> Answer {
-        let Command::ExecuteShell(mut shell) = plan else { return Err(broken()) };
-        shell.timeout = u32::try_from(self.instance.config.limits.timeout_max.as_secs()).ok().and_then(NonZeroU32::new);
-        let language = std::mem::take(&mut shell.env);
-        let (output, failure) = self.planned(shell, &language, control).await?;
-        let failure = failure.map(|failure| match failure.kind {
-            FailureKind::NonzeroExit => Failure {
-                kind: FailureKind::PackageUnavailable,
-                message: "the packages could not be installed: a session has no network, so they must be in its image".into(),
-            },
-            _ => failure,
-        });
-        Ok((output, failure))
-    }
-
-    fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
+    pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
         let limits = &self.instance.config.limits;
         asked.map_or(limits.timeout, |seconds| Duration::from_secs(seconds.get().into())).min(limits.timeout_max)
     }
@@ -307,10 +244,15 @@ impl Run<'_> {
         all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
     }
 
-    async fn program(&self, program: Program, control: &mut mpsc::Receiver<Control>) -> Answer {
+    async fn program(
+        &self,
+        program: Program,
+        sink: &dyn OutputSink,
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
         self.sandbox.reset_peaks();
         let timeout = program.timeout;
-        let driven = drive(self.sandbox.init(), program, self.sink, control).await;
+        let driven = drive(self.sandbox.init(), program, sink, control).await;
         let driven = driven.map_err(|error| match error {
             DriveError::Gone => {
                 self.sandbox.give_up();
@@ -323,11 +265,16 @@ impl Run<'_> {
                     message: "the server has no descriptor left for the program's streams".into(),
                 }
             }
+            DriveError::Streams(source) => {
+                tracing::warn!(%source, "a program's streams broke");
+                let message = "the program ended, but some of its input or output was lost on the way".into();
+                Failure { kind: FailureKind::IoError, message }
+            }
         })?;
         let counters = self.sandbox.new_events();
         let (report, failure) = verdict::of(&driven, counters, self.sandbox.usage(), &self.instance.config.limits, timeout);
         self.instance.cpu_ms.fetch_add(report.usage.cpu_ms.unwrap_or(0), Ordering::Relaxed);
-        Ok((CommandOutput::Execution(report), failure))
+        Ok(((CommandOutput::Execution(report), failure), driven.held))
     }
 }
 
@@ -344,17 +291,13 @@ fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.into() } else { format!("{WORKSPACE}/{path}") }
 }
 
-fn unplanned(error: &LanguageError) -> Failure {
-    Failure { kind: FailureKind::PackageUnavailable, message: error.to_string() }
-}
-
 impl Instance for NativeInstance {
     fn environment_id(&self) -> &EnvironmentId {
         &self.config.environment_id
     }
 
     fn kind(&self) -> RuntimeKind {
-        RuntimeKind::NativeProcess
+        self.runtime.kind()
     }
 
     fn execute(&self, request: ExecutionRequest) -> BoxFuture<'_, CommandResult> {

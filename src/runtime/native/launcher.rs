@@ -1,10 +1,11 @@
 //! The server's side of the launcher's socket.
 //!
 //! Invariant: what a sandbox needs on the host (its uid range, its image) is held here until the launcher says that no
-//! process of it lives, or until that is proven after the launcher's own end. Read `launchers` for the latter.
+//! process of it lives, or until that is proven after the launcher's own end. Nothing here waits for a launcher that does not
+//! read. Read `launchers` for its end.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Child;
@@ -20,7 +21,7 @@ use crate::sys::channel::{self, ChannelError};
 use crate::sys::process;
 use crate::sys::socket::{self, Wait};
 
-use super::launchers::Proof;
+use super::launchers::{AtEnd, Proof};
 
 /// What a sandbox holds on the host besides its processes.
 pub type Held = Box<dyn Any + Send>;
@@ -53,11 +54,32 @@ pub struct Launched {
     pub gone: watch::Receiver<Option<i32>>,
 }
 
+/// Requests that may wait for a launcher that does not read; past it a sandbox is refused.
+const REQUESTS_WAITING_MAX: usize = 16_384;
+
 /// The launcher process.
 pub struct LauncherClient {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     waiters: Mutex<Option<HashMap<Tag, Waiter>>>,
+    /// Groups of sandboxes that are over, as long as the launcher has not removed them.
+    leaving: Mutex<Vec<PathBuf>>,
+    late: Arc<Mutex<Late>>,
     next: AtomicU64,
+}
+
+/// What found no room in the socket.
+#[derive(Default)]
+struct Late {
+    requests: VecDeque<LauncherRequest>,
+    sender: Sender,
+}
+
+/// Whether a thread sends what is late. While one does everything goes through it, so that the order stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Sender {
+    #[default]
+    None,
+    Running,
 }
 
 impl LauncherClient {
@@ -66,8 +88,17 @@ impl LauncherClient {
         let to_io = |error: crate::sys::CallError| std::io::Error::from_raw_os_error(error.raw());
         let (ours, theirs) = socket::pair().map_err(to_io)?;
         let child = process::spawn_launcher(binary, theirs.as_fd(), SERVER_SOCKET)?;
-        let waiters = Mutex::new(Some(HashMap::new()));
-        Ok((Arc::new(Self { socket: ours, waiters, next: AtomicU64::new(1) }), child))
+        Ok((Arc::new(Self::over(ours)), child))
+    }
+
+    fn over(socket: OwnedFd) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            waiters: Mutex::new(Some(HashMap::new())),
+            leaving: Mutex::default(),
+            late: Arc::default(),
+            next: AtomicU64::new(1),
+        }
     }
 
     /// Asks for a sandbox. `held` is dropped when no process of it lives, or at once when it can't be made.
@@ -75,16 +106,19 @@ impl LauncherClient {
         let tag = self.next.fetch_add(1, Ordering::Relaxed);
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
-        match self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(waiters) => {
-                let cgroups = cgroups.iter().map(PathBuf::from).collect();
-                waiters.insert(tag, Waiter { created: Some(created), gone, cgroups, held });
-            }
-            None => return Err(CreateFailure::LauncherGone),
+        let groups: Vec<PathBuf> = cgroups.iter().map(PathBuf::from).collect();
+        if let Some(waiters) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held });
+        } else {
+            remove_unused(&groups);
+            return Err(CreateFailure::LauncherGone);
         }
         let abandoned = Abandoned { client: self, tag: Some(tag) };
         let request = LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups }));
-        self.send(&request).map_err(|_| CreateFailure::LauncherGone)?;
+        if self.send(request).is_err() {
+            self.never_asked(tag);
+            return Err(CreateFailure::LauncherGone);
+        }
         match answer.await {
             Ok(Ok(control)) => {
                 abandoned.keep();
@@ -96,45 +130,79 @@ impl LauncherClient {
         }
     }
 
+    /// The launcher never heard of this one.
+    fn never_asked(&self, tag: Tag) {
+        let waiter =
+            self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|waiters| waiters.remove(&tag));
+        if let Some(waiter) = waiter {
+            remove_unused(&waiter.cgroups);
+        }
+    }
+
     /// False once the launcher is gone.
     pub fn is_alive(&self) -> bool {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Directories that the launcher removes when the server is gone, however it went.
-    pub fn remove_at_end(&self, directories: Vec<String>) {
-        self.send(&LauncherRequest::RemoveAtEnd(directories)).ok();
+    /// What the launcher does when the server is gone, however it went.
+    pub fn at_end(&self, at_end: &AtEnd) {
+        self.send(LauncherRequest::RemoveAtEnd(at_end.directories.clone())).ok();
+        if let Some(way_back) = at_end.way_back.clone() {
+            self.send(LauncherRequest::StepBackAtEnd(way_back)).ok();
+        }
     }
 
     /// Ends a sandbox; `Launched::gone` tells when it is over.
     pub fn end(&self, tag: Tag) {
         // A launcher that is gone has taken the sandbox with it.
-        self.send(&LauncherRequest::End(tag)).ok();
+        self.send(LauncherRequest::End(tag)).ok();
     }
 
-    fn send(&self, request: &LauncherRequest) -> Result<(), ChannelError> {
-        channel::send(self.socket.as_fd(), request, &[])
+    /// Never waits: callers are on the executor. A launcher that was stopped fills its socket; then a thread waits for it.
+    fn send(&self, request: LauncherRequest) -> Result<(), ChannelError> {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if late.sender == Sender::None {
+            match channel::send_now(self.socket.as_fd(), &request) {
+                Err(ChannelError::Full) => {}
+                sent => return sent,
+            }
+        }
+        if late.requests.len() >= REQUESTS_WAITING_MAX {
+            return Err(ChannelError::Full);
+        }
+        late.requests.push_back(request);
+        if late.sender == Sender::None {
+            let (socket, queue) = (Arc::clone(&self.socket), Arc::clone(&self.late));
+            let sender = std::thread::Builder::new().name("launcher-late".into());
+            sender.spawn(move || send_late(&socket, &queue)).map_err(|_| ChannelError::Full)?;
+            late.sender = Sender::Running;
+        }
+        Ok(())
     }
 
-    /// Takes what the launcher says until its socket closes.
+    /// Lets the launcher see the end of its socket, which is its own end; the server outlives it.
+    pub fn hang_up(&self) {
+        self.send(LauncherRequest::ServerStays).ok();
+        socket::hang_up(self.socket.as_fd());
+    }
+
+    /// Takes what the launcher says until its socket closes, or it can't be understood. In either case it is of no more use.
     pub fn listen(&self) {
         while let Ok(received) = channel::receive::<LauncherMessage>(self.socket.as_fd(), Wait::Yes) {
             self.take(received.message, received.descriptors);
         }
-        // A launcher that lives but can't be understood ends now, and every sandbox with it.
-        socket::hang_up(self.socket.as_fd());
     }
 
     /// After the launcher's end: everybody who waits learns it by its sender's end, and what the sandboxes held is free as far
     /// as `proof` goes.
     pub fn release(&self, proof: Proof) {
         let waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
+        remove_unused(&leaving);
         for Waiter { created, gone, cgroups, held } in waiters.into_values() {
             match proof {
                 Proof::AllEnded => {
-                    if let Err(error) = remove_directories(&cgroups) {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
-                    }
+                    remove_unused(&cgroups);
                     drop(held);
                 }
                 // A uid range that a process may still have must not be given to another session.
@@ -142,6 +210,13 @@ impl LauncherClient {
             }
             drop((created, gone));
         }
+    }
+
+    /// The launcher removes these groups within milliseconds. Should it end before, they are removed here.
+    fn leave(&self, cgroups: Vec<PathBuf>) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.retain(|group| group.exists());
+        leaving.extend(cgroups);
     }
 
     fn take(&self, message: LauncherMessage, mut descriptors: Vec<OwnedFd>) {
@@ -161,16 +236,44 @@ impl LauncherClient {
                 }
             }
             LauncherMessage::Refused(tag, failure) => {
-                if let Some(created) = waiters.remove(&tag).and_then(|waiter| waiter.created) {
-                    created.send(Err(failure)).ok();
+                if let Some(Waiter { created, cgroups, .. }) = waiters.remove(&tag) {
+                    self.leave(cgroups);
+                    if let Some(created) = created {
+                        created.send(Err(failure)).ok();
+                    }
                 }
             }
             LauncherMessage::Gone { sandbox, status } => {
-                if let Some(Waiter { gone, held, .. }) = waiters.remove(&sandbox) {
+                if let Some(Waiter { gone, held, cgroups, .. }) = waiters.remove(&sandbox) {
+                    self.leave(cgroups);
                     drop(held);
                     gone.send_replace(Some(status));
                 }
             }
+        }
+    }
+}
+
+/// Removes groups that nothing was ever in, or nothing is any more.
+fn remove_unused(cgroups: &[PathBuf]) {
+    if let Err(error) = remove_directories(cgroups) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a control group stays behind");
+    }
+}
+
+/// Sends what is late until nothing is; a launcher that is gone takes nothing, and needs nothing.
+fn send_late(socket: &OwnedFd, queue: &Mutex<Late>) {
+    loop {
+        let request = {
+            let mut late = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(request) = late.requests.pop_front() else {
+                late.sender = Sender::None;
+                return;
+            };
+            request
+        };
+        if let Err(error) = channel::send(socket.as_fd(), &request, &[]) {
+            tracing::debug!(%error, "a late request did not reach the launcher");
         }
     }
 }
@@ -192,5 +295,84 @@ impl Drop for Abandoned<'_> {
         if let Some(tag) = self.tag {
             self.client.end(tag);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launcher_that_does_not_read_holds_up_nobody_and_gets_everything_in_order() {
+        const REQUESTS: Tag = 5_000;
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        // If one of these waited, nobody would ever read.
+        (1..=REQUESTS).for_each(|tag| client.end(tag));
+        assert_eq!(client.late.lock().expect("no holder panics").sender, Sender::Running, "the control: they do not fit");
+        for tag in 1..=REQUESTS {
+            let received = channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::Yes).expect("a request");
+            assert!(matches!(received.message, LauncherRequest::End(of) if of == tag), "{:?}", received.message);
+        }
+    }
+
+    #[test]
+    fn late_requests_are_bounded_and_end_with_the_launcher() {
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        let sent =
+            (0..REQUESTS_WAITING_MAX as Tag * 2).take_while(|tag| client.send(LauncherRequest::End(*tag)).is_ok()).count();
+        assert!((REQUESTS_WAITING_MAX..REQUESTS_WAITING_MAX * 2).contains(&sent), "{sent}");
+        drop(theirs);
+        let over = || client.late.lock().expect("no holder panics").sender == Sender::None;
+        let patience = std::time::Duration::from_millis(10);
+        assert!(
+            (0..1000).any(|_| over() || {
+                std::thread::sleep(patience);
+                false
+            }),
+            "the thread ends"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_asked_of_a_launcher_that_is_gone_leaves_no_group() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        let ask = async |name: &str| {
+            let group = parent.path().join(name);
+            std::fs::create_dir(&group).expect("an own directory");
+            let plan = Plan {
+                namespaces: 0,
+                born_in: None,
+                programs_born_in: None,
+                outside: Vec::new(),
+                inside: Vec::new(),
+                program: Vec::new(),
+                file_uid: 0,
+                file_gid: 0,
+            };
+            let asked = client.create(plan, vec![group.to_string_lossy().into_owned()], Box::new(())).await;
+            assert!(matches!(asked, Err(CreateFailure::LauncherGone)) && !group.exists(), "{name}");
+        };
+        drop(theirs);
+        ask("its socket is closed").await;
+        client.release(Proof::AllEnded);
+        ask("its end is known").await;
+    }
+
+    #[test]
+    fn groups_that_a_launcher_left_behind_are_removed_after_its_end() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let group = parent.path().join("group");
+        std::fs::create_dir(&group).expect("an own directory");
+        let (ours, _theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        client.leave(vec![group.clone()]);
+        client.leave(Vec::new());
+        assert!(group.exists(), "while the launcher lives it is the launcher's work");
+        client.release(Proof::AllEnded);
+        assert!(!group.exists());
     }
 }

@@ -9,12 +9,14 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::plan::messages::WayBack;
 use crate::sys::process::{self, Reaped};
 use crate::sys::{CallError, memory};
 
@@ -29,34 +31,65 @@ const CLEAR_TIME: Duration = Duration::from_secs(10);
 /// Between two looks at what still has to end.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long the last launcher may take to end its sandboxes and remove the groups.
+const END_TIME: Duration = Duration::from_secs(10);
+
 type Current = Option<Arc<LauncherClient>>;
 
+/// The server's own groups when nobody needs them any more.
+pub struct AtEnd {
+    /// Directories that go, deepest first.
+    pub directories: Vec<String>,
+    /// From the leaf that server and launcher stand in, when they had to step aside.
+    pub way_back: Option<WayBack>,
+}
+
 /// The launcher, whichever it is at the moment.
-pub struct Launchers(watch::Receiver<Current>);
+pub struct Launchers {
+    current: watch::Receiver<Current>,
+    ending: Arc<AtomicBool>,
+    /// Closes when the keeper is through.
+    over: Mutex<mpsc::Receiver<()>>,
+}
 
 impl Launchers {
-    /// Starts the first launcher from a sealed copy of this binary. `at_end`: directories that go when the server is gone.
-    pub fn start(at_end: Vec<String>) -> io::Result<Self> {
+    /// Starts the first launcher from a sealed copy of this binary. `at_end`: what goes when the server is gone.
+    pub fn start(at_end: AtEnd) -> io::Result<Self> {
         let binary = memory::sealed_copy_of_self()?;
         process::adopt_orphans().map_err(|error| io::Error::from_raw_os_error(error.raw()))?;
         let (client, child) = LauncherClient::start(binary.as_fd())?;
-        client.remove_at_end(at_end.clone());
+        client.at_end(&at_end);
         let (publish, current) = watch::channel(Some(Arc::clone(&client)));
-        let keeper = Keeper { binary, at_end, publish };
+        let ending = Arc::new(AtomicBool::new(false));
+        let (alive, over) = mpsc::channel();
+        let keeper = Keeper { binary, at_end, publish, ending: Arc::clone(&ending), _alive: alive };
         thread::Builder::new().name("launcher-socket".into()).spawn(move || keeper.keep(client, child))?;
-        Ok(Self(current))
+        Ok(Self { current, ending, over: Mutex::new(over) })
     }
 
     /// The launcher; waits while another is being started. None when there will be none.
     pub async fn current(&self) -> Option<Arc<LauncherClient>> {
-        self.0.clone().wait_for(Option::is_some).await.ok()?.clone()
+        self.current.clone().wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// Ends the launcher, every sandbox with it, and waits until it has cleaned up; there will be no other. False when that
+    /// takes too long.
+    pub fn end(&self) -> bool {
+        self.ending.store(true, Ordering::SeqCst);
+        if let Some(client) = self.current.borrow().as_ref() {
+            client.hang_up();
+        }
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        over.recv_timeout(END_TIME) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 }
 
 struct Keeper {
     binary: OwnedFd,
-    at_end: Vec<String>,
+    at_end: AtEnd,
     publish: watch::Sender<Current>,
+    ending: Arc<AtomicBool>,
+    _alive: mpsc::Sender<()>,
 }
 
 impl Keeper {
@@ -65,22 +98,39 @@ impl Keeper {
         loop {
             client.listen();
             self.publish.send_replace(None);
+            if !self.is_over() {
+                // One that lives but can't be understood ends now, and every sandbox with it. The end of its socket would tell
+                // it that the server is gone, and it would remove the server's groups.
+                child.kill().ok();
+            }
             match child.wait() {
+                Ok(status) if self.is_over() && status.success() => {}
                 Ok(status) => tracing::error!(%status, "the launcher ended, and every sandbox with it; another is started"),
                 Err(error) => tracing::error!(%error, "the launcher ended and could not be reaped; another is started"),
             }
             client.release(end_adopted());
+            if self.is_over() {
+                return;
+            }
             metrics::counter!("codebeaker_launcher_restarts_total").increment(1);
             thread::sleep(RESTART_PAUSE);
             let Some(next) = self.restart() else { return };
             (client, child) = next;
-            client.remove_at_end(self.at_end.clone());
+            client.at_end(&self.at_end);
             self.publish.send_replace(Some(Arc::clone(&client)));
+            if self.is_over() {
+                // Whoever ends us may have looked before this launcher was published.
+                client.hang_up();
+            }
         }
     }
 
+    fn is_over(&self) -> bool {
+        self.ending.load(Ordering::SeqCst) || self.publish.is_closed()
+    }
+
     fn restart(&self) -> Option<(Arc<LauncherClient>, Child)> {
-        while !self.publish.is_closed() {
+        while !self.is_over() {
             match LauncherClient::start(self.binary.as_fd()) {
                 Ok(started) => return Some(started),
                 Err(error) => tracing::error!(%error, "a new launcher could not be started; it is tried again"),

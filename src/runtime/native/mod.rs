@@ -1,10 +1,14 @@
-//! The main runtime: the OS sandbox, any image, any language.
+//! Runtimes in the OS sandbox: the main one, any image and any language, and those that bring a root of their own.
 //!
-//! From a request to a sandbox: image → limits in a group → ids → `sandbox::compile` → the launcher → init's word that every
-//! wall stands. Nothing is left behind when a step fails. Read `instance` for commands, `program` for the life of a program.
+//! From a request to a sandbox: root → limits in a group → ids → `sandbox::compile` → the launcher → init's word that every
+//! wall stands. Nothing is left behind when a step fails. What tells one such runtime from another is its [`Flavour`]; walls,
+//! limits and the life of a program are the same for all. Read `instance` for commands, `program` for the life of a program.
 
+mod ask;
+mod code;
 mod control;
 mod files;
+mod flavour;
 mod instance;
 mod launcher;
 mod launchers;
@@ -12,9 +16,9 @@ mod program;
 mod sandbox;
 mod verdict;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -22,23 +26,28 @@ use tokio::sync::watch;
 
 use crate::command::CommandKind;
 use crate::id::EnvironmentId;
-use crate::image::{ImageError, ImageRoot, Store};
+use crate::image::{ImageRoot, Store};
 use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
 use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
-use crate::sandbox::compile::{Compiled, Ids, Kernel, Placement, Root, Spec, compile};
-use crate::sandbox::enforcement::{Enforcement, ProfileIdentity, WallState, WallStatus};
+use crate::sandbox::compile::{Compiled, Ids, Kernel, PACKAGES, Placement, ProcessBound, Root, Spec, compile};
+use crate::sandbox::enforcement::{Enforcement, WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::held;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
+use crate::sandbox::profile::Profile;
 use crate::sandbox::uid_ranges::UidRanges;
 use crate::sys::error::describe;
 
 use super::features::Features;
-use super::{Availability, Instance, InstanceConfig, Runtime, RuntimeKind};
+use super::isolation::REQUIRED_WALLS;
+use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind};
 use control::InitClient;
+pub use flavour::Flavour;
+use flavour::Images;
 use instance::NativeInstance;
 use launcher::{CreateFailure, Held, Launched, LauncherClient};
-use launchers::Launchers;
+use launchers::{AtEnd, Launchers};
 use sandbox::Sandbox;
 
 /// A sandbox that does not stand after this long is taken for stuck.
@@ -59,50 +68,36 @@ pub struct NativeParts {
     pub cgroups: Option<CgroupTree>,
     /// Required walls that may be missing.
     pub allow_degraded: Vec<String>,
+    /// The operator's wheels and tarballs, which installers alone see.
+    pub package_dir: Option<PathBuf>,
+    /// Wall time of a step before a program, compiler or installer: that of the profile `default`, whatever the session's.
+    pub step_timeout: Duration,
 }
 
-/// The runtime.
+/// One runtime in the OS sandbox.
 pub struct NativeRuntime {
-    parts: NativeParts,
-    launchers: Launchers,
-    uids: Option<UidRanges>,
-    measured: Measured,
+    works: Arc<Works>,
+    flavour: Box<dyn Flavour>,
+    /// Held by whoever asks the flavour's question.
+    asking: tokio::sync::Mutex<()>,
     itself: Weak<Self>,
 }
 
-/// What the sandboxes made so far cost: the least seen, which is the cost without waiting for others.
-#[derive(Default)]
-struct Measured {
-    /// 0 until the first sandbox stood.
-    startup_us: AtomicU64,
-    /// 0 until a group told.
-    memory_bytes: AtomicU64,
-}
-
-impl Measured {
-    fn note(&self, startup: Duration, memory_bytes: Option<u64>) {
-        let least = |cell: &AtomicU64, value: u64| {
-            // Relaxed: figures for people; `fetch_update` fails only when there is nothing to change.
-            cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| (old == 0 || value < old).then_some(value)).ok();
-        };
-        least(&self.startup_us, u64::try_from(startup.as_micros()).unwrap_or(u64::MAX).max(1));
-        if let Some(bytes) = memory_bytes {
-            least(&self.memory_bytes, bytes.max(1));
-        }
-    }
+/// What all runtimes in the OS sandbox share.
+struct Works {
+    parts: NativeParts,
+    launchers: Launchers,
+    uids: Option<UidRanges>,
 }
 
 impl NativeRuntime {
     /// Starts the launcher; from then on it removes the server's groups, however the server ends.
     pub fn start(parts: NativeParts) -> std::io::Result<Arc<Self>> {
         match Self::launch(&parts) {
-            Ok((launchers, uids)) => Ok(Arc::new_cyclic(|itself| Self {
-                parts,
-                launchers,
-                uids,
-                measured: Measured::default(),
-                itself: Weak::clone(itself),
-            })),
+            Ok((launchers, uids)) => {
+                let flavour = Images { store: Arc::clone(&parts.images) };
+                Ok(Self::on(Arc::new(Works { parts, launchers, uids }), Box::new(flavour)))
+            }
             Err(error) => {
                 if let Some(cgroups) = parts.cgroups {
                     cgroups.close().map_err(std::io::Error::other)?;
@@ -115,35 +110,61 @@ impl NativeRuntime {
     fn launch(parts: &NativeParts) -> std::io::Result<(Launchers, Option<UidRanges>)> {
         let uids = parts.host.root.then(UidRanges::new).transpose().map_err(std::io::Error::other)?;
         let groups = parts.cgroups.as_ref().map(CgroupTree::directories).unwrap_or_default();
-        let at_end = groups.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-        Ok((Launchers::start(at_end)?, uids))
+        let directories = groups.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        let way_back = parts.cgroups.as_ref().and_then(CgroupTree::way_back);
+        Ok((Launchers::start(AtEnd { directories, way_back })?, uids))
     }
 
-    pub(in crate::runtime::native) fn language(&self, name: &str) -> Option<Arc<Language>> {
-        self.parts.languages.get(name)
+    fn on(works: Arc<Works>, flavour: Box<dyn Flavour>) -> Arc<Self> {
+        Arc::new_cyclic(|itself| Self { works, flavour, asking: tokio::sync::Mutex::default(), itself: Weak::clone(itself) })
+    }
+
+    /// Another runtime behind the same walls.
+    pub fn with(&self, flavour: Box<dyn Flavour>) -> Arc<Self> {
+        Self::on(Arc::clone(&self.works), flavour)
+    }
+
+    /// The language of that name as this runtime runs it under these permissions.
+    pub(in crate::runtime::native) fn language(&self, name: &str, permissions: &Permissions) -> Option<Arc<Language>> {
+        self.flavour.language(&self.works.parts.languages.get(name)?, permissions)
+    }
+
+    pub(in crate::runtime::native) fn step_timeout(&self) -> Duration {
+        self.works.parts.step_timeout
+    }
+
+    /// Where installers find packages, when the operator has given any.
+    pub(in crate::runtime::native) fn packages(&self) -> Option<&'static str> {
+        self.works.parts.package_dir.as_ref().map(|_| PACKAGES)
     }
 
     /// The steps that would build a sandbox, for `codebeaker plan`.
     pub fn plan(&self, config: &InstanceConfig) -> Result<Compiled, SandboxError> {
-        let image = self.image(config)?;
-        let ids = match &self.uids {
-            Some(_) => Ids::Range { start: 0x1000_0000, count: IDS_OF_A_SANDBOX },
-            None => self.own_ids(),
-        };
+        let image = self.flavour.root(config)?;
+        let ids = self.ids_for_show();
         Ok(compile(&self.spec(config, &image, ids, Placement::default())))
     }
 
-    fn image(&self, config: &InstanceConfig) -> Result<ImageRoot, SandboxError> {
-        self.parts.images.resolve(&config.image).map_err(|error| match error {
-            ImageError::NotFound { .. } | ImageError::NameInvalid { .. } => {
-                SandboxError::ImageNotFound { image: config.image.clone() }
-            }
-            error => exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())),
-        })
+    /// Ids of the kind that a sandbox would have, without taking any.
+    fn ids_for_show(&self) -> Ids {
+        match &self.works.uids {
+            Some(_) => Ids::Range { start: 0x1000_0000, count: IDS_OF_A_SANDBOX },
+            None => self.own_ids(),
+        }
+    }
+
+    fn kernel(&self) -> Kernel {
+        let host = &self.works.parts.host;
+        Kernel {
+            time_namespace: host.time_namespace,
+            landlock_abi: host.landlock_abi,
+            listener: host.seccomp_listener.waiting(),
+            version: (host.kernel.0, host.kernel.1),
+        }
     }
 
     fn own_ids(&self) -> Ids {
-        let host = &self.parts.host;
+        let host = &self.works.parts.host;
         let subordinate = &host.subordinate;
         match (&subordinate.newuidmap, &subordinate.newgidmap, subordinate.uids.first(), subordinate.gids.first()) {
             (Some(newuidmap), Some(newgidmap), Some(uids), Some(gids)) => Ids::Helper {
@@ -157,21 +178,17 @@ impl NativeRuntime {
     }
 
     fn spec<'a>(&self, config: &'a InstanceConfig, image: &ImageRoot, ids: Ids, cgroup: Placement) -> Spec<'a> {
-        let host = &self.parts.host;
         Spec {
             profile: &config.profile,
             limits: &config.limits,
             root: Root {
                 lower: image.lower.clone(),
                 binds: image.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
+                packages: self.works.parts.package_dir.clone(),
             },
             ids,
             cgroup,
-            kernel: Kernel {
-                time_namespace: host.time_namespace,
-                landlock_abi: host.landlock_abi,
-                version: (host.kernel.0, host.kernel.1),
-            },
+            kernel: self.kernel(),
         }
     }
 
@@ -181,21 +198,16 @@ impl NativeRuntime {
         config: &InstanceConfig,
         generation: u64,
     ) -> Result<Sandbox, SandboxError> {
-        let started = Instant::now();
         match tokio::time::timeout(CREATE_TIME, self.build(config, generation)).await {
-            Ok(Ok(sandbox)) => {
-                self.measured.note(started.elapsed(), sandbox.usage().memory_peak_bytes);
-                Ok(sandbox)
-            }
-            Ok(Err(error)) => Err(error),
+            Ok(answer) => answer,
             Err(_) => Err(SandboxError::Busy { cause: format!("it did not stand after {} s", CREATE_TIME.as_secs()) }),
         }
     }
 
     async fn build(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
-        let launcher = self.launchers.current().await.ok_or_else(launcher_gone)?;
-        let image = self.image(config)?;
-        let (ids, range) = match &self.uids {
+        let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
+        let image = self.flavour.root(config)?;
+        let (ids, range) = match &self.works.uids {
             Some(uids) => {
                 let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
                 (Ids::Range { start: range.start, count: range.count }, Some(range))
@@ -203,7 +215,9 @@ impl NativeRuntime {
             None => (self.own_ids(), None),
         };
         let mut cgroup = self.group(config, generation)?;
-        let limits = Self::limits(config, cgroup.as_ref())?;
+        let carried = cgroup.as_ref().map(|cgroup| cgroup.limits.as_slice());
+        let limits = held::rows(&config.limits, carried, self.works.parts.host.nofile_hard);
+        held::refuse_named(config.named_limits, &limits)?;
         let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
         let compiled = compile(&self.spec(config, &image, ids, placement));
         self.required_walls(&compiled.walls)?;
@@ -215,16 +229,13 @@ impl NativeRuntime {
             CreateFailure::ControlLost => SandboxError::Busy { cause: "no descriptor was left for its control socket".into() },
             CreateFailure::LauncherGone => launcher_gone(),
         })?;
-        let profile = &config.profile;
+        let mut walls = compiled.walls;
+        walls.extend(config.permissions.as_ref().map(|permissions| self.flavour.permissions_row(permissions)));
         let enforcement = Enforcement {
-            walls: compiled.walls,
+            walls,
             limits,
-            profile: ProfileIdentity {
-                name: profile.name.clone(),
-                version: profile.version.clone(),
-                sha256: profile.sha256.clone(),
-            },
-            rootless: !self.parts.host.root,
+            profile: config.profile.identity(self.works.parts.host.seccomp_listener.waiting()),
+            rootless: !self.works.parts.host.root,
         };
         let Launched { tag, control, gone } = launched;
         let ended = Ended { launcher: &launcher, tag: Some(tag) };
@@ -237,8 +248,32 @@ impl NativeRuntime {
         Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment, told: Mutex::default() })
     }
 
+    async fn instance(&self, config: InstanceConfig) -> Result<Arc<NativeInstance>, SandboxError> {
+        let runtime = self.itself.upgrade().ok_or_else(|| SandboxError::Internal("the runtime is going down".into()))?;
+        let sandbox = self.sandbox(&config, 0).await?;
+        Ok(NativeInstance::new(runtime, config, sandbox))
+    }
+
+    /// Asks what the flavour has to know, in a sandbox like the one that is wanted.
+    async fn learn(&self, config: &InstanceConfig) -> Result<(), SandboxError> {
+        let _one_at_a_time = self.asking.lock().await;
+        if let Some(question) = self.flavour.question() {
+            let config = InstanceConfig { environment_id: EnvironmentId::random(), ..config.clone() };
+            let instance = self.instance(config).await?;
+            let answer = ask::ask(instance.as_ref(), question).await;
+            instance.close().await;
+            self.flavour.learned(answer);
+        }
+        match self.flavour.availability() {
+            Availability::Available => Ok(()),
+            Availability::Unavailable(cause) => {
+                Err(SandboxError::RuntimeUnusable { runtime: self.kind().name().into(), cause })
+            }
+        }
+    }
+
     fn group(&self, config: &InstanceConfig, generation: u64) -> Result<Option<SessionCgroup>, SandboxError> {
-        let Some(tree) = &self.parts.cgroups else { return Ok(None) };
+        let Some(tree) = &self.works.parts.cgroups else { return Ok(None) };
         // The sandbox that is replaced may still have its group.
         let name = match generation {
             0 => config.environment_id.clone(),
@@ -253,42 +288,11 @@ impl NativeRuntime {
         })
     }
 
-    /// One row a limit; a limit that the request named and nothing here can hold is an error.
-    fn limits(config: &InstanceConfig, cgroup: Option<&SessionCgroup>) -> Result<Vec<WallState>, SandboxError> {
-        let mut rows = match cgroup {
-            Some(cgroup) => cgroup.limits.clone(),
-            None => ["memory", "pids", "cpu"].map(without_group).to_vec(),
-        };
-        let limits = &config.limits;
-        for (name, detail) in [
-            ("disk", format!("{} MiB on the session's tmpfs", limits.disk_bytes >> 20)),
-            ("inodes", format!("{} on the session's tmpfs", limits.inodes)),
-            ("output", format!("ended past {} MiB", limits.output_killed_bytes >> 20)),
-            ("wall_time", format!("{} s, at most {} s", limits.timeout.as_secs(), limits.timeout_max.as_secs())),
-        ] {
-            rows.push(WallState { name: name.into(), state: WallStatus::Enforced, detail });
-        }
-        let named = &config.named_limits;
-        for (limit, asked) in [("memory", named.memory), ("pids", named.pids), ("cpu", named.cpu_cores || named.cpu_shares)] {
-            let absent = rows.iter().find(|row| row.name == limit && row.state == WallStatus::Absent);
-            if let Some(row) = absent.filter(|_| asked) {
-                return Err(SandboxError::LimitUnenforceable {
-                    limit: limit.into(),
-                    cause: row.detail.clone(),
-                    mend: "delegate a cgroup to the server (systemd: Delegate=yes), or leave the limit out".into(),
-                });
-            }
-        }
-        Ok(rows)
-    }
-
     /// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
     fn required_walls(&self, walls: &[WallState]) -> Result<(), SandboxError> {
-        const REQUIRED: [&str; 10] =
-            ["user", "mount", "pid", "network", "ipc", "uts", "capabilities", "no_new_privs", "seccomp", "masked_paths"];
-        for name in REQUIRED {
+        for name in REQUIRED_WALLS {
             let stands = walls.iter().any(|row| row.name == name && row.state != WallStatus::Absent);
-            if !stands && !self.parts.allow_degraded.iter().any(|allowed| allowed == name) {
+            if !stands && !self.works.parts.allow_degraded.iter().any(|allowed| allowed == name) {
                 return Err(SandboxError::IsolationUnavailable {
                     wall: name.into(),
                     cause: "it is not among the walls that this host can build".into(),
@@ -306,21 +310,14 @@ fn placement(cgroup: &SessionCgroup, ids: &Ids) -> Placement {
         // Init is then another host user than the one the groups were delegated to, and may not move anything in them.
         Ids::Helper { .. } => None,
     };
-    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in }
+    let processes = if cgroup.bounds_processes() { ProcessBound::Group } else { ProcessBound::Rlimit };
+    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in, processes }
 }
 
 /// The launcher removes the groups from here on: it knows when nothing is in them.
 fn hand_over(cgroup: &mut SessionCgroup) -> Vec<String> {
     cgroup.hand_over();
     cgroup.directories.iter().map(|path| path.to_string_lossy().into_owned()).collect()
-}
-
-fn without_group(name: &str) -> WallState {
-    let (state, detail) = match name {
-        "pids" => (WallStatus::Degraded, "RLIMIT_NPROC of the host id: no group is writable here"),
-        _ => (WallStatus::Absent, "no group is writable here; systemd: Delegate=yes"),
-    };
-    WallState { name: name.into(), state, detail: detail.into() }
 }
 
 fn wall_error(failure: &StepFailure) -> SandboxError {
@@ -347,7 +344,7 @@ fn out_of(errno: i32) -> Option<SandboxError> {
 }
 
 /// The same for an error that has an errno somewhere below it.
-fn exhausted(error: &(dyn std::error::Error + 'static)) -> Option<SandboxError> {
+pub(in crate::runtime) fn exhausted(error: &(dyn std::error::Error + 'static)) -> Option<SandboxError> {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     let errno = causes.find_map(|error| error.downcast_ref::<std::io::Error>()?.raw_os_error());
     errno.and_then(out_of)
@@ -387,51 +384,99 @@ impl Drop for Ended<'_> {
 }
 
 impl Runtime for NativeRuntime {
-    fn name(&self) -> &'static str {
-        "OS sandbox"
+    fn name(&self) -> &str {
+        self.flavour.name()
     }
 
     fn kind(&self) -> RuntimeKind {
-        RuntimeKind::NativeProcess
+        self.flavour.kind()
     }
 
     fn languages(&self) -> Vec<String> {
-        self.parts.languages.all().iter().map(|language| language.name.clone()).collect()
+        let permissions = Permissions::default();
+        let runs = |language: &&Arc<Language>| self.flavour.language(language, &permissions).is_some();
+        self.works.parts.languages.all().iter().filter(runs).map(|language| language.name.clone()).collect()
     }
 
     fn commands(&self) -> Vec<CommandKind> {
-        CommandKind::ALL.to_vec()
+        self.kind().commands()
     }
 
     fn features(&self) -> Features {
-        let startup_us = self.measured.startup_us.load(Ordering::Relaxed);
-        let memory_bytes = self.measured.memory_bytes.load(Ordering::Relaxed);
         Features {
-            // Until the first sandbox has stood these are the figures of one test host.
-            startup_time_ms: if startup_us == 0 { 5.0 } else { startup_us as f64 / 1000.0 },
-            memory_overhead_mb: if memory_bytes == 0 { 1.0 } else { memory_bytes as f64 / f64::from(1 << 20) },
-            isolation_level: if self.parts.host.root { 9 } else { 8 },
             filesystem_persistence: true,
             network_access: false,
             concurrent_executions_max: 16,
-            measured: startup_us != 0,
+            ..self.flavour.figures()
         }
     }
 
     fn availability(&self) -> Availability {
-        match &self.parts.host.user_namespaces {
-            UserNamespaces::Allowed => Availability::Available,
+        match &self.works.parts.host.user_namespaces {
+            UserNamespaces::Allowed => self.flavour.availability(),
             UserNamespaces::Refused { cause, mend } => Availability::Unavailable(format!("{cause}; {mend}")),
         }
     }
 
-    fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {
+    fn version(&self) -> Option<String> {
+        self.flavour.version()
+    }
+
+    fn walls(&self, profile: &Profile) -> Vec<WallState> {
+        let Some(limits) = profile.limits() else { return Vec::new() };
+        let ids = self.ids_for_show();
+        let group = || Placement { join: vec!["/".into()], ..Placement::default() };
+        let spec = Spec {
+            profile,
+            limits: &limits,
+            root: Root { lower: "/".into(), binds: Vec::new(), packages: None },
+            ids,
+            cgroup: self.works.parts.cgroups.as_ref().map_or_else(Placement::default, |_| group()),
+            kernel: self.kernel(),
+        };
+        compile(&spec).walls
+    }
+
+    fn own_root(&self) -> Option<String> {
+        self.flavour.own_root()
+    }
+
+    fn create(&self, mut config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {
         async move {
-            let sandbox = self.sandbox(&config, 0).await?;
-            let runtime = self.itself.upgrade().ok_or_else(|| SandboxError::Internal("the runtime is going down".into()))?;
-            let instance: Arc<dyn Instance> = NativeInstance::new(runtime, config, sandbox);
+            self.learn(&config).await?;
+            let permissions = config.permissions.clone().unwrap_or_default();
+            config.language = self.flavour.language(&config.language, &permissions).ok_or_else(|| {
+                let cause = format!("this version of it does not run {}", config.language.display_name);
+                SandboxError::RuntimeUnusable { runtime: self.kind().name().into(), cause }
+            })?;
+            let instance: Arc<dyn Instance> = self.instance(config).await?;
             Ok(instance)
         }
         .boxed()
+    }
+
+    fn end(&self) {
+        self.works.end();
+    }
+}
+
+impl Works {
+    /// Ends the launcher and every sandbox, and removes the groups.
+    fn end(&self) {
+        if !self.launchers.end() {
+            // It removes the groups when it is through; if it never is, the next start does.
+            tracing::warn!("the launcher takes long to end, and is left to itself");
+            return;
+        }
+        // What a launcher that was killed could not remove.
+        if let Some(Err(error)) = self.parts.cgroups.as_ref().map(CgroupTree::close) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a control group of this server stays behind");
+        }
+    }
+}
+
+impl Drop for Works {
+    fn drop(&mut self) {
+        self.end();
     }
 }

@@ -3,10 +3,12 @@
 //! Invariants: the program never waits for a reader; the answer comes when it and all its descendants have ended, not when a
 //! pipe closes; dropping the future ends the program.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
@@ -15,8 +17,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::command::{Control, Stdin, Stream};
 use crate::plan::messages::{ExecuteRequest, ProgramEnd, Tag};
 use crate::runtime::{OutputSink, OutputVerdict};
+use crate::seccomp::Arch;
 
-use super::control::{Gone, InitClient};
+use super::control::{Execution, Gone, InitClient};
 
 /// How long a program and its descendants may take to die before their sandbox is taken for stuck: more than init takes for a
 /// file command, which it finishes first.
@@ -45,6 +48,26 @@ pub struct Driven {
     pub end: ProgramEnd,
     /// Who ended it.
     pub ended_by: EndedBy,
+    /// Input that came under [`Feed::Later`].
+    pub held: Held,
+}
+
+/// Input of a client for a program that has not begun.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// What was sent.
+    pub bytes: Vec<u8>,
+    /// And nothing more will be.
+    pub eof: bool,
+}
+
+/// Standard input of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feed {
+    /// What the command says, after what came before the program began.
+    Own(Stdin, Held),
+    /// Nothing: it is a step before the program, for which input is kept.
+    Later(Held),
 }
 
 /// What to run.
@@ -52,7 +75,7 @@ pub struct Program {
     /// For init; its tag is filled in.
     pub request: ExecuteRequest,
     /// Standard input.
-    pub stdin: Stdin,
+    pub feed: Feed,
     /// Wall time.
     pub timeout: Duration,
 }
@@ -66,6 +89,9 @@ pub enum DriveError {
     /// The server has no descriptors left, as a rule.
     #[error("its pipes could not be made")]
     Pipes(#[source] std::io::Error),
+    /// Some of its input did not reach it, or some of its output did not reach us.
+    #[error("its streams broke")]
+    Streams(#[source] std::io::Error),
 }
 
 impl From<Gone> for DriveError {
@@ -81,9 +107,9 @@ pub async fn drive(
     sink: &dyn OutputSink,
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Driven, DriveError> {
-    let Program { request, stdin, timeout } = program;
-    let (ours, theirs) = Pipes::make(stdin).map_err(DriveError::Pipes)?;
-    let (tag, end) = init.execute(request, &theirs).await?;
+    let Program { request, feed, timeout } = program;
+    let (ours, theirs) = Pipes::make(feed).map_err(DriveError::Pipes)?;
+    let Execution { tag, end, blocked } = init.execute(request, &theirs).await?;
     drop(theirs);
     sink.started();
     let guard = EndOnDrop { init, tag, armed: true };
@@ -92,14 +118,29 @@ pub async fn drive(
         tag,
         pipes: ours,
         sink,
+        broken: None,
         ended_by: EndedBy::Itself,
+        blocked: Blocked { numbers: blocked, told: BTreeSet::new() },
         buffer: vec![0; CHUNK_BYTES],
         deadline: Instant::now() + timeout,
     };
     let end = drive.until_end(end, control).await?;
     guard.disarm();
     drive.drain();
-    Ok(Driven { end, ended_by: drive.ended_by })
+    while let Ok(number) = drive.blocked.numbers.try_recv() {
+        drive.blocked.tell(number, sink);
+    }
+    if let ProgramEnd::Ran { blocked, .. } = &end {
+        for number in blocked {
+            drive.blocked.tell(*number, sink);
+        }
+    }
+    let Input { waiting, open, broken, .. } = drive.pipes.stdin;
+    match drive.broken.or(broken) {
+        // What would be told of such a program could be wrong without anybody noticing.
+        Some(error) => Err(DriveError::Streams(error)),
+        None => Ok(Driven { end, ended_by: drive.ended_by, held: Held { bytes: waiting, eof: !open } }),
+    }
 }
 
 struct Drive<'a> {
@@ -107,7 +148,10 @@ struct Drive<'a> {
     tag: Tag,
     pipes: Pipes,
     sink: &'a dyn OutputSink,
+    /// Why output was lost.
+    broken: Option<std::io::Error>,
     ended_by: EndedBy,
+    blocked: Blocked,
     buffer: Vec<u8>,
     deadline: Instant,
 }
@@ -129,6 +173,7 @@ impl Drive<'_> {
                     Some(command) => self.control(command).await?,
                     None => listening = false,
                 },
+                Some(number) = self.blocked.numbers.recv() => self.blocked.tell(number, self.sink),
                 () = sleep_until(self.deadline) => match self.ended_by {
                     EndedBy::Itself => self.end(EndedBy::Timeout).await?,
                     EndedBy::Timeout | EndedBy::Cancel | EndedBy::Output => return Err(Gone),
@@ -174,8 +219,14 @@ impl Drive<'_> {
         match reader.try_read(&mut self.buffer) {
             Ok(bytes) if bytes > 0 && ready => self.sink.write(stream, &self.buffer[..bytes]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && ready => OutputVerdict::Continue,
-            Ok(_) | Err(_) => {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => OutputVerdict::Continue,
+            Ok(_) => {
                 *pipe = None;
+                OutputVerdict::Continue
+            }
+            Err(error) => {
+                *pipe = None;
+                self.broken = Some(error);
                 OutputVerdict::Continue
             }
         }
@@ -184,18 +235,37 @@ impl Drive<'_> {
     fn drain(&mut self) {
         for (stream, pipe) in [(Stream::Stdout, &self.pipes.stdout), (Stream::Stderr, &self.pipes.stderr)] {
             if let Some(pipe) = pipe {
-                take_rest(pipe.as_fd(), &mut self.buffer, |bytes| {
+                let taken = take_rest(pipe.as_fd(), &mut self.buffer, |bytes| {
                     self.sink.write(stream, bytes);
                 });
+                if let Err(errno) = taken {
+                    self.broken = Some(errno.into());
+                }
             }
+        }
+    }
+}
+
+/// Refused calls, each told once. Init is not believed: there are no more names than system calls.
+struct Blocked {
+    numbers: mpsc::Receiver<u32>,
+    told: BTreeSet<&'static str>,
+}
+
+impl Blocked {
+    fn tell(&mut self, number: u32, sink: &dyn OutputSink) {
+        if let Some(name) = Arch::native().and_then(|arch| arch.name(number))
+            && self.told.insert(name)
+        {
+            sink.blocked(name);
         }
     }
 }
 
 /// Takes what lies in a pipe now and no more: another execution of the session may hold its end and keep on writing. The kernel
 /// itself is asked, since the reactor may not know yet that the pipe holds something.
-fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8])) {
-    let mut left = rustix::io::ioctl_fionread(pipe).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> Result<(), Errno> {
+    let mut left = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
     while left > 0 {
         let chunk = left.min(buffer.len());
         match rustix::io::read(pipe, &mut buffer[..chunk]) {
@@ -203,9 +273,13 @@ fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8]
                 take(&buffer[..bytes]);
                 left -= bytes;
             }
-            Ok(_) | Err(_) => break,
+            Err(Errno::INTR) => {}
+            // Fewer than the kernel said: nothing is left that could be waited for.
+            Ok(_) | Err(Errno::AGAIN) => break,
+            Err(errno) => return Err(errno),
         }
     }
+    Ok(())
 }
 
 async fn readable(pipe: Option<&pipe::Receiver>) -> std::io::Result<()> {
@@ -228,18 +302,31 @@ const WAITING_BYTES_MAX: usize = 1 << 20;
 /// Standard input: what waits to be written, and whether more may come.
 struct Input {
     pipe: Option<pipe::Sender>,
+    /// What waits is for a later program.
+    keeps: bool,
     waiting: Vec<u8>,
     written: usize,
     open: bool,
+    /// Why some of it did not reach the program.
+    broken: Option<std::io::Error>,
 }
 
 impl Input {
+    fn nothing() -> Self {
+        Self { pipe: None, keeps: false, waiting: Vec::new(), written: 0, open: false, broken: None }
+    }
+
     /// While much waits, no more is taken from the client: the wait is the client's, not our memory's.
     fn has_room(&self) -> bool {
         self.waiting.len() - self.written < WAITING_BYTES_MAX
     }
 
     fn add(&mut self, data: Vec<u8>, eof: bool) {
+        if self.keeps {
+            self.waiting.extend(data);
+            self.open &= !eof;
+            return;
+        }
         if self.pipe.is_none() {
             return;
         }
@@ -257,8 +344,11 @@ impl Input {
             match pipe.try_write(&self.waiting[self.written..]) {
                 Ok(bytes) => self.written += bytes,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    // The program has closed its input: what is left has no reader.
+                Err(error) => {
+                    // A program that has closed its input has no reader for what is left; nothing else is expected.
+                    if error.kind() != std::io::ErrorKind::BrokenPipe {
+                        self.broken = Some(error);
+                    }
                     self.open = false;
                     break;
                 }
@@ -280,14 +370,14 @@ struct Pipes {
 
 impl Pipes {
     /// Our ends, and theirs as stdin, stdout, stderr.
-    fn make(stdin: Stdin) -> std::io::Result<(Self, [OwnedFd; 3])> {
-        let (stdin, their_stdin) = match stdin {
-            Stdin::Empty => {
-                let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-                (Input { pipe: None, waiting: Vec::new(), written: 0, open: false }, null)
+    fn make(feed: Feed) -> std::io::Result<(Self, [OwnedFd; 3])> {
+        let (stdin, their_stdin) = match feed {
+            Feed::Own(Stdin::Empty, _) => (Input::nothing(), no_input()?),
+            Feed::Own(Stdin::Bytes(bytes), _) => Self::input(bytes, false)?,
+            Feed::Own(Stdin::Open, Held { bytes, eof }) => Self::input(bytes, !eof)?,
+            Feed::Later(Held { bytes, eof }) => {
+                (Input { keeps: true, waiting: bytes, open: !eof, ..Input::nothing() }, no_input()?)
             }
-            Stdin::Bytes(bytes) => Self::input(bytes, false)?,
-            Stdin::Open => Self::input(Vec::new(), true)?,
         };
         let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -301,10 +391,14 @@ impl Pipes {
 
     fn input(bytes: Vec<u8>, open: bool) -> std::io::Result<(Input, OwnedFd)> {
         let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let mut input = Input { pipe: Some(pipe::Sender::from_owned_fd(ours)?), waiting: Vec::new(), written: 0, open: true };
+        let mut input = Input { pipe: Some(pipe::Sender::from_owned_fd(ours)?), open: true, ..Input::nothing() };
         input.add(bytes, !open);
         Ok((input, theirs))
     }
+}
+
+fn no_input() -> std::io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// A program whose caller went away.
@@ -350,11 +444,13 @@ mod tests {
         let (ours, theirs) = socket::pair().expect("a socket pair");
         channel::send(theirs.as_fd(), &InitMessage::Ready, &[]).expect("sent");
         let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
-        let request = ExecuteRequest { execution: 0, arguments: vec![], environment: vec![], directory: vec![] };
+        let view = crate::plan::messages::View::Programs;
+        let request = ExecuteRequest { execution: 0, arguments: vec![], environment: vec![], directory: vec![], view };
         let timeout = Duration::from_secs(5);
+        let feed = Feed::Own(Stdin::Empty, Held::default());
         let (_sender, mut control) = mpsc::channel(1);
         let begin = Instant::now();
-        let driven = drive(&init, Program { request, stdin: Stdin::Empty, timeout }, &Nowhere, &mut control).await;
+        let driven = drive(&init, Program { request, feed, timeout }, &Nowhere, &mut control).await;
         assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
         assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());
     }
@@ -369,7 +465,8 @@ mod tests {
         take_rest(reader.as_fd(), &mut [0; 4], |bytes| {
             taken.extend_from_slice(bytes);
             write(b"xyz");
-        });
+        })
+        .expect("the pipe can be read");
         assert_eq!(taken, b"abcdef");
     }
 }

@@ -53,11 +53,12 @@ impl Sandbox {
     /// Kills and refusals since the last time this was asked. Of executions that overlap, the first to end has them.
     pub fn new_events(&self) -> Counters {
         let events = self.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default();
-        let before = std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), events);
-        Counters {
-            oom_kills: events.oom_kills.saturating_sub(before.oom_kills),
-            pids_refusals: events.pids_refusals.saturating_sub(before.pids_refusals),
-        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *told;
+        // A counter that could not be read must not have what it counted before told again the next time.
+        told.oom_kills = before.oom_kills.max(events.oom_kills);
+        told.pids_refusals = before.pids_refusals.max(events.pids_refusals);
+        Counters { oom_kills: told.oom_kills - before.oom_kills, pids_refusals: told.pids_refusals - before.pids_refusals }
     }
 
     /// What it used so far, as far as the host tells.

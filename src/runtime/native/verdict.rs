@@ -3,11 +3,13 @@
 //! Where several verdicts hold, the first of PROTOCOL's list counts: cancelled, timeout, out of memory, output limit, disk
 //! full, pids limit, seccomp violation, signaled, nonzero exit.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::command::{ExecutionReport, Failure, FailureKind, Usage};
 use crate::plan::messages::{ProgramEnd, StartFailure, StartStage};
 use crate::sandbox::spec::Limits;
+use crate::seccomp::Arch;
 use crate::sys::error::describe;
 
 use super::program::{Driven, EndedBy};
@@ -31,9 +33,10 @@ pub fn of(
 ) -> (ExecutionReport, Option<Failure>) {
     match &driven.end {
         ProgramEnd::NotStarted(failure) => (ExecutionReport::default(), Some(not_started(failure, driven.ended_by))),
-        ProgramEnd::Ran { status, cpu_us, quota_full } => {
+        ProgramEnd::Ran { status, cpu_us, quota_full, blocked } => {
             let exit = Exit::of(*status);
             let failed = exit != Exit::Code(0);
+            let blocked = call_names(blocked);
             let mut report = ExecutionReport {
                 exit_code: Some(exit.code()),
                 signal: exit.signal_name(),
@@ -42,22 +45,67 @@ pub fn of(
                 usage: Usage { cpu_ms: Some(cpu_us / 1000), ..usage },
                 ..ExecutionReport::default()
             };
-            let facts = Facts { exit, ended_by: driven.ended_by, counters, quota_full: *quota_full };
+            let facts = Facts { exit, ended_by: driven.ended_by, counters, quota_full: *quota_full, blocked: &blocked };
             let failure = failed.then(|| verdict(&facts, limits, timeout));
+            report.blocked_syscalls = (!blocked.is_empty()).then_some(blocked);
             report.limit = failure.as_ref().and_then(|failure| limit_text(failure.kind, limits, timeout));
             (report, failure)
         }
     }
 }
 
-struct Facts {
+/// Names of system calls, sorted. Init is not believed: a number that is no call's is passed over, and there are no more names
+/// than calls.
+fn call_names(numbers: &[u32]) -> Vec<String> {
+    let Some(arch) = Arch::native() else { return Vec::new() };
+    let names: BTreeSet<&str> = numbers.iter().filter_map(|number| arch.name(*number)).collect();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// The verdict of a step before the program: a compiler that says no is `compile_error`; a limit that ended it stays that limit.
+/// The program itself never ran, so it has no exit code.
+pub fn of_compiler((report, failure): (ExecutionReport, Option<Failure>)) -> (ExecutionReport, Option<Failure>) {
+    let Some(failure) = failure else { return (report, None) };
+    let (kind, message) = match failure.kind {
+        FailureKind::NonzeroExit => {
+            (FailureKind::CompileError, "the code does not compile; stderr has the compiler's words".into())
+        }
+        FailureKind::Signaled | FailureKind::SeccompViolation => {
+            (FailureKind::CompileError, failure.message.replacen("the program", "the compiler", 1))
+        }
+        FailureKind::ProgramNotFound => (FailureKind::ProgramNotFound, "the compiler is not in the image".into()),
+        FailureKind::Cancelled => (FailureKind::Cancelled, failure.message),
+        // What a limit or the sandbox says is as true of the compiler.
+        FailureKind::Timeout
+        | FailureKind::OutOfMemory
+        | FailureKind::PidsLimit
+        | FailureKind::DiskFull
+        | FailureKind::OutputLimit
+        | FailureKind::PermissionDenied
+        | FailureKind::FileNotFound
+        | FailureKind::AlreadyExists
+        | FailureKind::NotARegularFile
+        | FailureKind::PathInvalid
+        | FailureKind::LimitExceeded
+        | FailureKind::DirectoryNotEmpty
+        | FailureKind::NotADirectory
+        | FailureKind::PackageUnavailable
+        | FailureKind::CompileError
+        | FailureKind::SandboxGone
+        | FailureKind::IoError => (failure.kind, failure.message.replacen("the program", "the compiler", 1)),
+    };
+    (ExecutionReport { exit_code: None, signal: None, ..report }, Some(Failure { kind, message }))
+}
+
+struct Facts<'a> {
     exit: Exit,
     ended_by: EndedBy,
     counters: Counters,
     quota_full: bool,
+    blocked: &'a [String],
 }
 
-fn verdict(facts: &Facts, limits: &Limits, timeout: Duration) -> Failure {
+fn verdict(facts: &Facts<'_>, limits: &Limits, timeout: Duration) -> Failure {
     let failure = |kind, message: String| Failure { kind, message };
     let mib = |bytes: u64| bytes >> 20;
     match facts.ended_by {
@@ -88,8 +136,28 @@ fn verdict(facts: &Facts, limits: &Limits, timeout: Duration) -> Failure {
         Exit::Signal(signal) if signal == libc::SIGSYS => {
             failure(FailureKind::SeccompViolation, "the program made a system call that its profile ends programs for".into())
         }
-        Exit::Signal(signal) => failure(FailureKind::Signaled, format!("the program was ended by {}", signal_name(signal))),
-        Exit::Code(code) => failure(FailureKind::NonzeroExit, format!("the program ended with exit code {code}")),
+        Exit::Signal(signal) => {
+            let message = format!("the program was ended by {}{}", signal_name(signal), refused(facts.blocked));
+            failure(FailureKind::Signaled, message)
+        }
+        Exit::Code(code) => {
+            let message = format!("the program ended with exit code {code}{}", refused(facts.blocked));
+            failure(FailureKind::NonzeroExit, message)
+        }
+    }
+}
+
+/// Names in a sentence; the result has all of them.
+const NAMED_MAX: usize = 5;
+
+/// The end of a sentence: what may be why the program ended so. Whether it is, nobody but the program knows, so it is no verdict.
+fn refused(blocked: &[String]) -> String {
+    match blocked {
+        [] => String::new(),
+        all => {
+            let more = if all.len() > NAMED_MAX { " and others" } else { "" };
+            format!("; it made calls against its profile: {}{more}", all[..all.len().min(NAMED_MAX)].join(", "))
+        }
     }
 }
 
@@ -106,6 +174,9 @@ fn not_started(failed: &StartFailure, ended_by: EndedBy) -> Failure {
             (FailureKind::IoError, format!("the program was not started: its wall `{wall}` could not be built: {reason}"))
         }
         (StartStage::Directory, libc::ENOENT) => (FailureKind::FileNotFound, "the working directory does not exist".into()),
+        (StartStage::Directory, libc::EIO | libc::ENOMEM) => {
+            (FailureKind::IoError, format!("the working directory could not be entered: {reason}"))
+        }
         (StartStage::Directory, _) => (FailureKind::PathInvalid, format!("the working directory can't be entered: {reason}")),
         (StartStage::Execute, libc::ENOENT | libc::ENOTDIR) => {
             (FailureKind::ProgramNotFound, "there is no such program, or its interpreter is missing".into())
@@ -142,6 +213,7 @@ fn limit_text(kind: FailureKind, limits: &Limits, timeout: Duration) -> Option<S
         | FailureKind::DirectoryNotEmpty
         | FailureKind::NotADirectory
         | FailureKind::PackageUnavailable
+        | FailureKind::CompileError
         | FailureKind::SandboxGone
         | FailureKind::IoError => None,
     }
@@ -204,8 +276,12 @@ mod tests {
         }
     }
 
+    fn driven(end: ProgramEnd, ended_by: EndedBy) -> Driven {
+        Driven { end, ended_by, held: super::super::program::Held::default() }
+    }
+
     fn judge(status: i32, ended_by: EndedBy, counters: Counters, quota_full: bool) -> (ExecutionReport, Option<FailureKind>) {
-        let driven = Driven { end: ProgramEnd::Ran { status, cpu_us: 1500, quota_full }, ended_by };
+        let driven = driven(ProgramEnd::Ran { status, cpu_us: 1500, quota_full, blocked: Vec::new() }, ended_by);
         let (report, failure) = of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(60));
         (report, failure.map(|failure| failure.kind))
     }
@@ -235,15 +311,55 @@ mod tests {
     }
 
     #[test]
+    fn a_compiler_s_no_is_a_verdict_of_its_own_and_a_limit_s_stays_what_it_is() {
+        let kind = |status, ended_by, counters| {
+            let driven = driven(ProgramEnd::Ran { status, cpu_us: 0, quota_full: false, blocked: Vec::new() }, ended_by);
+            let (report, failure) = of_compiler(of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(60)));
+            (report.exit_code, failure.map(|failure| failure.kind))
+        };
+        let none = Counters::default();
+        assert_eq!(kind(EXIT_1, EndedBy::Itself, none), (None, Some(FailureKind::CompileError)));
+        assert_eq!(kind(libc::SIGSEGV, EndedBy::Itself, none), (None, Some(FailureKind::CompileError)));
+        assert_eq!(kind(KILLED, EndedBy::Timeout, none), (None, Some(FailureKind::Timeout)));
+        let killed = Counters { oom_kills: 1, ..none };
+        assert_eq!(kind(KILLED, EndedBy::Itself, killed), (None, Some(FailureKind::OutOfMemory)));
+        assert_eq!(kind(0, EndedBy::Itself, none), (Some(0), None));
+    }
+
+    #[test]
     fn a_signal_has_its_name_and_the_shell_s_exit_code() {
         let (report, _) = judge(libc::SIGSEGV, EndedBy::Itself, Counters::default(), false);
         assert_eq!((report.exit_code, report.signal.as_deref()), (Some(139), Some("SIGSEGV")));
     }
 
     #[test]
+    fn refused_calls_are_named_once_and_sorted_and_change_no_verdict() {
+        let arch = Arch::native().expect("an architecture that sandboxes are built on");
+        let number = |name| arch.number(name).expect("it exists");
+        let told = vec![number("unshare"), 100_000, number("mount"), number("unshare")];
+        let end = |status, blocked| {
+            let end = ProgramEnd::Ran { status, cpu_us: 0, quota_full: false, blocked };
+            let driven = driven(end, EndedBy::Itself);
+            of(&driven, Counters::default(), Usage::default(), &limits(), Duration::from_secs(1))
+        };
+        let names = Some(vec!["mount".to_owned(), "unshare".to_owned()]);
+        let (report, failure) = end(3 << 8, told.clone());
+        let failure = failure.expect("it failed");
+        assert_eq!((failure.kind, &report.blocked_syscalls), (FailureKind::NonzeroExit, &names));
+        assert_eq!(failure.message, "the program ended with exit code 3; it made calls against its profile: mount, unshare");
+        let (report, failure) = end(0, told);
+        assert_eq!((report.blocked_syscalls, failure), (names, None), "a success stays one");
+        let (report, failure) = end(3 << 8, vec![100_000]);
+        assert_eq!(
+            (report.blocked_syscalls, failure.map(|failure| failure.message)),
+            (None, Some("the program ended with exit code 3".into()))
+        );
+    }
+
+    #[test]
     fn a_program_that_is_not_there_and_a_full_process_table_are_told_apart() {
         let kind = |stage, errno| {
-            let driven = Driven { end: ProgramEnd::NotStarted(StartFailure { stage, errno }), ended_by: EndedBy::Itself };
+            let driven = driven(ProgramEnd::NotStarted(StartFailure { stage, errno }), EndedBy::Itself);
             of(&driven, Counters::default(), Usage::default(), &limits(), Duration::from_secs(1)).1.map(|failure| failure.kind)
         };
         assert_eq!(kind(StartStage::Execute, libc::ENOENT), Some(FailureKind::ProgramNotFound));

@@ -19,6 +19,8 @@ pub struct CgroupHost {
     pub pids: Carrier,
     /// Who carries weight and quota of the processors.
     pub cpu: Carrier,
+    /// Who carries the bound on disk traffic; v2 only, since v1 sees no write that goes through the page cache.
+    pub io: Carrier,
     /// The v1 group for cpu time when no v2 tree tells it.
     pub cpuacct: Option<PathBuf>,
     /// The v2 tree, when this process may make groups in it.
@@ -92,7 +94,7 @@ impl CgroupHost {
     /// A host that carries no limit.
     pub fn none(why: &str) -> Self {
         let absent = || Carrier::Absent { why: why.to_owned() };
-        Self { memory: absent(), pids: absent(), cpu: absent(), cpuacct: None, v2: None }
+        Self { memory: absent(), pids: absent(), cpu: absent(), io: absent(), cpuacct: None, v2: None }
     }
 
     /// The decision.
@@ -111,12 +113,16 @@ impl CgroupHost {
             Some(_) => None,
             None => v1_group(&mounts, membership, "cpuacct").filter(|group| facts.writable(group)),
         };
-        Self { memory: carrier("memory"), pids: carrier("pids"), cpu: carrier("cpu"), cpuacct, v2 }
+        let io = match v1_group(&mounts, membership, "blkio") {
+            Some(_) => Carrier::Absent { why: "the controller io sits on cgroup v1, which sees no buffered writes".into() },
+            None => carrier("io"),
+        };
+        Self { memory: carrier("memory"), pids: carrier("pids"), cpu: carrier("cpu"), io, cpuacct, v2 }
     }
 
     /// Controllers that the v2 tree must hand down to sessions.
     pub fn v2_controllers(&self) -> Vec<&'static str> {
-        let rows = [("memory", &self.memory), ("pids", &self.pids), ("cpu", &self.cpu)];
+        let rows = [("memory", &self.memory), ("pids", &self.pids), ("cpu", &self.cpu), ("io", &self.io)];
         rows.into_iter().filter(|(_, carrier)| **carrier == Carrier::V2).map(|(name, _)| name).collect()
     }
 

@@ -8,6 +8,7 @@
 //! what a killed server left.
 
 mod host;
+mod io_limit;
 mod session;
 mod stale;
 mod tree;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use host::{Carrier, CgroupHost, V2Entry, V2Tree};
+pub use io_limit::{Device, IoLimit};
 pub use session::{CgroupEvents, PeakReset, SessionCgroup, remove_directories};
 pub use stale::StaleReport;
 pub use tree::CgroupTree;

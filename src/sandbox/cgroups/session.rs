@@ -82,6 +82,11 @@ impl SessionCgroup {
         self.remover = Remover::SomebodyElse;
     }
 
+    /// Whether `pids.max` of a group bounds its processes.
+    pub fn bounds_processes(&self) -> bool {
+        self.pids.is_some()
+    }
+
     /// What happened so far. A file that is gone counts nothing: the session has ended.
     pub fn events(&self) -> CgroupEvents {
         let oom = |group: &Path| {

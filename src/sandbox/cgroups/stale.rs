@@ -1,7 +1,7 @@
 //! Groups of servers that no longer live: found by name, emptied, removed.
 //!
-//! Invariant: only groups named `codebeaker-<server>` below this host's bases are touched, and only when `<server>` names a
-//! process that is gone. Nothing is killed elsewhere, and links are not followed (cgroupfs has none).
+//! Invariant: only groups named `codebeaker-<server>` below this host's bases, and below those that earlier servers noted, are
+//! touched, and only when `<server>` names a process that is gone. Nothing is killed elsewhere, and links are not followed (cgroupfs has none).
 
 use std::fs;
 use std::io;
@@ -25,17 +25,25 @@ pub struct StaleReport {
 }
 
 impl CgroupTree {
-    /// Kills and removes what servers that are gone have left. Goes on after a failure and returns the first.
-    pub fn remove_stale(host: &CgroupHost) -> Result<StaleReport, CgroupError> {
+    /// Kills and removes what servers that are gone have left, here and below `earlier` (`LockedState::group_bases`). Goes on
+    /// after a failure and returns the first.
+    pub fn remove_stale(host: &CgroupHost, earlier: &[PathBuf]) -> Result<StaleReport, CgroupError> {
         let mut report = StaleReport::default();
         let mut result = Ok(());
-        for base in host.bases() {
+        let own = host.bases();
+        let others = earlier.iter().map(PathBuf::as_path).filter(|base| !own.contains(base) && is_group(base));
+        for base in own.iter().copied().chain(others) {
             for group in stale_groups(base)? {
                 result = result.and(remove_group(&group, &mut report));
             }
         }
         result.map(|()| report)
     }
+}
+
+/// True for a directory of a cgroup file system.
+fn is_group(directory: &Path) -> bool {
+    directory.join("cgroup.procs").is_file()
 }
 
 /// Groups in `base` whose name says that we made them and whose server is gone.

@@ -11,11 +11,14 @@ use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 
+use super::io_limit::IoLimit;
 use super::session::remove_directory;
 use super::{CPU_PERIOD_US, Carrier, CgroupError, CgroupHost, GROUP_PREFIX, SessionCgroup, V2Entry, cpu_quota_us, cpu_weight};
 use crate::id::EnvironmentId;
+use crate::plan::messages::WayBack;
 use crate::sandbox::enforcement::{WallState, WallStatus};
 use crate::sandbox::spec::Limits;
+use crate::sys::cgroup::step_back;
 
 /// The groups `codebeaker-<server>`, one in each hierarchy that is used.
 #[derive(Debug)]
@@ -27,6 +30,13 @@ pub struct CgroupTree {
     v2: Option<PathBuf>,
     v2_controllers: Vec<&'static str>,
     swap: SwapAccounting,
+    /// What the rows of memory and pids say about `usage`.
+    memory_peak: &'static str,
+    pids_peak: &'static str,
+    /// This process has moved itself into a leaf of its own group.
+    way_back: Option<WayBack>,
+    io: Place,
+    io_limit: IoLimit,
 }
 
 /// Where a limit is written: below which of the server's groups.
@@ -35,6 +45,18 @@ enum Place {
     V1(PathBuf),
     V2(PathBuf),
     Absent(String),
+}
+
+impl Place {
+    /// Nothing where the kernel tells the peak in this file of a group; else what `usage` lacks.
+    fn peak_words(&self, v1: &str, v2: &str) -> &'static str {
+        let told = match self {
+            Self::V1(group) => group.join(v1).exists(),
+            Self::V2(group) => group.join(v2).exists(),
+            Self::Absent(_) => true,
+        };
+        if told { "" } else { "; the kernel tells no peak, so usage has none" }
+    }
 }
 
 /// Whether the kernel counts swap per group.
@@ -59,25 +81,38 @@ impl CgroupTree {
         }
         let v2 = host.v2.as_ref().map(|tree| tree.base.join(&name));
         let v2_controllers = host.v2_controllers();
-        if let Some(tree) = &host.v2 {
-            hand_down(&tree.base, &tree.base.join(&name), tree.entry, &v2_controllers)?;
-        }
+        let way_back = match &host.v2 {
+            Some(tree) => hand_down(&tree.base, &tree.base.join(&name), tree.entry, &v2_controllers)?,
+            None => None,
+        };
         let place = |carrier: &Carrier| match (carrier, &v2) {
             (Carrier::V1(group), _) => Place::V1(group.join(&name)),
             (Carrier::V2, Some(group)) => Place::V2(group.clone()),
             (Carrier::V2, None) => Place::Absent("the v2 tree is gone".into()),
             (Carrier::Absent { why }, _) => Place::Absent(why.clone()),
         };
-        let memory = place(&host.memory);
+        let (memory, io) = (place(&host.memory), place(&host.io));
+        let pids = place(&host.pids);
         Ok(Some(Self {
             swap: swap_accounting(&memory),
+            memory_peak: memory.peak_words("memory.max_usage_in_bytes", "memory.peak"),
             memory,
-            pids: place(&host.pids),
+            pids_peak: pids.peak_words("pids.peak", "pids.peak"),
+            pids,
             cpu: place(&host.cpu),
             cpuacct: host.cpuacct.as_ref().map(|group| group.join(&name)),
             v2,
             v2_controllers,
+            way_back,
+            io,
+            io_limit: IoLimit::default(),
         }))
+    }
+
+    /// Every session made from now on has this bound on disk traffic.
+    #[must_use]
+    pub fn with_io_limit(self, io_limit: IoLimit) -> Self {
+        Self { io_limit, ..self }
     }
 
     /// Makes a session's groups and puts its limits in force.
@@ -97,6 +132,7 @@ impl CgroupTree {
         self.limit_memory(name, limits, &mut session)?;
         self.limit_pids(name, limits, &mut session)?;
         self.limit_cpu(name, limits, &mut session)?;
+        self.limit_io(name, &mut session);
         session.cpuacct = self.cpuacct.as_ref().map(|parent| parent.join(name));
         Ok(session)
     }
@@ -106,12 +142,23 @@ impl CgroupTree {
         self.v1_parents().into_iter().chain(self.v2.as_deref()).map(Path::to_owned).collect()
     }
 
-    /// Removes the server's own groups, once its sessions are gone. A group that this process itself stands in stays for
-    /// the next start to remove.
-    pub fn close(self) -> Result<(), CgroupError> {
+    /// From the leaf that this process has moved into, if it had to.
+    pub fn way_back(&self) -> Option<WayBack> {
+        self.way_back.clone()
+    }
+
+    /// Removes the server's own groups, once its sessions and the launcher are gone; this process goes back to where it came
+    /// from. A group that somebody still stands in stays for the next start to remove.
+    pub fn close(&self) -> Result<(), CgroupError> {
+        if let Some(way) = self.way_back.as_ref().filter(|way| Path::new(&way.leaf).exists())
+            && let Err(error) = step_back([&way.group, &way.base], &way.base)
+        {
+            tracing::warn!(%error, "the server's own control group could not be left");
+        }
         let mut result = Ok(());
         for group in self.v1_parents().into_iter().chain(self.v2.as_deref()) {
-            if group.join("server").exists() {
+            let leaf = group.join("server");
+            if leaf.exists() && std::fs::remove_dir(&leaf).is_err() {
                 continue;
             }
             result = result.and(remove_directory(group));
@@ -144,7 +191,7 @@ impl CgroupTree {
             return Ok(());
         }
         // Only these two: `run` needs memory for oom.group, and older kernels count a refused fork where it was tried.
-        let handed: Vec<&str> = self.v2_controllers.iter().copied().filter(|name| *name != "cpu").collect();
+        let handed: Vec<&str> = self.v2_controllers.iter().copied().filter(|name| ["memory", "pids"].contains(name)).collect();
         enable(group, &handed)?;
         let (init, run) = (group.join("init"), group.join("run"));
         for leaf in [&init, &run] {
@@ -179,9 +226,9 @@ impl CgroupTree {
         if self.swap == SwapAccounting::Counted {
             // v1 counts memory and swap together, v2 swap alone: either way nothing is left for swap.
             controller.set_memswap_limit(if v2 { 0 } else { bytes }).map_err(failed("swap"))?;
-            session.limits.push(row("memory", WallStatus::Enforced, &format!("cgroup {file}, no swap")));
+            session.limits.push(row("memory", WallStatus::Enforced, &format!("cgroup {file}, no swap{}", self.memory_peak)));
         } else {
-            let detail = format!("cgroup {file}; the kernel does not count swap per group");
+            let detail = format!("cgroup {file}; the kernel does not count swap per group{}", self.memory_peak);
             session.limits.push(row("memory", WallStatus::Degraded, &detail));
         }
         session.memory = Some(group);
@@ -201,7 +248,7 @@ impl CgroupTree {
         PidController::new(group.clone(), PathBuf::new(), version == "v2")
             .set_pid_max(MaxValue::Value(most))
             .map_err(|source| CgroupError::Limit { limit: "pids", path: group.clone(), source })?;
-        session.limits.push(row("pids", WallStatus::Enforced, &format!("cgroup {version} pids.max")));
+        session.limits.push(row("pids", WallStatus::Enforced, &format!("cgroup {version} pids.max{}", self.pids_peak)));
         session.pids = Some(group);
         Ok(())
     }
@@ -231,24 +278,44 @@ impl CgroupTree {
         session.limits.push(row("cpu", WallStatus::Enforced, words));
         Ok(())
     }
+
+    /// Nobody can name this limit in a request, so what stands in its way is told and no failure.
+    fn limit_io(&self, name: &str, session: &mut SessionCgroup) {
+        let group = match &self.io {
+            Place::V2(parent) => Ok(parent.join(name)),
+            Place::V1(_) => Err("cgroup v1 sees no buffered writes".to_owned()),
+            Place::Absent(why) => Err(why.clone()),
+        };
+        session.limits.push(match group.and_then(|group| self.io_limit.apply(&group)) {
+            Ok(detail) => row("io", WallStatus::Enforced, &detail),
+            Err(why) => row("io", WallStatus::Absent, &why),
+        });
+    }
 }
 
 fn row(name: &str, state: WallStatus, detail: &str) -> WallState {
     WallState { name: name.to_owned(), state, detail: detail.to_owned() }
 }
 
-/// Lets the groups below `own` have the controllers; moves this process out of `base` first where it stands in the way.
-fn hand_down(base: &Path, own: &Path, entry: V2Entry, controllers: &[&str]) -> Result<(), CgroupError> {
+/// Lets the groups below `own` have the controllers; moves this process out of `base` first where it stands in the way, and
+/// then tells the way back.
+fn hand_down(base: &Path, own: &Path, entry: V2Entry, controllers: &[&str]) -> Result<Option<WayBack>, CgroupError> {
     if controllers.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    if entry == V2Entry::MoveSelf {
-        let leaf = own.join("server");
-        ensure_directory(&leaf)?;
-        write(&leaf.join("cgroup.procs"), "0")?;
-    }
+    let way_back = match entry {
+        V2Entry::Ready => None,
+        V2Entry::MoveSelf => {
+            let leaf = own.join("server");
+            ensure_directory(&leaf)?;
+            write(&leaf.join("cgroup.procs"), "0")?;
+            let text = |path: &Path| path.to_string_lossy().into_owned();
+            Some(WayBack { leaf: text(&leaf), group: text(own), base: text(base) })
+        }
+    };
     enable(base, controllers)?;
-    enable(own, controllers)
+    enable(own, controllers)?;
+    Ok(way_back)
 }
 
 /// Writes the controllers that `group` does not hand down yet.

@@ -84,7 +84,7 @@ fn a_sessions_groups_hold_its_limits_and_are_gone_after_remove() {
     let session = bed.tree().create(&EnvironmentId::random(), &limits()).expect("created");
     let read = |group: &Path, file: &str| fs::read_to_string(group.join(file)).expect("a file of the group");
     let states: Vec<&str> = session.limits.iter().map(|row| row.name.as_str()).collect();
-    assert_eq!(states, ["memory", "pids", "cpu"]);
+    assert_eq!(states, ["memory", "pids", "cpu", "io"]);
     if let Some(group) = &session.memory {
         let file = if bed.host.memory == Carrier::V2 { "memory.max" } else { "memory.limit_in_bytes" };
         assert_eq!(read(group, file).trim(), "67108864");
@@ -150,13 +150,18 @@ fn groups_that_nobody_took_over_go_with_the_value_and_others_stay() {
     super::super::remove_directories(&directories).expect("nobody is in them");
 }
 
+/// The id of a server whose process is gone.
+fn dead_server() -> String {
+    let mut past = Command::new("true").spawn().expect("true starts");
+    let namespace = ServerId::current().expect("/proc is mounted").as_str().split('-').next().map(str::to_owned);
+    past.wait().expect("our own child");
+    format!("{}-{}-1", namespace.expect("first field"), past.id())
+}
+
 #[test]
 fn groups_of_a_dead_server_are_emptied_and_removed_and_those_of_a_living_one_stay() {
     let Some(bed) = Bed::open("unrelated") else { return };
-    let mut past = Command::new("true").spawn().expect("true starts");
-    let namespace = ServerId::current().expect("/proc is mounted").as_str().split('-').next().map(str::to_owned);
-    let dead = format!("{}-{}-1", namespace.expect("first field"), past.id());
-    past.wait().expect("our own child");
+    let dead = dead_server();
     let stale = CgroupTree::open(&bed.host, &dead).expect("opens").expect("bed has groups");
     let mut left = stale.create(&EnvironmentId::random(), &limits()).expect("created");
     let mut sleeper = Sleeper::start();
@@ -164,13 +169,36 @@ fn groups_of_a_dead_server_are_emptied_and_removed_and_those_of_a_living_one_sta
     left.hand_over();
     let alive = bed.tree().create(&EnvironmentId::random(), &limits()).expect("created");
 
-    CgroupTree::remove_stale(&bed.host).expect("removed");
+    CgroupTree::remove_stale(&bed.host, &[]).expect("removed");
 
     assert!(left.directories.iter().all(|group| !group.exists()));
     assert!(alive.directories.iter().all(|group| group.exists()));
     let status = sleeper.0.wait().expect("our own child");
     assert!(!status.success(), "what ran in the stale group was killed");
     std::mem::forget(sleeper);
+}
+
+#[test]
+fn a_group_of_a_dead_server_elsewhere_is_removed_when_its_base_was_noted() {
+    let Some(bed) = Bed::open("elsewhere") else { return };
+    let dead = format!("{GROUP_PREFIX}{}", dead_server());
+    let base = bed.tree().directories().remove(0);
+    let group = base.join(&dead);
+    fs::create_dir(&group).expect("root may make groups");
+    CgroupTree::remove_stale(&bed.host, &[]).expect("nothing to remove");
+    assert!(group.exists(), "the control: it is below no base of this host");
+    CgroupTree::remove_stale(&bed.host, &[base, "/proc".into(), "/nonexistent".into()]).expect("removed");
+    assert!(!group.exists());
+}
+
+#[test]
+fn a_peak_that_the_kernel_does_not_tell_is_said() {
+    let group = tempfile::tempdir().expect("a temporary directory");
+    let place = || Place::V2(group.path().to_owned());
+    assert!(place().peak_words("memory.max_usage_in_bytes", "memory.peak").contains("usage has none"));
+    fs::write(group.path().join("memory.peak"), "0").expect("an own directory");
+    assert_eq!(place().peak_words("memory.max_usage_in_bytes", "memory.peak"), "");
+    assert_eq!(Place::Absent("no group".into()).peak_words("a", "b"), "", "its row says more than that already");
 }
 
 #[test]

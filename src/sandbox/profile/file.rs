@@ -40,6 +40,9 @@ pub struct ProfileFile {
     pub version: String,
     /// A built-in profile's name, or a JSON file beside this one (`mine.json`).
     pub seccomp: String,
+    /// What the seccomp file refuses is let through and told, but for what no profile may open. No wall: for writing a profile.
+    #[serde(default)]
+    pub audit_only: bool,
     /// Uid of programs.
     pub uid: u32,
     /// Gid of programs.

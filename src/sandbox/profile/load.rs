@@ -12,11 +12,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::Profile;
 use super::file::{FieldError, ProfileFile};
+use super::{Notifying, Profile};
+use crate::plan::ListenerAnswer;
 use crate::seccomp::compile::{CompileError, compile};
 use crate::seccomp::floor::{self, Breach};
 use crate::seccomp::model::SeccompProfile;
+use crate::seccomp::notify;
 use crate::seccomp::resolve::{ResolveError, Resolved, Target, resolve};
 use crate::seccomp::{Arch, KernelVersion};
 
@@ -166,10 +168,36 @@ impl Profiles {
         self.0.get(name).cloned()
     }
 
+    /// Names of the profiles that audit only.
+    pub fn auditing(&self) -> impl Iterator<Item = &str> {
+        let audits = |profile: &Profile| profile.notifying.as_ref().is_some_and(Notifying::lets_go);
+        self.0.iter().filter(move |(_, profile)| audits(profile)).map(|(name, _)| name.as_str())
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
+}
+
+/// A profile's seccomp file before anything is made of it; what `codebeaker seccomp` looks at.
+#[derive(Debug, Clone)]
+pub struct SeccompSource {
+    /// OCI JSON.
+    pub text: String,
+    /// Capabilities that programs hold under the profile, for `includes` and `excludes`.
+    pub capabilities: Vec<String>,
+}
+
+/// The seccomp file of a built-in profile or of one in the operator's directory; nothing when there is no such profile.
+pub fn seccomp_source(dir: Option<&Path>, name: &str) -> Result<Option<SeccompSource>, ProfileError> {
+    if let Some((_, text, seccomp)) = BUILT_IN.iter().find(|(known, _, _)| *known == name) {
+        return Ok(Some(SeccompSource { text: (*seccomp).to_owned(), capabilities: parse(name, text)?.capabilities }));
+    }
+    let files = dir.map(operator_files).transpose()?.unwrap_or_default();
+    let Some(path) = files.get(name) else { return Ok(None) };
+    let file = parse(name, &read_text(path)?)?;
+    Ok(Some(SeccompSource { text: seccomp_text(name, &file, path)?, capabilities: file.capabilities }))
 }
 
 /// What filters are made for.
@@ -212,11 +240,15 @@ fn check_name(name: &str) -> Result<(), ProfileError> {
 fn load_operator_file(name: &str, path: &Path, host: Host) -> Result<Profile, ProfileError> {
     let text = read_text(path)?;
     let file = parse(name, &text)?;
-    let seccomp = match BUILT_IN.iter().find(|(known, _, _)| *known == file.seccomp) {
-        Some((_, _, seccomp)) => (*seccomp).to_owned(),
-        None => read_text(&seccomp_path(name, &file.seccomp, path)?)?,
-    };
+    let seccomp = seccomp_text(name, &file, path)?;
     build(file, &text, &seccomp, host)
+}
+
+fn seccomp_text(name: &str, file: &ProfileFile, path: &Path) -> Result<String, ProfileError> {
+    match BUILT_IN.iter().find(|(known, _, _)| *known == file.seccomp) {
+        Some((_, _, seccomp)) => Ok((*seccomp).to_owned()),
+        None => read_text(&seccomp_path(name, &file.seccomp, path)?),
+    }
 }
 
 /// A file beside the profile: no directory, nothing hidden.
@@ -245,20 +277,49 @@ fn parse(name: &str, text: &str) -> Result<ProfileFile, ProfileError> {
 
 fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Profile, ProfileError> {
     let resolved = resolve_for(&file, seccomp, host)?;
-    let filters = compile(&resolved).map_err(|source| ProfileError::Compile { name: file.name.clone(), source })?;
+    let failed = |source| ProfileError::Compile { name: file.name.clone(), source };
+    let filters = compile(&resolved).map_err(failed)?;
+    let notifying = if file.audit_only {
+        auditing_filters(&resolved, &file.name)?
+    } else {
+        notifying_filters(&resolved).map_err(failed)?
+    };
     Ok(Profile {
-        sha256: digest(text, seccomp),
+        sha256: digest([text, seccomp]),
+        seccomp_sha256: digest([seccomp]),
+        bpf_sha256: digest(&filters),
         uid: file.uid,
         gid: file.gid,
         root_filesystem: file.root_filesystem.into(),
         network: file.network.into(),
         seccomp: filters,
+        notifying,
         defaults: file.defaults.into(),
         maximum: file.maximum.into(),
         name: file.name,
         version: file.version,
         capabilities: file.capabilities,
     })
+}
+
+fn notifying_filters(resolved: &Resolved) -> Result<Option<Notifying>, CompileError> {
+    let Some(told) = notify::notifying(resolved) else { return Ok(None) };
+    Ok(with_listener(compile(&told)?, ListenerAnswer::Refuse(i32::from(notify::ERRNO))))
+}
+
+/// The floor is looked at once more: what an audit lets go on counts as allowed.
+fn auditing_filters(resolved: &Resolved, name: &str) -> Result<Option<Notifying>, ProfileError> {
+    let audited = notify::auditing(resolved);
+    floor::check(&audited).map_err(|source| ProfileError::Floor { name: name.to_owned(), source })?;
+    let filters = compile(&audited).map_err(|source| ProfileError::Compile { name: name.to_owned(), source })?;
+    Ok(with_listener(filters, ListenerAnswer::LetGo))
+}
+
+/// The first of the filters is the one that tells.
+fn with_listener(filters: Vec<Vec<u8>>, answer: ListenerAnswer) -> Option<Notifying> {
+    let bpf_sha256 = digest(&filters);
+    let mut filters = filters.into_iter();
+    filters.next().map(|filter| Notifying { filter, answer, others: filters.collect(), bpf_sha256 })
 }
 
 fn resolve_for(file: &ProfileFile, seccomp: &str, host: Host) -> Result<Resolved, ProfileError> {
@@ -271,9 +332,10 @@ fn resolve_for(file: &ProfileFile, seccomp: &str, host: Host) -> Result<Resolved
     Ok(resolved)
 }
 
-fn digest(text: &str, seccomp: &str) -> String {
+/// Of the parts one after the other, hexadecimal.
+fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
     use std::fmt::Write as _;
-    let bytes = Sha256::new().chain_update(text).chain_update(seccomp).finalize();
+    let bytes = parts.into_iter().fold(Sha256::new(), Sha256::chain_update).finalize();
     bytes.iter().fold(String::with_capacity(64), |mut hexadecimal, byte| {
         // Writing to a String has no way to fail.
         write!(hexadecimal, "{byte:02x}").unwrap_or_default();

@@ -85,6 +85,17 @@ fn the_digest_covers_both_files() {
 }
 
 #[test]
+fn the_identity_has_the_digest_of_the_filters_that_programs_get() {
+    let profiles = Profiles::load(None).expect("the built-in profiles load");
+    let [default, strict] = ["default", "strict"].map(|name| profiles.get(name).expect("built in"));
+    let (told, plain) = (default.identity(Some(Waiting::Killable)), default.identity(None));
+    assert_eq!((told.bpf_sha256.len(), plain.bpf_sha256.len(), told.seccomp_sha256.len()), (64, 64, 64));
+    assert_ne!(told.bpf_sha256, plain.bpf_sha256, "they are other filters");
+    assert_eq!((&told.sha256, &told.seccomp_sha256), (&plain.sha256, &plain.seccomp_sha256), "of one profile");
+    assert_ne!(told.bpf_sha256, strict.identity(Some(Waiting::Killable)).bpf_sha256);
+}
+
+#[test]
 fn a_wrong_profile_is_refused_and_its_field_named() {
     let cases = [
         ("uid = 1000", "uid = 65536", "uid"),

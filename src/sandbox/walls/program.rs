@@ -1,8 +1,9 @@
 //! What every program gives up between fork and exec: capabilities, users, privileges, system calls – in the order in which
 //! the kernel allows it. Dropping the bounding set after setuid is EPERM; a change of credentials disarms the death signal.
 
-use crate::plan::ProgramStep;
+use crate::plan::{ListenerAnswer, ProgramStep};
 use crate::sandbox::compile::{Draft, Spec};
+use crate::sandbox::profile::Notifying;
 
 /// `SECBIT_*` of linux/securebits.h: noroot, no setuid fix-up, keep-caps off and no ambient raise, each locked; keep-caps itself
 /// stays 0 and is locked.
@@ -27,14 +28,43 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
         ProgramStep::NoNewPrivs,
     ]);
     super::landlock::apply(draft, spec);
-    draft.program.extend(spec.profile.seccomp.iter().cloned().map(ProgramStep::Seccomp));
     match spec.profile.capabilities.len() {
         0 => draft.enforced("capabilities", "none in any set, securebits locked"),
         kept => draft.enforced("capabilities", format!("{kept} kept inside its user namespace, none outside")),
     }
     draft.enforced("no_new_privs", "set");
-    draft.enforced("seccomp", format!("{} stacked filters", spec.profile.seccomp.len()));
+    filters(draft, spec);
 }
+
+/// The filter with the listener comes first: handing the listener over is a call that a later filter may refuse.
+fn filters(draft: &mut Draft, spec: &Spec<'_>) {
+    let plain = &spec.profile.seccomp;
+    let listening = spec.profile.notifying.as_ref().zip(spec.kernel.listener);
+    let others = listening.map_or(plain, |(notifying, _)| &notifying.others);
+    if let Some((Notifying { filter, answer, .. }, waiting)) = listening {
+        draft.program.push(ProgramStep::SeccompListener { filter: filter.clone(), answer: *answer, waiting });
+    }
+    draft.program.extend(others.iter().cloned().map(ProgramStep::Seccomp));
+    let count = others.len() + listening.iter().count();
+    match (listening.map(|(notifying, _)| notifying.answer), &spec.profile.notifying) {
+        (Some(ListenerAnswer::LetGo), _) => draft.degraded("seccomp", AUDIT_ONLY),
+        (Some(ListenerAnswer::Refuse(_)), _) => {
+            draft.enforced("seccomp", format!("{count} stacked filters; refused calls are named in `blockedSyscalls`"));
+        }
+        (None, Some(_)) => {
+            let why = "refused calls are not named: the host offers no listener (see doctor)";
+            draft.enforced("seccomp", format!("{count} stacked filters; {why}"));
+        }
+        (None, None) => {
+            let why = "refused calls are not named: the profile refuses none with EPERM";
+            draft.enforced("seccomp", format!("{count} stacked filters; {why}"));
+        }
+    }
+}
+
+/// What an operator must not overlook.
+const AUDIT_ONLY: &str = "AUDIT ONLY: calls against the profile are let through and named in `blockedSyscalls`; refused is only what no profile \
+                          may open. This is no wall";
 
 /// Names of capabilities(7) as bits; a name that the `caps` crate does not know was refused when the profile was read.
 fn capability_bits(names: &[String]) -> u64 {

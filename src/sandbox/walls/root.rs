@@ -5,7 +5,7 @@
 //! one quota holds for all three.
 
 use crate::plan::{OutsideStep, Place, Slot, Step};
-use crate::sandbox::compile::{Draft, Ids, SLOT_LOWER, Spec};
+use crate::sandbox::compile::{Draft, Ids, PACKAGES, SLOT_LOWER, Spec};
 use crate::sandbox::profile::RootFilesystem;
 use crate::sys::mount::attribute::{NO_DEVICES, NO_EXEC, NO_SETUID, READ_ONLY};
 
@@ -24,7 +24,7 @@ pub(super) fn inside(path: &str) -> Place {
 }
 
 /// `trees` are those that [`trees`] gave.
-pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>, trees: Vec<(Slot, String)>) {
+pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>, trees: &Trees) {
     let staging = draft.slot();
     let options = vec![
         ("size".into(), spec.limits.disk_bytes.to_string()),
@@ -43,8 +43,11 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>, trees: Vec<(Sl
     draft.inside.push(Step::Attach { slot: SLOT_LOWER, target: host("/lower") });
     overlay(draft);
     mount_points(draft, spec);
-    for (slot, target) in trees {
-        draft.inside.push(Step::Attach { slot, target: inside(&target) });
+    for (slot, target) in &trees.over {
+        draft.inside.push(Step::Attach { slot: *slot, target: inside(target) });
+    }
+    if trees.packages.is_some() {
+        draft.inside.push(Step::Directory { path: inside(PACKAGES), mode: 0o755, owner: (0, 0) });
     }
     super::proc::add(draft);
     draft.enforced("mount", "its own root; nothing of the host but the image, read-only");
@@ -54,17 +57,25 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>, trees: Vec<(Sl
     }
 }
 
-/// The image's trees, cloned while the host is in view: by the launcher where it has the privilege to map their owners, else by
+/// Trees of the host that wait to be attached.
+pub(in crate::sandbox) struct Trees {
+    over: Vec<(Slot, String)>,
+    packages: Option<Slot>,
+}
+
+/// The image's trees and the operator's packages, cloned while the host is in view: by the launcher where it has the privilege to map their owners, else by
 /// init, to whom the image's owners are nobody.
-pub(in crate::sandbox) fn trees(draft: &mut Draft, spec: &Spec<'_>) -> Vec<(Slot, String)> {
+pub(in crate::sandbox) fn trees(draft: &mut Draft, spec: &Spec<'_>) -> Trees {
     let over: Vec<(Slot, String, String)> = spec
         .root
         .binds
         .iter()
         .map(|(source, target)| (draft.slot(), source.to_string_lossy().into_owned(), target.clone()))
         .collect();
+    let packages = spec.root.packages.as_ref().map(|path| (draft.slot(), path.to_string_lossy().into_owned()));
     let lower = (SLOT_LOWER, spec.root.lower.to_string_lossy().into_owned());
-    let sources = std::iter::once(lower).chain(over.iter().map(|(slot, source, _)| (*slot, source.clone())));
+    let sources =
+        std::iter::once(lower).chain(over.iter().map(|(slot, source, _)| (*slot, source.clone()))).chain(packages.clone());
     for (slot, source) in sources {
         match spec.ids {
             Ids::Range { .. } => {
@@ -76,7 +87,8 @@ pub(in crate::sandbox) fn trees(draft: &mut Draft, spec: &Spec<'_>) -> Vec<(Slot
             }
         }
     }
-    over.into_iter().map(|(slot, _, target)| (slot, target)).collect()
+    let over = over.into_iter().map(|(slot, _, target)| (slot, target)).collect();
+    Trees { over, packages: packages.map(|(slot, _)| slot) }
 }
 
 fn overlay(draft: &mut Draft) {
@@ -124,6 +136,13 @@ pub(in crate::sandbox) fn pivot(draft: &mut Draft, spec: &Spec<'_>) {
     draft.inside.push(Step::PivotRoot);
     if spec.root_filesystem() == RootFilesystem::ReadOnly {
         draft.inside.push(Step::Restrict { path: inside("/"), attributes: READ_ONLY });
+    }
+}
+
+/// After the pivot, when nothing more is mounted for programs: installers see the operator's packages, nobody else does.
+pub(in crate::sandbox) fn installers_view(draft: &mut Draft, trees: &Trees) {
+    if let Some(slot) = trees.packages {
+        draft.inside.push(Step::InstallersView { slot, target: inside(PACKAGES) });
     }
 }
 

@@ -52,7 +52,35 @@ fn profile() -> impl Strategy<Value = SeccompProfile> {
     })
 }
 
+/// The same refusals, whoever answers them.
+fn untold(action: Action) -> Action {
+    match action {
+        Action::Notify(errno) => Action::Errno(errno),
+        Action::Audit => Action::Errno(0),
+        Action::Allow | Action::Log | Action::Errno(_) | Action::Trap | Action::KillThread | Action::KillProcess => action,
+    }
+}
+
 proptest! {
+    #[test]
+    fn telling_refusals_changes_none_and_only_the_first_filter_tells(profile in profile()) {
+        let target = Target { arch: Arch::X86_64, kernel: KERNEL, capabilities: &[] };
+        if let Ok(rules) = resolve(&profile, target)
+            && let Some(told) = notify::notifying(&rules)
+        {
+            let filters = compile(&told).expect("a small profile compiles");
+            for number in CALLS.iter().filter_map(|name| Arch::X86_64.number(name)).chain([1, 600]) {
+                for (first, second) in (0..5).flat_map(|first| (0..5).map(move |second| (first, second))) {
+                    let args = [first, second, 0, 0, 0, 0];
+                    assert_same(&told, &filters, number, args);
+                    prop_assert_eq!(untold(told.verdict(number, args)), rules.verdict(number, args));
+                    let call = Invocation::native(Arch::X86_64, number, args);
+                    prop_assert!(!matches!(decide(&filters[1..], &call), Ok(Action::Notify(_))));
+                }
+            }
+        }
+    }
+
     #[test]
     fn any_profile_that_resolves_is_compiled_to_the_same_decisions(profile in profile()) {
         let target = Target { arch: Arch::X86_64, kernel: KERNEL, capabilities: &[] };

@@ -258,9 +258,12 @@ async fn languages_tell_their_version_once_it_was_asked() {
     let (manager, runtime) = manager(Config::default());
     let version = || manager.languages().into_iter().find(|row| row.name == "python").and_then(|row| row.version);
     assert_eq!(version(), None);
-    manager.probe_languages().await;
+    manager.probed_languages().await;
+    manager.probed_languages().await;
     assert_eq!(version().as_deref(), Some("Python 3"));
+    assert_eq!(crate::session::locked(&runtime.instances).len(), 1, "it is asked once");
     assert_eq!(runtime.instance(0).closed.load(std::sync::atomic::Ordering::SeqCst), 1);
     let bash = manager.languages().into_iter().find(|row| row.name == "bash").expect("listed");
     assert_eq!((bash.installed, bash.version), (false, None));
+    assert!(bash.reason.is_some_and(|reason| reason.contains("`bash`")), "it is said what is missing");
 }

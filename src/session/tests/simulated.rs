@@ -17,7 +17,7 @@ use crate::language::Language;
 use crate::runtime::features::Features;
 use crate::runtime::registry::Registry;
 use crate::runtime::*;
-use crate::sandbox::enforcement::{Enforcement, ProfileIdentity};
+use crate::sandbox::enforcement::Enforcement;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::{Network, Profile, ProfileLimits, RootFilesystem};
 use crate::sandbox::spec::Limits;
@@ -229,11 +229,7 @@ impl Instance for SimulatedInstance {
         .boxed()
     }
     fn enforcement(&self) -> Enforcement {
-        let profile = ProfileIdentity {
-            name: self.config.profile.name.clone(),
-            version: self.config.profile.version.clone(),
-            sha256: self.config.profile.sha256.clone(),
-        };
+        let profile = self.config.profile.identity(None);
         Enforcement { walls: Vec::new(), limits: Vec::new(), profile, rootless: true }
     }
     fn usage(&self) -> Usage {
@@ -272,10 +268,8 @@ impl LanguageSource for World {
             programs: vec!["python3".into()],
             version: vec!["echo".into(), "Python 3".into()],
             install: Some(vec!["pip".into(), "{packages}".into()]),
-            env: BTreeMap::new(),
-            preload: Vec::new(),
-            install_file: None,
-            package_syntax: None,
+            package_syntax: Some(crate::language::PackageSyntax::Pep508),
+            ..Language::default()
         };
         let bash = Language { name: "bash".into(), aliases: Vec::new(), install: None, ..python.clone() };
         vec![Arc::new(bash), Arc::new(python)]
@@ -292,8 +286,8 @@ impl ImageSource for World {
     fn installed(&self, image: &str) -> bool {
         image == "host" || image == "slim"
     }
-    fn language_installed(&self, _image: &str, language: &Language) -> bool {
-        language.name == "python"
+    fn missing_programs(&self, _image: &str, language: &Language) -> Vec<String> {
+        if language.name == "python" { Vec::new() } else { vec!["bash".into()] }
     }
 }
 
@@ -314,12 +308,15 @@ pub(crate) fn profile() -> Profile {
         name: "default".into(),
         version: "1".into(),
         sha256: "00".into(),
+        seccomp_sha256: String::new(),
+        bpf_sha256: String::new(),
         uid: 1000,
         gid: 1000,
         capabilities: Vec::new(),
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
         seccomp: Vec::new(),
+        notifying: None,
         maximum: ProfileLimits {
             memory_bytes: 2 << 30,
             cpu_cores: Some(4.0),

@@ -8,10 +8,12 @@ mod disconnect;
 mod endpoints;
 mod errors;
 mod files;
+mod matrix;
 mod methods;
 mod openrpc;
 mod programs;
 mod sessions;
+mod speech;
 mod stream;
 mod tree;
 mod wire;
@@ -32,6 +34,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         tree::trials(),
         programs::trials(),
         code::trials(),
+        matrix::trials(),
         stream::trials(),
         disconnect::trials(),
     ];

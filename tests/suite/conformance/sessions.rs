@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Client, Session, Setup, eventually, page};
+use crate::support::{Client, Session, Setup, eventually, pace, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -279,6 +279,11 @@ fn sweeping() -> Setup {
     Setup::plain().with_variable("CODEBEAKER_SESSION_SWEEP_INTERVAL_S", "1")
 }
 
+/// A time in seconds that is longer than this host takes to send a command, and short enough to wait for.
+fn short_s() -> f64 {
+    1.2 * f64::from(pace())
+}
+
 /// Waits until the sweeper has closed a session; its `closeReason`.
 fn swept(client: &mut Client, id: &str) -> String {
     let mut reason = None;
@@ -295,11 +300,12 @@ fn swept(client: &mut Client, id: &str) -> String {
 fn idle_sweep() {
     let server = sweeping().shared();
     let mut client = server.client();
-    let mut idle = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
-    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
     let patient = Session::open(&server, &json!({"idleTimeoutMinutes": 5}));
+    let mut idle = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
     assert_eq!(idle.created["config"]["idleTimeoutMinutes"], 0.02);
-    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["4"]});
+    let mut busy = Session::open(&server, &json!({"idleTimeoutMinutes": short_s() / 60.0}));
+    let seconds = (short_s() * 3.5).to_string();
+    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": [seconds], "timeoutSeconds": 120});
     let request = busy.client.send("session.execute", &json!({"sessionId": busy.id, "command": command})).expect("sent");
     let reason = swept(&mut client, &idle.id);
     assert!(reason.contains("idle"), "{reason}");
@@ -311,10 +317,12 @@ fn idle_sweep() {
 
 fn background_is_activity() {
     let server = sweeping().shared();
-    let mut session = Session::open(&server, &json!({"idleTimeoutMinutes": 0.02}));
-    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["3"], "background": true});
+    let mut session = Session::open(&server, &json!({"idleTimeoutMinutes": short_s() / 60.0}));
+    let seconds = (short_s() * 2.5).to_string();
+    let command =
+        json!({"type": "execute_shell", "commandName": "sleep", "args": [seconds], "background": true, "timeoutSeconds": 120});
     session.ok(&command);
-    std::thread::sleep(Duration::from_millis(2500));
+    std::thread::sleep(Duration::from_secs_f64(short_s() * 2.0));
     let got = session.client.ok("session.get", &json!({"sessionId": session.id}));
     assert_ne!(got["state"], "Closed", "{got}");
     let id = session.id.clone();
@@ -324,8 +332,8 @@ fn background_is_activity() {
 fn lifetime_sweep() {
     let server = sweeping().shared();
     let mut client = server.client();
-    let mut session = Session::open(&server, &json!({"maxLifetimeMinutes": 0.02}));
-    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["30"]});
+    let mut session = Session::open(&server, &json!({"maxLifetimeMinutes": short_s() / 60.0}));
+    let command = json!({"type": "execute_shell", "commandName": "sleep", "args": ["120"], "timeoutSeconds": 200});
     let request = session.client.send("session.execute", &json!({"sessionId": session.id, "command": command})).expect("sent");
     let reason = swept(&mut client, &session.id);
     assert!(reason.contains("lifetime"), "{reason}");

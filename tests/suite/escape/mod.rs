@@ -1,18 +1,24 @@
 //! Escape tests in pairs: what a program cannot do inside a session, beside what the same probe can do with that wall
 //! weaker (another profile) or on its own side of the wall. Nothing here ever probes the bare host.
 
+mod blocked;
+mod engines;
 mod golden;
 mod identity;
 mod kernel;
 mod places;
 mod races;
+mod setup;
+mod walls;
 
 use serde_json::{Value, json};
 
 use crate::support::{Feature, Session, Setup, host};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
-    [identity::trials(), kernel::trials(), places::trials(), races::trials(), golden::trials()].into_iter().flatten().collect()
+    let attempts = [identity::trials(), kernel::trials(), places::trials(), races::trials(), setup::trials()];
+    let lists = [blocked::trials(), engines::trials(), golden::trials(), walls::trials()];
+    attempts.into_iter().chain(lists).flatten().collect()
 }
 
 /// The profiles, weakest last.

@@ -1,11 +1,14 @@
 //! The server's own life: SIGTERM, SIGKILL in mid-command, leftovers, the lock on the state directory, descriptors.
 //!
-//! Read `kills` for the deaths of launcher, init and server, `leftovers` for what a next start finds, `pressure` for a server
-//! that lacks descriptors, time or a place to write.
+//! Read `groups` for what becomes of control groups, `kills` for the deaths of launcher, init and server, `leftovers` for what a
+//! next start finds, `pressure` for a server that lacks descriptors and for crowds of clients, `scarce` for one that lacks memory,
+//! a place to write or the right time.
 
+mod groups;
 mod kills;
 mod leftovers;
 mod pressure;
+mod scarce;
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         "lifecycle",
         &[
             ("SIGTERM closes every session and ends with 0", graceful),
+            ("SIGTERM the moment a server listens ends it with 0 like any other", at_once),
             ("SIGTERM gives a running command its grace and then ends it", grace),
             ("after SIGKILL in mid-command everything dies within a second and the next start clears up", killed),
             ("a second server on the same state directory is refused and the holder named", second_server),
@@ -28,9 +32,11 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a broken configuration is refused with its field named", broken_configuration),
         ],
     );
+    trials.extend(groups::trials());
     trials.extend(kills::trials());
     trials.extend(leftovers::trials());
     trials.extend(pressure::trials());
+    trials.extend(scarce::trials());
     trials
 }
 
@@ -54,6 +60,12 @@ fn graceful() {
     server.client().ok("session.create", &json!({"language": "bash"}));
     server.observe();
     end(server);
+}
+
+fn at_once() {
+    for _ in 0..5 {
+        end(Server::start(&Setup::bare()));
+    }
 }
 
 fn grace() {

@@ -17,6 +17,8 @@ use super::fixture_user::{binary_for, directory_of};
 /// What a call gave.
 #[derive(Debug)]
 pub struct Output {
+    /// The number that its process had.
+    pub pid: u32,
     /// Exit code; 128+n for signal n.
     pub code: i32,
     /// Standard output.
@@ -81,6 +83,12 @@ impl Invocation {
         self
     }
 
+    /// More time than most calls need.
+    pub fn wait_at_most(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
     /// Another user.
     pub fn user(mut self, uid: Option<u32>) -> Self {
         self.uid = uid;
@@ -103,6 +111,8 @@ impl Invocation {
         }
         let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = streams.spawn().expect("the binary can be executed");
+        let pid = child.id();
+        super::residue::started(pid);
         let mut stdin = child.stdin.take().expect("stdin is a pipe");
         let bytes = self.stdin;
         // A program that does not read its stdin ends this thread with a broken pipe, which is no failure.
@@ -119,7 +129,7 @@ impl Invocation {
         let text = |thread: std::thread::JoinHandle<Vec<u8>>| {
             String::from_utf8_lossy(&thread.join().expect("reading does not panic")).into_owned()
         };
-        Output { code, stdout: text(stdout), stderr: text(stderr) }
+        Output { pid, code, stdout: text(stdout), stderr: text(stderr) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the host offers to the tests. A trial asks for what it needs; what is missing skips it, or fails it where
 //! `CODEBEAKER_TEST_REQUIRE` (a comma-separated list of the names below, or `all`) says that it must be there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::trial::skip;
@@ -17,12 +17,28 @@ pub enum Feature {
     Python,
     /// `/usr/bin/node`.
     Node,
+    /// Deno, where `scripts/test` installs it.
+    Deno,
+    /// Bun, where `scripts/test` installs it.
+    Bun,
+    /// Python's binding of libseccomp, the oracle of what other engines make of a profile.
+    Libseccomp,
     /// A 64-bit x86 kernel, which the golden lists are made for.
     X86,
     /// The pids controller, v1 or v2.
     CgroupPids,
     /// The memory controller, v1 or v2.
     CgroupMemory,
+    /// `systemd-analyze`.
+    SystemdAnalyze,
+    /// `apparmor_parser` that knows the rule `userns`.
+    Apparmor4,
+    /// A systemd in whose units the run may write: that of the emulated machine.
+    Systemd,
+    /// A unified tree in whose root the run may make groups: that of the emulated machine.
+    UnifiedCgroups,
+    /// `skopeo`, `umoci`, `docker-registry` and `mmdebstrap`.
+    ImageTools,
 }
 
 impl Feature {
@@ -33,12 +49,23 @@ impl Feature {
             Self::OrdinaryUser => "ordinary_user",
             Self::Python => "python",
             Self::Node => "node",
+            Self::Deno => "deno",
+            Self::Bun => "bun",
+            Self::Libseccomp => "libseccomp",
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
             Self::CgroupMemory => "cgroup_memory",
+            Self::SystemdAnalyze => "systemd_analyze",
+            Self::Apparmor4 => "apparmor4",
+            Self::Systemd => "systemd",
+            Self::UnifiedCgroups => "unified_cgroups",
+            Self::ImageTools => "image_tools",
         }
     }
 }
+
+/// What `all` does not stand for: no package makes a host have it.
+const OF_OTHER_HOSTS: [Feature; 3] = [Feature::Apparmor4, Feature::Systemd, Feature::UnifiedCgroups];
 
 /// The host, to ask.
 pub struct Host {
@@ -58,19 +85,40 @@ impl Host {
     /// Goes on when the host has the feature; otherwise skips the trial, or fails it where the run requires the feature.
     pub fn need(&self, feature: Feature) -> &Self {
         if let Some(reason) = Self::missing(feature) {
-            assert!(!self.requires(feature), "this run requires `{}`, but {reason}", feature.name());
-            skip(reason);
+            self.without(feature.name(), !OF_OTHER_HOSTS.contains(&feature), reason);
         }
         self
+    }
+
+    /// The same for what a trial has found out by itself; `word` stands in `CODEBEAKER_TEST_REQUIRE`.
+    pub fn need_that(&self, word: &str, found: bool, reason: &str) {
+        if !found {
+            self.without(word, true, reason);
+        }
+    }
+
+    fn without(&self, word: &str, in_all: bool, reason: &str) {
+        let required = self.required.iter().any(|required| required == word || (in_all && required == "all"));
+        assert!(!required, "this run requires `{word}`, but {reason}");
+        skip(reason);
+    }
+
+    /// The same for the programs of a language; `language` is its word in `CODEBEAKER_TEST_REQUIRE`.
+    pub fn need_programs(&self, language: &str, programs: &[&str]) -> &Self {
+        for program in programs {
+            self.need_that(language, Self::has_program(program), &format!("there is no /usr/bin/{program}"));
+        }
+        self
+    }
+
+    /// Whether the program is in `/usr/bin`, where sessions on the image `host` find it.
+    pub fn has_program(program: &str) -> bool {
+        Path::new("/usr/bin").join(program).exists()
     }
 
     /// Whether the host has the feature, without a consequence.
     pub fn has(feature: Feature) -> bool {
         Self::missing(feature).is_none()
-    }
-
-    fn requires(&self, feature: Feature) -> bool {
-        self.required.iter().any(|word| word == feature.name() || word == "all")
     }
 
     /// What is missing, or nothing when the host has it.
@@ -80,17 +128,71 @@ impl Host {
             Feature::OrdinaryUser => (ordinary_user(), "user namespaces are closed to ordinary users"),
             Feature::Python => (Path::new("/usr/bin/python3").exists(), "there is no /usr/bin/python3"),
             Feature::Node => (Path::new("/usr/bin/node").exists(), "there is no /usr/bin/node"),
+            Feature::Deno => (engine("deno").is_some(), "there is no target/engines/deno (scripts/test installs it)"),
+            Feature::Bun => (engine("bun").is_some(), "there is no target/engines/bun (scripts/test installs it)"),
+            Feature::Libseccomp => (libseccomp(), "python3 has no module `seccomp` (package python3-seccomp)"),
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
+            Feature::SystemdAnalyze => (Path::new("/usr/bin/systemd-analyze").exists(), "there is no systemd-analyze"),
+            Feature::Apparmor4 => (apparmor4(), "there is no apparmor_parser of version 4 or later"),
+            Feature::Systemd => (machine() && Path::new("/run/systemd/system").is_dir(), "this is not the machine's systemd"),
+            Feature::UnifiedCgroups => (machine() && unified(), "this is not the machine's unified cgroup tree"),
+            Feature::ImageTools => {
+                let there = ["skopeo", "umoci", "docker-registry", "mmdebstrap"]
+                    .iter()
+                    .all(|tool| Path::new("/usr/bin").join(tool).exists());
+                (there, "one of skopeo, umoci, docker-registry and mmdebstrap is missing")
+            }
         };
         (!there).then_some(reason)
     }
 }
 
+/// The emulated machine: its init leaves this file, and what is changed in it is thrown away.
+fn machine() -> bool {
+    Path::new("/run/codebeaker-machine").exists()
+}
+
+fn unified() -> bool {
+    let root = Path::new("/sys/fs/cgroup");
+    nix::unistd::geteuid().is_root() && std::fs::read_to_string(root.join("cgroup.controllers")).is_ok()
+}
+
+fn apparmor4() -> bool {
+    let Ok(output) = std::process::Command::new("/usr/sbin/apparmor_parser").arg("--version").output() else { return false };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().find_map(|word| word.split('.').next()?.parse::<u32>().ok()).is_some_and(|major| major >= 4)
+}
+
+/// Major and minor number of the running kernel.
+pub fn kernel() -> (u32, u32) {
+    release(&std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())
+}
+
+/// `6.1.0-13-cloud-amd64` → (6, 1).
+pub fn release(text: &str) -> (u32, u32) {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// An engine that `scripts/test` has installed.
+pub fn engine(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/engines").join(name);
+    path.is_file().then_some(path)
+}
+
 fn ordinary_user() -> bool {
     let closed = |file: &str, word: &str| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == word);
     !closed("/proc/sys/kernel/unprivileged_userns_clone", "0") && !closed("/proc/sys/user/max_user_namespaces", "0")
+}
+
+fn libseccomp() -> bool {
+    let asked = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", "import seccomp"])
+        .stderr(std::process::Stdio::null())
+        .status();
+    asked.is_ok_and(|status| status.success())
 }
 
 fn controller(name: &str) -> bool {

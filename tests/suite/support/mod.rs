@@ -20,11 +20,30 @@ pub use session::{Client, Session};
 pub use setup::Setup;
 pub use trial::{page, trial};
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+/// How many times slower than an ordinary host this one starts a program; 1 at least. Every bound on a wait is stretched by it,
+/// so that a claim about time means the same on an emulated machine.
+pub fn pace() -> u32 {
+    static PACE: OnceLock<u32> = OnceLock::new();
+    /// An ordinary host needs less.
+    const START_TIME: Duration = Duration::from_millis(3);
+    *PACE.get_or_init(|| {
+        let start = || {
+            let begin = Instant::now();
+            std::process::Command::new("/bin/true").status().expect("/bin/true is there");
+            begin.elapsed()
+        };
+        // The least of several: a host that is only busy is not slow.
+        let least = (0..10).map(|_| start()).min().unwrap_or_default();
+        u32::try_from(least.as_micros() / START_TIME.as_micros()).unwrap_or(u32::MAX).clamp(1, 20)
+    })
+}
 
 /// Asks `done` until it says true or `wait` is over; the answer is whether it said true.
 pub fn eventually(wait: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + wait;
+    let deadline = Instant::now() + wait * pace();
     loop {
         if done() {
             return true;

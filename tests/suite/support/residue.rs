@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// A process that cannot be taken for a later one with the same number: pid and start time.
 pub type Identity = (i32, u64);
@@ -74,7 +75,7 @@ pub fn open_descriptors(pid: i32) -> Option<usize> {
 }
 
 /// Directories of every cgroup hierarchy that a process is in and whose path names codebeaker.
-fn cgroups_of(pid: i32) -> Vec<PathBuf> {
+pub fn cgroups_of(pid: i32) -> Vec<PathBuf> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let ours = text.lines().filter_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
@@ -89,7 +90,51 @@ fn cgroup_directory(controllers: &str, path: &str) -> Option<PathBuf> {
         "" => vec!["", "unified"],
         name => vec![name],
     };
-    names.into_iter().map(|name| Path::new("/sys/fs/cgroup").join(name).join(relative)).find(|path| path.is_dir())
+    names
+        .into_iter()
+        .map(|name| Path::new("/sys/fs/cgroup").join(name).join(relative))
+        .find(|path| path.join("cgroup.procs").exists())
+}
+
+/// Groups that the process with this number made for itself and its sessions, empty or not: in every hierarchy below the
+/// suite's own group or one above it. One that the process stood in itself can't go with it and is the next start's to remove.
+pub fn groups_made_by(pid: u32) -> Vec<PathBuf> {
+    let is_its = |path: &Path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        // codebeaker-<pid namespace>-<pid>-<start time>
+        let of = name.strip_prefix("codebeaker-").and_then(|rest| rest.split('-').nth(1)?.parse().ok());
+        of == Some(pid) && !path.join("server").exists()
+    };
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        let Some((controllers, path)) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')) else { continue };
+        let own = cgroup_directory(controllers, path).unwrap_or_default();
+        for group in own.ancestors().take_while(|group| group.join("cgroup.procs").exists()) {
+            let below = group.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+            found.extend(below.filter(|path| is_its(path)));
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// Servers and calls that this run has started.
+static STARTED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Remembers a process that may make groups, for [`groups_left`].
+pub fn started(pid: u32) {
+    STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(pid);
+}
+
+/// After the last trial: sentences about groups of processes that this run has started, which have all ended.
+pub fn groups_left() -> Vec<String> {
+    let started = std::mem::take(&mut *STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let mut left = Vec::new();
+    super::eventually(std::time::Duration::from_secs(10), || {
+        left = started.iter().flat_map(|pid| groups_made_by(*pid)).collect();
+        left.is_empty()
+    });
+    left.iter().map(|group| format!("the cgroup {} of a process that has ended exists", group.display())).collect()
 }
 
 impl Tracker {

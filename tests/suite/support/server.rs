@@ -46,6 +46,7 @@ impl Server {
     /// Starts a server on a directory that an earlier one may have used.
     pub fn start_in(setup: &Setup, directory: TempDir) -> Self {
         let mut child = command(setup, directory.path()).spawn().expect("the binary can be executed");
+        residue::started(child.id());
         let pid = child.id().cast_signed();
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let address = listening_line(stdout).unwrap_or_else(|| {
@@ -177,6 +178,13 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the server lives").count()
     }
 
+    /// Memory that it has in use.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the server lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+    }
+
     /// Its launcher, when it has one.
     pub fn launcher(&self) -> Option<i32> {
         residue::descendants(self.pid).into_iter().map(|process| process.identity.0).find(|pid| {
@@ -220,6 +228,8 @@ fn command(setup: &Setup, directory: &Path) -> Command {
         .arg(directory.join("state"));
     command.arg("--config").arg(directory.join("config.toml")).args(&setup.flags);
     command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", directory);
+    // What runtimes cost is measured only where a trial asks for it: it takes sandboxes that the others would have to wait for.
+    command.env("CODEBEAKER_RUNTIMES_MEASURE", "false");
     command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.expect("the fixture's directory is writable"));
     if let Some(uid) = setup.uid {
@@ -231,6 +241,7 @@ fn command(setup: &Setup, directory: &Path) -> Command {
 /// Starts a server that is expected to refuse; its status and what it said.
 pub fn refused_start(setup: &Setup, directory: &Path) -> (Option<ExitStatus>, String) {
     let mut child = command(setup, directory).stderr(Stdio::piped()).spawn().expect("the binary can be executed");
+    residue::started(child.id());
     let ended = eventually(Duration::from_secs(20), || !matches!(child.try_wait(), Ok(None)));
     if !ended {
         child.kill().expect("the fixture's own child");

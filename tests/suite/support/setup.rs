@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::Server;
+use super::{Server, host};
 
 /// One configuration of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +32,13 @@ impl Setup {
     /// What a server is when nothing is said, but that all three built-in profiles may be asked for.
     pub fn plain() -> Self {
         Self { config: "[sandbox]\nprofiles = [\"default\", \"strict\", \"permissive\"]\n".into(), ..Self::default() }
+    }
+
+    /// With every engine that was installed for tests, and Node where the host has it.
+    pub fn engines() -> Self {
+        let place =
+            |engine: &str| host::engine(engine).map(|path| format!("{engine} = \"{}\"\n", path.display())).unwrap_or_default();
+        Self::plain().with_config(&format!("[runtimes]\n{}{}", place("deno"), place("bun")))
     }
 
     /// Nothing but the defaults.
@@ -89,5 +96,6 @@ pub fn end_shared() -> Vec<String> {
         let server = Arc::into_inner(server).expect("a trial that ended holds no server");
         left.extend(server.end_and_check());
     }
+    left.extend(super::residue::groups_left());
     left
 }

@@ -1,0 +1,123 @@
+//! What init hears of one program: its listener, why it could not start, and which calls were refused to it.
+//!
+//! Invariants: every call that reaches a listener gets the plan's one answer, whatever it is; nothing here waits; and what one turn
+//! of init's loop does for one program is one notice. When the listener is closed, the kernel refuses with ENOSYS.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::PollFlags;
+
+use crate::plan::{ListenerAnswer, ProgramStep};
+use crate::sys::seccomp;
+use crate::sys::socket::{self, Wait};
+
+/// Kinds of calls that are remembered for one program, more than any profile here refuses.
+const KINDS_MAX: usize = 192;
+
+/// The one byte that comes with a listener; a failure has more.
+pub const LISTENER_WORD: [u8; 1] = [0];
+
+/// Bytes of a failure, as `program` writes it.
+pub const FAILURE_BYTES: usize = 6;
+
+/// One program, from its fork to the end of its last descendant.
+#[derive(Debug)]
+pub struct Watch {
+    /// The child's end is closed by its exec.
+    socket: OwnedFd,
+    hearing: Hearing,
+    answer: ListenerAnswer,
+    failure: Option<[u8; FAILURE_BYTES]>,
+    blocked: BTreeSet<u32>,
+}
+
+/// What is waited for.
+#[derive(Debug)]
+enum Hearing {
+    /// That the child hands its listener over.
+    Child,
+    /// Refused calls.
+    Calls(OwnedFd),
+    /// Nothing more.
+    Nothing,
+}
+
+impl Watch {
+    /// Of a child that goes through `steps` and has the other end of `socket`.
+    pub fn new(socket: OwnedFd, steps: &[ProgramStep]) -> Self {
+        let listener = steps
+            .iter()
+            .find_map(|step| if let ProgramStep::SeccompListener { answer, .. } = step { Some(*answer) } else { None });
+        let hearing = if listener.is_some() { Hearing::Child } else { Hearing::Nothing };
+        Self {
+            socket,
+            hearing,
+            answer: listener.unwrap_or(ListenerAnswer::Refuse(libc::EPERM)),
+            failure: None,
+            blocked: BTreeSet::new(),
+        }
+    }
+
+    /// What to poll for input.
+    pub fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        match &self.hearing {
+            Hearing::Child => Some(self.socket.as_fd()),
+            Hearing::Calls(listener) => Some(listener.as_fd()),
+            Hearing::Nothing => None,
+        }
+    }
+
+    /// Does one thing that `events` of [`Self::waits_on`] announce; the number of a call that was not refused before.
+    pub fn hear(&mut self, events: PollFlags) -> Option<u32> {
+        match &self.hearing {
+            Hearing::Child => self.hear_child(),
+            Hearing::Calls(listener) if events.contains(PollFlags::IN) => match answer(listener.as_fd(), self.answer) {
+                Ok(Some(number)) if self.blocked.len() < KINDS_MAX => {
+                    return self.blocked.insert(number).then_some(number);
+                }
+                Ok(_) => {}
+                Err(_) => self.hearing = Hearing::Nothing,
+            },
+            // Nothing that has the filter lives any more (Linux 5.9); to ask for a notice now would wait for ever.
+            Hearing::Calls(_) if events.intersects(PollFlags::HUP | PollFlags::NVAL) => self.hearing = Hearing::Nothing,
+            Hearing::Calls(_) | Hearing::Nothing => {}
+        }
+        None
+    }
+
+    /// Takes one message of the child, if there is one.
+    fn hear_child(&mut self) {
+        let mut bytes = [0; FAILURE_BYTES];
+        match socket::receive(self.socket.as_fd(), &mut bytes, Wait::No) {
+            Ok(packet) if packet.bytes == FAILURE_BYTES => {
+                self.failure = Some(bytes);
+                self.hearing = Hearing::Nothing;
+            }
+            Ok(mut packet) => self.hearing = packet.descriptors.pop().map_or(Hearing::Nothing, Hearing::Calls),
+            Err(error) if error.errno == rustix::io::Errno::AGAIN => {}
+            Err(_) => self.hearing = Hearing::Nothing,
+        }
+    }
+
+    /// The end: what the child could not do, and the numbers of the calls refused.
+    pub fn finish(mut self) -> (Option<[u8; FAILURE_BYTES]>, Vec<u32>) {
+        // At most a listener nobody heard and a failure: then the end of the socket, which all that held it have closed.
+        for _ in 0..2 {
+            if self.failure.is_none() {
+                self.hear_child();
+            }
+        }
+        (self.failure, self.blocked.into_iter().collect())
+    }
+}
+
+/// The number of a call that waited and is answered now; none when it is gone.
+fn answer(listener: BorrowedFd<'_>, answer: ListenerAnswer) -> Result<Option<u32>, crate::sys::CallError> {
+    let Some(notice) = seccomp::next_notice(listener)? else { return Ok(None) };
+    match answer {
+        ListenerAnswer::Refuse(errno) => seccomp::refuse(listener, notice, errno)?,
+        ListenerAnswer::LetGo => seccomp::let_go(listener, notice)?,
+    }
+    Ok(Some(notice.number))
+}

@@ -1,0 +1,203 @@
+//! Deno, Bun and Node: an engine as a process in the OS sandbox, on a root that holds little but the engine.
+//!
+//! Invariants: the walls are those of every sandbox (`native`); the engine's own permission flags come on top and are the same
+//! for every program of a session; what an engine can do follows from its version, which it is asked for in a sandbox once.
+//! Read `find` for where engines are, `permissions` for the flags.
+
+pub mod find;
+pub mod permissions;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::image::minimal::{self, MinimalRoot};
+use crate::image::{ImageRoot, Store};
+use crate::language::Language;
+use crate::language::engines::{Engine, EngineVersion};
+use crate::sandbox::enforcement::WallState;
+use crate::sandbox::error::SandboxError;
+
+use super::features::Features;
+use super::native::{Flavour, NativeRuntime, exhausted};
+use super::{Availability, InstanceConfig, Permissions, RuntimeKind};
+use find::{Found, Place, find};
+
+/// Where engines are looked for.
+#[derive(Debug, Clone)]
+pub struct EnginePlaces {
+    /// What the configuration says of each.
+    pub named: Vec<(Engine, &'static str, Place)>,
+    /// Directories of programs, in this order.
+    pub directories: Vec<PathBuf>,
+}
+
+/// The runtimes of all engines, behind the walls of `native`; one that is not found says so in its availability.
+pub fn runtimes(native: &NativeRuntime, places: &EnginePlaces, store: &Arc<Store>) -> Vec<Arc<NativeRuntime>> {
+    let runtime = |(engine, key, place): &(Engine, &'static str, Place)| {
+        let flavour = EngineFlavour {
+            engine: *engine,
+            key,
+            place: place.clone(),
+            directories: places.directories.clone(),
+            store: Arc::clone(store),
+            state: Mutex::new(State::of(find(*engine, key, place, &places.directories, store))),
+        };
+        native.with(Box::new(flavour))
+    };
+    places.named.iter().map(runtime).collect()
+}
+
+impl RuntimeKind {
+    fn of(engine: Engine) -> Self {
+        match engine {
+            Engine::Deno => Self::Deno,
+            Engine::Bun => Self::Bun,
+            Engine::NodeJs => Self::NodeJs,
+        }
+    }
+}
+
+/// One engine as a runtime.
+struct EngineFlavour {
+    engine: Engine,
+    /// Of the configuration, for what people are told.
+    key: &'static str,
+    place: Place,
+    directories: Vec<PathBuf>,
+    store: Arc<Store>,
+    state: Mutex<State>,
+}
+
+/// What is known of it.
+struct State {
+    found: Result<Found, String>,
+    version: Version,
+    /// The root, once a session has needed it; it keeps the skeleton from being cleared away.
+    root: Option<ImageRoot>,
+}
+
+enum Version {
+    Unknown,
+    Is(EngineVersion),
+    Untold(String),
+}
+
+impl State {
+    fn of(found: Result<Found, String>) -> Self {
+        Self { found, version: Version::Unknown, root: None }
+    }
+
+    fn version(&self) -> Option<EngineVersion> {
+        match &self.version {
+            Version::Is(version) => Some(*version),
+            Version::Unknown | Version::Untold(_) => None,
+        }
+    }
+}
+
+impl EngineFlavour {
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks again when the program is another one by now: an upgrade while the server runs.
+    fn refresh(&self, state: &mut State) {
+        let stale = matches!(&state.found, Ok(Found::Program(root)) if !root.is_current());
+        if stale {
+            *state = State::of(find(self.engine, self.key, &self.place, &self.directories, &self.store));
+        }
+    }
+
+    fn minimal(&self, root: &MinimalRoot) -> Result<ImageRoot, SandboxError> {
+        root.resolve(&self.store)
+            .map_err(|error| exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())))
+    }
+}
+
+impl Flavour for EngineFlavour {
+    fn name(&self) -> &'static str {
+        match self.engine {
+            Engine::Deno => "Deno in the OS sandbox",
+            Engine::Bun => "Bun in the OS sandbox",
+            Engine::NodeJs => "Node.js in the OS sandbox",
+        }
+    }
+
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::of(self.engine)
+    }
+
+    fn availability(&self) -> Availability {
+        self.with(|state| match (&state.found, &state.version) {
+            (Err(reason), _) => Availability::Unavailable(reason.clone()),
+            (Ok(_), Version::Untold(cause)) => Availability::Unavailable(format!(
+                "it did not tell its version when it was asked in a sandbox: {cause}; name another one with `{}`",
+                self.key
+            )),
+            (Ok(_), Version::Unknown | Version::Is(_)) => Availability::Available,
+        })
+    }
+
+    fn figures(&self) -> Features {
+        Features { startup_time_ms: 60.0, memory_overhead_mb: 60.0, ..Features::NONE }
+    }
+
+    fn root(&self, _: &InstanceConfig) -> Result<ImageRoot, SandboxError> {
+        self.with(|state| {
+            self.refresh(state);
+            if let Some(root) = &state.root {
+                return Ok(root.clone());
+            }
+            let root = match &state.found {
+                Ok(Found::Program(root)) => self.minimal(root)?,
+                Ok(Found::Image(image)) => {
+                    // Not kept: an image that nobody uses may be removed.
+                    return self.store.resolve(image).map_err(|_| SandboxError::ImageNotFound { image: image.clone() });
+                }
+                Err(cause) => {
+                    return Err(SandboxError::RuntimeUnusable { runtime: self.kind().name().into(), cause: cause.clone() });
+                }
+            };
+            Ok(state.root.insert(root).clone())
+        })
+    }
+
+    fn own_root(&self) -> Option<String> {
+        self.with(|state| match &state.found {
+            Ok(Found::Image(image)) => Some(image.clone()),
+            Ok(Found::Program(_)) | Err(_) => Some(minimal::NAME.into()),
+        })
+    }
+
+    fn language(&self, language: &Arc<Language>, permissions: &Permissions) -> Option<Arc<Language>> {
+        // Before it has told its version, what every version can do counts.
+        let version = self.with(|state| state.version()).unwrap_or(EngineVersion(0, 0, 0));
+        let flags = permissions::flags(self.engine, version, language, permissions);
+        language.on(self.engine, version, &flags).map(Arc::new)
+    }
+
+    fn permissions_row(&self, _: &Permissions) -> WallState {
+        permissions::row(self.engine, self.with(|state| state.version()))
+    }
+
+    fn version(&self) -> Option<String> {
+        self.with(|state| state.version()).map(|version| version.to_string())
+    }
+
+    fn question(&self) -> Option<Vec<String>> {
+        self.with(|state| {
+            self.refresh(state);
+            matches!((&state.found, &state.version), (Ok(_), Version::Unknown))
+                .then(|| vec![self.engine.program().to_owned(), "--version".to_owned()])
+        })
+    }
+
+    fn learned(&self, answer: Result<String, String>) {
+        let version = match answer.map(|text| EngineVersion::find(&text)) {
+            Ok(Some(version)) => Version::Is(version),
+            Ok(None) => Version::Untold("what it printed holds no version".into()),
+            Err(cause) => Version::Untold(cause),
+        };
+        self.with(|state| state.version = version);
+    }
+}

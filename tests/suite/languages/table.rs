@@ -1,0 +1,162 @@
+//! The programs of the table: one row a language.
+
+/// One language and its programs.
+pub struct Language {
+    /// Its name on the wire.
+    pub name: &'static str,
+    /// Programs below `/usr/bin` without which it is skipped.
+    pub programs: &'static [&'static str],
+    /// Whether a compiler comes before the program.
+    pub compiled: bool,
+    /// Prints `hello`.
+    pub hello: &'static str,
+    /// Prints each line of its input with `|` for the line end.
+    pub echo: &'static str,
+    /// Prints each argument in brackets.
+    pub arguments: &'static str,
+    /// Ends with 3.
+    pub exit_3: &'static str,
+    /// Throws or panics with `a-word-of-its-own`.
+    pub throws: &'static str,
+    /// Never ends.
+    pub endless: &'static str,
+    /// Is not of the language; would print `ran`, were it to run.
+    pub broken: &'static str,
+    /// What is said of it.
+    pub complaint: &'static str,
+}
+
+/// All ten.
+pub const TABLE: [Language; 10] = [
+    Language {
+        name: "python",
+        programs: &["python3"],
+        compiled: false,
+        hello: "print('hello')",
+        echo: "import sys\nfor line in sys.stdin: print(line.rstrip('\\n'), end='|')",
+        arguments: "import sys\nprint(''.join(f'[{word}]' for word in sys.argv[1:]), end='')",
+        exit_3: "raise SystemExit(3)",
+        throws: "raise ValueError('a-word-of-its-own')",
+        endless: "while True: pass",
+        broken: "print('ran')\ndef (",
+        complaint: "SyntaxError",
+    },
+    Language {
+        name: "javascript",
+        programs: &["node"],
+        compiled: false,
+        hello: "console.log('hello')",
+        echo: "const lines = require('fs').readFileSync(0, 'utf8').split('\\n'); lines.pop(); process.stdout.write(lines.map((line) => line + '|').join(''))",
+        arguments: "process.stdout.write(process.argv.slice(2).map((word) => `[${word}]`).join(''))",
+        exit_3: "process.exit(3)",
+        throws: "throw new Error('a-word-of-its-own')",
+        endless: "for (;;);",
+        broken: "console.log('ran'); function (",
+        complaint: "SyntaxError",
+    },
+    Language {
+        name: "typescript",
+        programs: &["node", "esbuild"],
+        compiled: true,
+        hello: "enum Word { Hello = 'hello' }\nconst word: Word = Word.Hello;\nconsole.log(word satisfies string);",
+        echo: "import * as fs from 'fs';\nconst lines: string[] = fs.readFileSync(0, 'utf8').split('\\n'); lines.pop();\n\
+               process.stdout.write(lines.map((line: string): string => line + '|').join(''))",
+        arguments: "const words: readonly string[] = process.argv.slice(2);\nprocess.stdout.write(words.map((word) => `[${word}]`).join(''))",
+        exit_3: "const code: number = 3;\nprocess.exit(code)",
+        throws: "class Own extends Error {}\nthrow new Own('a-word-of-its-own' as string)",
+        endless: "for (const always: boolean = true; always;);",
+        broken: "console.log('ran');\nconst x: = 3",
+        complaint: ".main.ts:2",
+    },
+    Language {
+        name: "bash",
+        programs: &["bash"],
+        compiled: false,
+        hello: "echo hello",
+        echo: "while IFS= read -r line; do printf '%s|' \"$line\"; done",
+        arguments: "printf '[%s]' \"$@\"",
+        exit_3: "exit 3",
+        throws: "set -u; trap 'echo a-word-of-its-own >&2' EXIT; echo \"$not_there\"",
+        endless: "while :; do :; done",
+        broken: "if then",
+        complaint: "syntax error",
+    },
+    Language {
+        name: "go",
+        programs: &["go"],
+        compiled: true,
+        hello: "package main\nimport \"fmt\"\nfunc main() { fmt.Println(\"hello\") }",
+        echo: "package main\nimport (\"bufio\"; \"fmt\"; \"os\")\nfunc main() { lines := bufio.NewScanner(os.Stdin); for lines.Scan() { fmt.Print(lines.Text(), \"|\") } }",
+        arguments: "package main\nimport (\"fmt\"; \"os\")\nfunc main() { for _, word := range os.Args[1:] { fmt.Printf(\"[%s]\", word) } }",
+        exit_3: "package main\nimport \"os\"\nfunc main() { os.Exit(3) }",
+        throws: "package main\nfunc main() { panic(\"a-word-of-its-own\") }",
+        endless: "package main\nfunc main() { for { } }",
+        broken: "package main\nfunc main() { println(\"ran\"); undefinedName() }",
+        complaint: "main.go:2:31: undefined: undefinedName",
+    },
+    Language {
+        name: "csharp",
+        programs: &["mcs", "mono"],
+        compiled: true,
+        hello: "class P { static void Main() { System.Console.WriteLine(\"hello\"); } }",
+        echo: "using System; class P { static void Main() { string line; while ((line = Console.ReadLine()) != null) Console.Write(line + \"|\"); } }",
+        arguments: "using System; using System.Linq; class P { static void Main(string[] words) { Console.Write(string.Concat(words.Select(word => \"[\" + word + \"]\"))); } }",
+        exit_3: "class P { static int Main() { return 3; } }",
+        throws: "class P { static void Main() { throw new System.Exception(\"a-word-of-its-own\"); } }",
+        endless: "class P { static void Main() { while (true) { } } }",
+        broken: "class P { static void Main() { System.Console.WriteLine(\"ran\"); UndefinedName(); } }",
+        complaint: "error CS0103",
+    },
+    Language {
+        name: "ruby",
+        programs: &["ruby"],
+        compiled: false,
+        hello: "puts 'hello'",
+        echo: "STDIN.each_line(chomp: true) { |line| print line, '|' }",
+        arguments: "ARGV.each { |word| print \"[#{word}]\" }",
+        exit_3: "exit 3",
+        throws: "raise 'a-word-of-its-own'",
+        endless: "loop {}",
+        broken: "puts 'ran'\ndef (",
+        complaint: "syntax error",
+    },
+    Language {
+        name: "c",
+        programs: &["gcc", "as", "ld"],
+        compiled: true,
+        hello: "#include <stdio.h>\nint main(void) { puts(\"hello\"); }",
+        echo: "#include <stdio.h>\nint main(void) { int c; while ((c = getchar()) != EOF) putchar(c == '\\n' ? '|' : c); }",
+        arguments: "#include <stdio.h>\nint main(int count, char **words) { for (int i = 1; i < count; i++) printf(\"[%s]\", words[i]); }",
+        exit_3: "int main(void) { return 3; }",
+        throws: "#include <assert.h>\nint main(int count, char **words) { assert(count > 9 && \"a-word-of-its-own\"); }",
+        endless: "int main(void) { volatile int on = 1; while (on); }",
+        broken: "#include <stdio.h>\nint main(void) { puts(\"ran\"); return undefined_name; }",
+        complaint: "main.c:2",
+    },
+    Language {
+        name: "cpp",
+        programs: &["g++", "as", "ld"],
+        compiled: true,
+        hello: "#include <iostream>\nint main() { std::cout << \"hello\\n\"; }",
+        echo: "#include <iostream>\n#include <string>\nint main() { for (std::string line; std::getline(std::cin, line);) std::cout << line << '|'; }",
+        arguments: "#include <iostream>\n#include <span>\nint main(int count, char **words) { for (auto word : std::span(words, count).subspan(1)) std::cout << '[' << word << ']'; }",
+        exit_3: "int main() { return 3; }",
+        throws: "#include <stdexcept>\nint main() { throw std::runtime_error(\"a-word-of-its-own\"); }",
+        endless: "int main() { volatile bool on = true; while (on); }",
+        broken: "#include <cstdio>\nint main() { puts(\"ran\"); return undefined_name; }",
+        complaint: "main.cpp:2",
+    },
+    Language {
+        name: "rust",
+        programs: &["rustc", "cc"],
+        compiled: true,
+        hello: "fn main() { println!(\"hello\"); }",
+        echo: "fn main() { for line in std::io::stdin().lines() { print!(\"{}|\", line.unwrap()); } }",
+        arguments: "fn main() { for word in std::env::args().skip(1) { print!(\"[{word}]\"); } }",
+        exit_3: "fn main() { std::process::exit(3); }",
+        throws: "fn main() { panic!(\"a-word-of-its-own\"); }",
+        endless: "fn main() { loop { std::hint::spin_loop(); } }",
+        broken: "fn main() { println!(\"ran\");\n undefined_name(); }",
+        complaint: "main.rs:2",
+    },
+];
