@@ -3,8 +3,10 @@
 //! Invariant: when a step fails the clone is killed and reaped before the failure is told.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -70,7 +72,7 @@ fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), Ste
             OutsideStep::DenySetgroups => write(pid, "setgroups", "deny"),
             OutsideStep::UidMap(map) => write(pid, "uid_map", map),
             OutsideStep::GidMap(map) => write(pid, "gid_map", map),
-            OutsideStep::MapByHelper { program, arguments } => map_by_helper(program, pid, arguments),
+            OutsideStep::MapByHelper { program, arguments } => map_by_helper(program, pid, arguments, HELPER_TIME_MAX),
             OutsideStep::JoinCgroup { procs } => write_file(procs, &pid.to_string(), "write cgroup.procs"),
             OutsideStep::OwnCgroup { procs, uid } => mount::give_to(&path_text(procs), *uid),
             OutsideStep::CloneTree { slot, source } => clone_tree(source, pid, &mut users).map(|tree| {
@@ -114,17 +116,26 @@ fn write_file(path: &str, text: &str, call: &'static str) -> Result<(), CallErro
     written.map_err(|error| CallError { call, errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) })
 }
 
-fn map_by_helper(program: &str, pid: i32, arguments: &[String]) -> Result<(), CallError> {
+/// How long newuidmap may take. It asks the system's user database, which may be somewhere in a network; meanwhile no other
+/// sandbox is made.
+const HELPER_TIME_MAX: Duration = Duration::from_secs(10);
+
+fn map_by_helper(program: &str, pid: i32, arguments: &[String], time_max: Duration) -> Result<(), CallError> {
     let refused = CallError { call: "newuidmap", errno: Errno::PERM };
-    let status = Command::new(program)
+    let failed = |error: io::Error| CallError { errno: Errno::from_io_error(&error).unwrap_or(Errno::IO), ..refused };
+    let mut helper = Command::new(program)
         .arg(pid.to_string())
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .env_clear()
-        .status()
-        .map_err(|error| CallError { errno: Errno::from_io_error(&error).unwrap_or(Errno::IO), ..refused })?;
-    if status.success() { Ok(()) } else { Err(refused) }
+        .spawn()
+        .map_err(failed)?;
+    match process::wait_at_most(&mut helper, time_max).map_err(failed)? {
+        Some(status) if status.success() => Ok(()),
+        Some(_) => Err(refused),
+        None => Err(CallError { errno: Errno::TIMEDOUT, ..refused }),
+    }
 }
 
 /// A plan's strings hold no NUL; one that does is not found.
@@ -135,4 +146,19 @@ fn path_text(path: &str) -> std::ffi::CString {
 /// A failure in a plan's words.
 pub fn failure(wall: &str, step: &str, error: CallError) -> StepFailure {
     StepFailure { step: step.into(), wall: wall.into(), call: error.call.into(), errno: error.raw() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_that_does_not_end_is_ended_and_one_that_refuses_is_told_apart() {
+        let map = |program: &str, time_max| map_by_helper(program, 30, &[], time_max).map_err(|error| error.errno);
+        // Its argument is the number of a process, or here the seconds that it sleeps.
+        assert_eq!(map("sleep", Duration::from_millis(50)), Err(Errno::TIMEDOUT));
+        assert_eq!(map("false", HELPER_TIME_MAX), Err(Errno::PERM));
+        assert_eq!(map("/nonexistent", HELPER_TIME_MAX), Err(Errno::NOENT));
+        assert_eq!(map("true", HELPER_TIME_MAX), Ok(()), "the control");
+    }
 }

@@ -100,6 +100,8 @@ impl Launcher {
         }
         process::new_session()?;
         process::close_from(SERVER_SOCKET + 1)?;
+        // A helper that held it (newuidmap) would hide the end of this process from the server.
+        process::close_on_exec(server.as_fd())?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC).named("epoll_create1")?;
         watch(events.as_fd(), server.as_fd(), SERVER_EVENT)?;
         Ok(Self { server, events, sandboxes: BTreeMap::new(), removals: Vec::new(), at_end: Vec::new(), way_back: None })

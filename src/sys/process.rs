@@ -3,8 +3,11 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::process::{Child, Command, Stdio};
+use rustix::process::{Pid, PidfdFlags};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use super::error::{CallError, Named};
 
@@ -27,7 +30,8 @@ pub enum Cloned {
 
 /// `clone3(2)` with a copied address space. `flags` are `CLONE_*`; `cgroup` is a cgroup v2 directory to be born in.
 ///
-/// The caller must have one thread (launcher and init do): then the child may run ordinary code, allocation included.
+/// Where the caller has one thread (launcher and init do) the child may run ordinary code, allocation included. Elsewhere it may make
+/// system calls and end.
 pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, CallError> {
     let mut pidfd: RawFd = -1;
     // SAFETY: `clone_args` is plain integers, for which all zeroes is a valid value.
@@ -92,6 +96,21 @@ pub fn reap(pid: i32) -> Result<Reaped, CallError> {
             Ok(Reaped::Ended(Ended { pid, status, cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime) }))
         }
     }
+}
+
+/// Waits for a child that this process has started, and for no longer than `time_max`: then it is killed and reaped, and there is no
+/// status.
+pub fn wait_at_most(child: &mut Child, time_max: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let handle = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty());
+    let ended = handle.and_then(|handle| {
+        let deadline = Timespec::try_from(time_max).map_err(|_| Errno::INVAL)?;
+        poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&deadline))
+    });
+    if !matches!(ended, Ok(1)) {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    ended.map(|ended| (ended == 1).then_some(status)).map_err(Into::into)
 }
 
 /// `kill(2)`: `pid` > 0 a process, < -1 a group, -1 everything the caller may signal (for pid 1: its whole namespace but itself).
@@ -185,6 +204,11 @@ pub fn adopt_descriptor(number: RawFd) -> Result<OwnedFd, CallError> {
     }
     // SAFETY: it is open, and by the contract between parent and child nobody else in this process owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// `fcntl(F_SETFD)`: no program that is executed from here on inherits this descriptor.
+pub fn close_on_exec(descriptor: BorrowedFd<'_>) -> Result<(), CallError> {
+    rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC).named("fcntl(F_SETFD)")
 }
 
 /// `setrlimit(2)`; `soft` and `hard` are cut to the hard limit in force, which only CAP_SYS_RESOURCE may raise.

@@ -1,9 +1,15 @@
 //! The main job as an ordinary user: the same binary, another plan, and `enforcement` says what is weaker.
 
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::fixture_user::{ORDINARY_UID, directory_of};
-use crate::support::{Feature, Server, Session, Setup, cli, host, page};
+use crate::support::fixture_user::{ORDINARY_UID, binary_for, directory_of};
+use crate::support::residue::{Process, descendants, process};
+use crate::support::{Feature, Server, Session, Setup, cli, eventually, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -15,6 +21,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("an engine runs as an ordinary user, on a root of its own", engine),
             ("doctor and run work as an ordinary user", command_line),
             ("root of a user namespace only is served as an ordinary user is", root_of_a_namespace),
+            ("a launcher that dies while it waits for newuidmap leaves neither the helper nor a zombie", helper_in_flight),
         ],
     )
 }
@@ -113,6 +120,67 @@ fn root_of_a_namespace() {
     assert_eq!(session.created["enforcement"]["rootless"], true);
     assert_eq!(state_of(&session.created, "walls", "user")["state"], "degraded");
     assert_eq!(session.run("import os; print(os.getuid())"), "1000");
+    session.close();
+    let left = server.end_and_check();
+    assert!(left.is_empty(), "{}", left.join("; "));
+}
+
+/// Gives the server, and nobody else, an account with ranges, and a newuidmap that waits as long as `hold` is there. `$1` is the
+/// fixture's directory, `$2` the user's number, `$3` a binary that the user can execute; the rest is the server's command line.
+const SLOW_HELPER: &str = r#"
+directory=$1 user=$2 binary=$3; shift 4
+cd "$directory"
+install -m 4755 /usr/bin/newuidmap real
+printf '#!/bin/sh\nwhile [ -e %s/hold ]; do sleep 0.05; done\nexec %s/real "$@"\n' "$directory" "$directory" > slow
+chmod 755 slow
+{ cat /etc/passwd; echo "trial:x:$user:$user::/:/bin/sh"; } > passwd
+echo "trial:500000:65536" > ranges
+chmod 644 passwd ranges
+mount --bind slow /usr/bin/newuidmap && mount --bind passwd /etc/passwd
+for file in /etc/subuid /etc/subgid; do mount --bind ranges $file || exit 1; done
+exec setpriv --reuid "$user" --regid "$user" --clear-groups "$binary" "$@"
+"#;
+
+fn helper_in_flight() {
+    host().need(Feature::Root).need(Feature::OrdinaryUser);
+    host().need_that("newuidmap", Path::new("/usr/bin/newuidmap").exists(), "there is no /usr/bin/newuidmap (package uidmap)");
+    let (directory, user) = (directory_of(Some(ORDINARY_UID)), ORDINARY_UID.to_string());
+    let (place, binary) = (directory.path().display().to_string(), binary_for(Some(ORDINARY_UID)).display().to_string());
+    let wrapper =
+        ["/usr/bin/unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", SLOW_HELPER, "sh", &place, &user, &binary];
+    let server = Server::start_in(&Setup { wrapper: wrapper.map(str::to_owned).to_vec(), ..Setup::plain() }, directory);
+    let mut client = server.client();
+    let created = client.ok("session.create", &json!({"language": "bash"}));
+    let detail = &state_of(&created, "walls", "user")["detail"];
+    assert!(detail.as_str().is_some_and(|detail| detail.starts_with("subordinate ids")), "newuidmap does its work: {detail}");
+    let launcher = server.launcher().expect("a launcher");
+    let hold = server.outside().join("hold");
+    std::fs::write(&hold, "").expect("root may write there");
+    let waiting = client.send("session.create", &json!({"language": "bash"})).expect("sent");
+    let name = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let mut below = Vec::new();
+    let helped = eventually(Duration::from_secs(10), || {
+        below = descendants(launcher);
+        below.iter().any(|process| name(process.identity.0).trim() == "newuidmap")
+    });
+    assert!(helped, "the launcher has started its helper");
+    server.observe();
+    kill(Pid::from_raw(launcher), Signal::SIGKILL).expect("a process below the trial's own server");
+    // A zombie has its number and its start time as well.
+    let there = |old: &Process| process(old.identity.0).is_some_and(|now| now.identity == old.identity);
+    let gone = eventually(Duration::from_secs(10), || !below.iter().any(there));
+    assert!(
+        gone,
+        "what was below the launcher is still there: {:?}",
+        below.iter().filter(|old| there(old)).collect::<Vec<_>>()
+    );
+    std::fs::remove_file(hold).expect("the trial's own file");
+    // The call in flight is refused, or was taken over by the next launcher.
+    if let Err(error) = client.wait(waiting) {
+        assert!(error.to_string().contains("1302"), "{error}");
+    }
+    let mut session = Session::open(&server, &json!({"language": "bash"}));
+    assert_eq!(session.bash("echo x"), "x");
     session.close();
     let left = server.end_and_check();
     assert!(left.is_empty(), "{}", left.join("; "));

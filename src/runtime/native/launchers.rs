@@ -2,8 +2,8 @@
 //!
 //! Invariant: a new launcher is published only when no process of an earlier one's sandboxes lives and what they held on the
 //! host is free; what can't be proven free is never used again. The server adopts its descendants (`PR_SET_CHILD_SUBREAPER`),
-//! so an init whose launcher ended is a child of ours: it is killed and waited for by a pid that can't be another's. The end of
-//! an init is the end of its pid namespace.
+//! so an init whose launcher ended is a child of ours, and so is a helper that it was waiting for (newuidmap): they are killed
+//! and waited for by a pid that can't be another's. The end of an init is the end of its pid namespace.
 
 use std::fs;
 use std::io;
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::plan::messages::WayBack;
+use crate::sys::memory;
 use crate::sys::process::{self, Reaped};
-use crate::sys::{CallError, memory};
 
 use super::launcher::LauncherClient;
 
@@ -108,7 +108,7 @@ impl Keeper {
                 Ok(status) => tracing::error!(%status, "the launcher ended, and every sandbox with it; another is started"),
                 Err(error) => tracing::error!(%error, "the launcher ended and could not be reaped; another is started"),
             }
-            client.release(end_adopted());
+            client.release(end_adopted(child.id()));
             if self.is_over() {
                 return;
             }
@@ -150,19 +150,19 @@ pub enum Proof {
     Unknown,
 }
 
-/// Kills and reaps every sandbox that became ours.
-fn end_adopted() -> Proof {
+/// Kills and reaps everything that became ours by the end of this launcher, which has been reaped itself.
+fn end_adopted(launcher: u32) -> Proof {
     let deadline = Instant::now() + CLEAR_TIME;
     loop {
-        match adopted().map(|pids| pids.into_iter().filter(|pid| !ended(*pid)).count()) {
+        match adopted(launcher).map(|pids| pids.into_iter().filter(|pid| !ended(*pid)).count()) {
             Ok(0) => return Proof::AllEnded,
             Ok(living) if Instant::now() > deadline => {
-                tracing::error!(living, "sandboxes of a launcher that is gone do not end");
+                tracing::error!(living, "processes of a launcher that is gone do not end");
                 return Proof::Unknown;
             }
             Ok(_) => thread::sleep(LOOK_PAUSE),
             Err(error) => {
-                tracing::error!(%error, "the sandboxes of a launcher that is gone can't be found in /proc");
+                tracing::error!(%error, "the processes of a launcher that is gone can't be found in /proc");
                 return Proof::Unknown;
             }
         }
@@ -171,34 +171,37 @@ fn end_adopted() -> Proof {
 
 /// Kills one child and reaps it if it has ended.
 fn ended(pid: i32) -> bool {
-    // A child that is not reaped keeps its number, so no stranger is hit; one that has ended takes no harm.
-    let reaped = process::kill(pid, libc::SIGKILL).and_then(|()| process::reap(pid));
-    match reaped {
+    // A child that is not reaped keeps its number, so no stranger is hit; one that has ended takes no harm. One that can't be
+    // killed may end by itself.
+    process::kill(pid, libc::SIGKILL).ok();
+    match process::reap(pid) {
         Ok(Reaped::Ended(_) | Reaped::NoChild) => true,
-        Ok(Reaped::StillRunning) => false,
-        Err(CallError { errno, .. }) => errno == rustix::io::Errno::SRCH,
+        Ok(Reaped::StillRunning) | Err(_) => false,
     }
 }
 
-/// Children of this process that are the first process of a pid namespace below ours: inits. A launcher is not among them.
-fn adopted() -> io::Result<Vec<i32>> {
-    let own = std::process::id().to_string();
+/// Children of this process that were below the launcher. Other children of ours are in our own session and namespace.
+fn adopted(launcher: u32) -> io::Result<Vec<i32>> {
+    let (own, launcher) = (std::process::id().to_string(), launcher.to_string());
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // One that ends meanwhile is nobody's child any more.
         let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
-        if is_init_of(&status, &own) {
+        if was_below(&status, &launcher, &own) {
             found.push(pid);
         }
     }
     Ok(found)
 }
 
-/// Whether a `/proc/PID/status` speaks of a child of `parent` that has a number in a namespace of its own as well.
-fn is_init_of(status: &str, parent: &str) -> bool {
+/// Whether a `/proc/PID/status` speaks of a child of `parent` that is an init, with a number in a namespace of its own as well, or
+/// in the session (setsid(2)) that `launcher` leads. While a session has a member its number is nobody else's.
+fn was_below(status: &str, launcher: &str, parent: &str) -> bool {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
-    field("PPid:") == parent && field("NSpid:").split_whitespace().count() > 1
+    let is_init = || field("NSpid:").split_whitespace().count() > 1;
+    let in_session = || field("NSsid:").split_whitespace().next() == Some(launcher);
+    field("PPid:") == parent && (is_init() || in_session())
 }
 
 #[cfg(test)]
@@ -207,17 +210,41 @@ mod tests {
 
     #[test]
     fn an_init_is_told_from_a_launcher_and_from_another_ones_init() {
-        let status = |parent: &str, numbers: &str| format!("Name:\tinit\nPPid:\t{parent}\nNSpid:\t{numbers}\nTgid:\t9\n");
-        assert!(is_init_of(&status("7", "9\t1"), "7"));
-        assert!(!is_init_of(&status("7", "9"), "7"), "it lives in our own pid namespace");
-        assert!(!is_init_of(&status("77", "9\t1"), "7"), "it is somebody else's child");
+        let status =
+            |parent: &str, numbers: &str| format!("Name:\tinit\nPPid:\t{parent}\nNSpid:\t{numbers}\nNSsid:\t1\nTgid:\t9\n");
+        assert!(was_below(&status("7", "9\t1"), "8", "7"));
+        assert!(!was_below(&status("7", "9"), "8", "7"), "it lives in our own pid namespace");
+        assert!(!was_below(&status("77", "9\t1"), "8", "7"), "it is somebody else's child");
+    }
+
+    #[test]
+    fn a_helper_is_told_by_the_session_of_its_launcher() {
+        let status = |session: &str| format!("Name:\tnewuidmap\nPPid:\t7\nNSpid:\t9\nNSsid:\t{session}\n");
+        assert!(was_below(&status("8"), "8", "7"));
+        assert!(!was_below(&status("88"), "8", "7"), "another session");
+        assert!(!was_below(&status("8"), "8", "77"), "somebody else's child");
     }
 
     #[test]
     fn a_child_in_our_own_pid_namespace_is_left_alone() {
         let mut child = std::process::Command::new("sleep").arg("30").spawn().expect("sleep starts");
-        assert!(!adopted().expect("/proc is mounted").contains(&child.id().cast_signed()));
+        assert!(!adopted(child.id()).expect("/proc is mounted").contains(&child.id().cast_signed()));
         child.kill().expect("the test's own child");
         child.wait().expect("the test's own child");
+    }
+
+    #[test]
+    fn a_child_in_the_session_of_a_launcher_is_ended_and_reaped() {
+        // It leads the session that it is in, as if a launcher had that number.
+        let mut child = std::process::Command::new("setsid").args(["sleep", "30"]).spawn().expect("setsid starts");
+        let pid = child.id().cast_signed();
+        // Until it has called setsid(2) it is in ours.
+        while !adopted(child.id()).expect("/proc is mounted").contains(&pid) {
+            thread::sleep(LOOK_PAUSE);
+        }
+        while !ended(pid) {
+            thread::sleep(LOOK_PAUSE);
+        }
+        assert!(child.wait().is_err(), "it was waited for");
     }
 }
