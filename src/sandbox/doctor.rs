@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::cgroups::{CgroupTree, IoLimit, V2Entry};
 use super::enforcement::WallStatus;
-use super::host::{HostFacts, SeccompListener, UserNamespaces};
+use super::host::{HostFacts, IN_A_CONTAINER, SeccompListener, UserNamespaces};
 use super::spec::Limits;
 use super::state::ServerId;
 use super::uid_ranges::UidRanges;
@@ -81,14 +81,11 @@ fn judge(name: &str, otherwise: CheckState, result: Result<(), Refusal>, mend: &
     }
 }
 
-/// The mend of a refused user namespace: the setting that forbids it, as far as the host tells.
+/// The mend of a refused namespace: what forbids user namespaces at all, as far as the host tells.
 fn namespace_mend(facts: &HostFacts) -> String {
     match &facts.user_namespaces {
         UserNamespaces::Refused { mend, .. } => mend.clone(),
-        UserNamespaces::Allowed => {
-            "inside a container, start it with namespaces allowed (seccomp=unconfined, --cap-add SYS_ADMIN), or run on the host"
-                .into()
-        }
+        UserNamespaces::Allowed => IN_A_CONTAINER.into(),
     }
 }
 

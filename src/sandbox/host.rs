@@ -1,7 +1,7 @@
 //! What this host offers, asked once: plain data that every deciding function takes by reference.
 //!
-//! Invariant: `probe` reads files and asks harmless questions; it forks nothing and changes nothing that outlives it. Whether a thing
-//! really works is for `doctor` to try. Read `cgroups` next.
+//! Invariant: `probe` reads files, asks harmless questions and makes one child that ends at once, in namespaces of its own; it
+//! changes nothing that outlives it. Whether the rest really works is for `doctor` to try. Read `cgroups` next.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::cgroups::CgroupHost;
+use crate::sys::CallError;
 use crate::sys::credentials::maps_every_id;
 use crate::sys::probe;
 use crate::sys::seccomp::{self, Waiting};
@@ -94,6 +95,10 @@ pub enum UserNamespaces {
     },
 }
 
+/// The mend where the host names nothing that forbids namespaces.
+pub const IN_A_CONTAINER: &str =
+    "inside a container, start it with namespaces allowed (seccomp=unconfined, --cap-add SYS_ADMIN), or run on the host";
+
 /// Ranges for `newuidmap` and `newgidmap`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Subordinate {
@@ -142,6 +147,7 @@ impl HostFacts {
             && [CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID].iter().all(|&cap| has(capabilities, cap));
         let user_name = user_name(&read("/etc/passwd"), uid);
         let limits = read("/proc/self/limits");
+        let apparmor = read("/proc/self/attr/apparmor/current");
         Self {
             kernel: kernel_version(&read("/proc/sys/kernel/osrelease")),
             root,
@@ -149,7 +155,7 @@ impl HostFacts {
             gid,
             landlock_abi: probe::landlock_abi(),
             seccomp_listener: SeccompListener::probe(),
-            user_namespaces: user_namespaces(has(capabilities, CAP_SYS_ADMIN), sysctl),
+            user_namespaces: user_namespaces(probe::user_namespace(), has(capabilities, CAP_SYS_ADMIN), sysctl, &apparmor),
             subordinate: Subordinate {
                 uids: id_ranges(&read("/etc/subuid"), &user_name, uid),
                 gids: id_ranges(&read("/etc/subgid"), &user_name, uid),
@@ -226,24 +232,38 @@ fn user_name(passwd: &str, uid: u32) -> String {
     line.and_then(|line| line.split(':').next()).map_or(wanted.clone(), str::to_owned)
 }
 
-/// What the sysctls say; `privileged` processes are not bound by those for unprivileged ones.
-fn user_namespaces(privileged: bool, sysctl: impl Fn(&str) -> Option<u64>) -> UserNamespaces {
-    let refused = |name: &str, value: u64, good: &str| UserNamespaces::Refused {
-        cause: format!("{} is {value}", name.replace('/', ".")),
-        mend: format!("sysctl -w {}={good}", name.replace('/', ".")),
+/// What an attempt gave, and when it failed, what forbids it as far as the host tells. `privileged` processes are not bound by the
+/// sysctls for unprivileged ones; `apparmor` is this process's label, empty without AppArmor.
+fn user_namespaces(
+    tried: Result<(), CallError>,
+    privileged: bool,
+    sysctl: impl Fn(&str) -> Option<u64>,
+    apparmor: &str,
+) -> UserNamespaces {
+    const RESTRICTED: &str = "kernel.apparmor_restrict_unprivileged_userns";
+    const PROFILE: &str = "load deploy/apparmor/codebeaker (docs/deployment.md)";
+    let Err(error) = tried else { return UserNamespaces::Allowed };
+    let refused = |cause: String, mend: String| UserNamespaces::Refused { cause, mend };
+    let by_sysctl = |name: &str, value: u64, good: &str| {
+        let name = name.replace('/', ".");
+        refused(format!("{name} is {value}"), format!("sysctl -w {name}={good}"))
     };
     if let Some(0) = sysctl("user/max_user_namespaces") {
-        return refused("user/max_user_namespaces", 0, "65536");
+        return by_sysctl("user/max_user_namespaces", 0, "65536");
     }
-    if privileged {
-        return UserNamespaces::Allowed;
+    if let (false, Some(0)) = (privileged, sysctl("kernel/unprivileged_userns_clone")) {
+        return by_sysctl("kernel/unprivileged_userns_clone", 0, "1");
     }
-    if let Some(0) = sysctl("kernel/unprivileged_userns_clone") {
-        return refused("kernel/unprivileged_userns_clone", 0, "1");
+    if let Some(profile) = apparmor.trim().strip_suffix(" (enforce)") {
+        let cause = format!("the AppArmor profile `{profile}`, in which this process runs, has no rule `userns` ({error})");
+        return refused(cause, format!("{PROFILE}, or add `userns,` to that profile"));
     }
-    match sysctl("kernel/apparmor_restrict_unprivileged_userns") {
-        Some(value) if value != 0 => refused("kernel/apparmor_restrict_unprivileged_userns", value, "0"),
-        Some(_) | None => UserNamespaces::Allowed,
+    match sysctl(&RESTRICTED.replace('.', "/")) {
+        Some(value) if value != 0 && !privileged => refused(
+            format!("{RESTRICTED} is {value}, and no AppArmor profile allows them to this program ({error})"),
+            format!("{PROFILE}, or sysctl -w {RESTRICTED}=0"),
+        ),
+        Some(_) | None => refused(error.to_string(), IN_A_CONTAINER.into()),
     }
 }
 
@@ -301,13 +321,33 @@ mod tests {
         assert!(!maps_every_id("         0     100000      65536\n"));
     }
 
+    const TRIED: Result<(), CallError> = Err(CallError { call: "clone3(CLONE_NEWUSER)", errno: Errno::ACCESS });
+
+    #[track_caller]
+    fn mend(privileged: bool, forbidding: (&'static str, u64), apparmor: &str) -> String {
+        let sysctl = |name: &str| (name == forbidding.0).then_some(forbidding.1);
+        let found = user_namespaces(TRIED, privileged, sysctl, apparmor);
+        let UserNamespaces::Refused { mend, .. } = found else { panic!("must be refused") };
+        assert_eq!(user_namespaces(Ok(()), privileged, sysctl, apparmor), UserNamespaces::Allowed, "what was tried counts");
+        mend
+    }
+
     #[test]
     fn the_sysctl_that_forbids_user_namespaces_is_named_with_its_mend() {
-        let apparmor = |name: &str| (name == "kernel/apparmor_restrict_unprivileged_userns").then_some(1);
-        let UserNamespaces::Refused { mend, .. } = user_namespaces(false, apparmor) else { panic!("must be refused") };
-        assert_eq!(mend, "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0");
-        assert_eq!(user_namespaces(true, apparmor), UserNamespaces::Allowed);
-        assert_eq!(user_namespaces(false, |_| None), UserNamespaces::Allowed);
+        assert_eq!(mend(true, ("user/max_user_namespaces", 0), ""), "sysctl -w user.max_user_namespaces=65536");
+        let clone = ("kernel/unprivileged_userns_clone", 0);
+        assert_eq!(mend(false, clone, ""), "sysctl -w kernel.unprivileged_userns_clone=1");
+        assert!(mend(true, clone, "").starts_with("inside a container"), "that one does not bind root");
+    }
+
+    #[test]
+    fn what_apparmor_forbids_is_mended_by_the_profile() {
+        let restricted = ("kernel/apparmor_restrict_unprivileged_userns", 1);
+        let sentence = mend(false, restricted, "unconfined\n");
+        assert!(sentence.contains("deploy/apparmor/codebeaker") && sentence.contains("=0"), "{sentence}");
+        let sentence = mend(false, ("", 0), "shell (enforce)\n");
+        assert!(sentence.contains("deploy/apparmor/codebeaker") && sentence.contains("`userns,`"), "{sentence}");
+        assert!(mend(false, ("", 0), "shell (complain)\n").starts_with("inside a container"), "the control");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Harmless questions to the kernel: what does it offer, may this process write here, who holds that lock?
 //!
-//! Invariant: nothing in this file changes the host or this process. The trials that do change something run in a child of
-//! `trial`, in namespaces of its own.
+//! Invariant: nothing in this file changes the host or this process. What does change something is done by a child in namespaces
+//! of its own: here by one that makes two system calls and ends, so that it is sound in a process with threads, elsewhere in
+//! `trial`.
 
 #![allow(unsafe_code, reason = "the fence: one function, one system call")]
 
@@ -11,6 +12,10 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::unistd::AccessFlags;
+use rustix::io::Errno;
+
+use super::error::CallError;
+use super::process::{self, Cloned};
 
 /// The version of Landlock the kernel offers; 0 when it offers none.
 pub fn landlock_abi() -> u32 {
@@ -19,6 +24,41 @@ pub fn landlock_abi() -> u32 {
     let answer =
         unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
     u32::try_from(answer).unwrap_or(0)
+}
+
+/// Tries what every sandbox begins with: a user namespace whose owner may mount in it. There are hosts where the first works and
+/// leaves its maker without the second.
+pub fn user_namespace() -> Result<(), CallError> {
+    const CALLS: [&str; 2] = ["clone3(CLONE_NEWUSER)", "mount in a user namespace"];
+    let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64;
+    let child = match process::clone(flags, None).map_err(|error| CallError { call: CALLS[0], ..error })? {
+        Cloned::Child => process::exit_now(make_mounts_private()),
+        Cloned::Parent { pid, .. } => pid,
+    };
+    let mut status = 0;
+    // SAFETY: the pointer is to a live local of the right type; the child is ours and nobody else waits for it.
+    while unsafe { libc::waitpid(child, &raw mut status, libc::__WALL) } == -1 {
+        let error = CallError::last("waitpid");
+        if error.errno != Errno::INTR {
+            return Err(error);
+        }
+    }
+    match libc::WEXITSTATUS(status) {
+        0 if libc::WIFEXITED(status) => Ok(()),
+        errno if libc::WIFEXITED(status) => Err(CallError { call: CALLS[1], errno: Errno::from_raw_os_error(errno) }),
+        _ => Err(CallError { call: CALLS[0], errno: Errno::PERM }),
+    }
+}
+
+/// The errno of making all mounts private, 0 when it worked. Called in a child that may make nothing but system calls.
+fn make_mounts_private() -> i32 {
+    let (none, flags) = (std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE);
+    // SAFETY: the target is a string that ends with NUL; with these flags the kernel reads no other pointer.
+    match unsafe { libc::mount(none, c"/".as_ptr(), none, flags, none.cast()) } {
+        0 => 0,
+        // SAFETY: the calling thread's own errno.
+        _ => unsafe { *libc::__errno_location() },
+    }
 }
 
 /// Whether the real user may write to `path`: access(2), so a read-only mount counts as "no".
