@@ -35,7 +35,7 @@ const UNITS: &str = "/run/systemd/system";
 
 /// Carries out a command that must succeed; what it printed.
 #[track_caller]
-fn done(command: &mut Command) -> String {
+pub(super) fn done(command: &mut Command) -> String {
     let output = command.output().expect("the program is there");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{command:?}: {said}");
@@ -94,7 +94,7 @@ impl Drop for Running {
     }
 }
 
-fn install_binary() -> PathBuf {
+pub(super) fn install_binary() -> PathBuf {
     static ONCE: Once = Once::new();
     let installed = PathBuf::from("/usr/local/bin/codebeaker");
     ONCE.call_once(|| {

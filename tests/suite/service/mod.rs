@@ -1,8 +1,9 @@
 //! The server as a service: what it tells the service manager, the units and the profile below `deploy/`, and both under a
 //! systemd that the run may do with as it likes (`scripts/vm` has one).
 //!
-//! Read `units` for the files, `managed` for the real thing.
+//! Read `units` for the files, `managed` for the real thing, `apparmor` for the profile where it is enforced.
 
+mod apparmor;
 mod managed;
 mod units;
 
@@ -25,6 +26,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     );
     trials.extend(units::trials());
     trials.extend(managed::trials());
+    trials.extend(apparmor::trials());
     trials
 }
 

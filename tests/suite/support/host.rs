@@ -33,6 +33,8 @@ pub enum Feature {
     SystemdAnalyze,
     /// `apparmor_parser` that knows the rule `userns`.
     Apparmor4,
+    /// An AppArmor that bounds who may make user namespaces (Linux 6.7), in which the run may load profiles: that of the machine.
+    ApparmorUserns,
     /// A systemd in whose units the run may write: that of the emulated machine.
     Systemd,
     /// A unified tree in whose root the run may make groups: that of the emulated machine.
@@ -57,6 +59,7 @@ impl Feature {
             Self::CgroupMemory => "cgroup_memory",
             Self::SystemdAnalyze => "systemd_analyze",
             Self::Apparmor4 => "apparmor4",
+            Self::ApparmorUserns => "apparmor_userns",
             Self::Systemd => "systemd",
             Self::UnifiedCgroups => "unified_cgroups",
             Self::ImageTools => "image_tools",
@@ -65,7 +68,7 @@ impl Feature {
 }
 
 /// What `all` does not stand for: no package makes a host have it.
-const OF_OTHER_HOSTS: [Feature; 3] = [Feature::Apparmor4, Feature::Systemd, Feature::UnifiedCgroups];
+const OF_OTHER_HOSTS: [Feature; 4] = [Feature::Apparmor4, Feature::ApparmorUserns, Feature::Systemd, Feature::UnifiedCgroups];
 
 /// The host, to ask.
 pub struct Host {
@@ -136,6 +139,9 @@ impl Host {
             Feature::CgroupMemory => (controller("memory"), "the memory controller is not there"),
             Feature::SystemdAnalyze => (Path::new("/usr/bin/systemd-analyze").exists(), "there is no systemd-analyze"),
             Feature::Apparmor4 => (apparmor4(), "there is no apparmor_parser of version 4 or later"),
+            Feature::ApparmorUserns => {
+                (machine() && apparmor_userns(), "this is not the machine with an AppArmor that bounds user namespaces")
+            }
             Feature::Systemd => (machine() && Path::new("/run/systemd/system").is_dir(), "this is not the machine's systemd"),
             Feature::UnifiedCgroups => (machine() && unified(), "this is not the machine's unified cgroup tree"),
             Feature::ImageTools => {
@@ -163,6 +169,11 @@ fn apparmor4() -> bool {
     let Ok(output) = std::process::Command::new("/usr/sbin/apparmor_parser").arg("--version").output() else { return false };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.split_whitespace().find_map(|word| word.split('.').next()?.parse::<u32>().ok()).is_some_and(|major| major >= 4)
+}
+
+fn apparmor_userns() -> bool {
+    let mask = std::fs::read_to_string("/sys/kernel/security/apparmor/features/namespaces/mask").unwrap_or_default();
+    nix::unistd::geteuid().is_root() && mask.split_whitespace().any(|word| word == "userns_create")
 }
 
 /// Major and minor number of the running kernel.
