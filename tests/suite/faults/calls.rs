@@ -1,13 +1,13 @@
 //! Every n-th system call of a deed fails: the deed is done as without the fault or refused with a typed error, nothing is
 //! left, and the next one works.
 //!
-//! `CODEBEAKER_TEST_SWEEP` is `full` for every call, a number for that many of each kind, chosen by the seed that is printed
-//! (`CODEBEAKER_TEST_SEED`).
+//! Read `points` for which of them a run tries.
 
 use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
+use super::points::points;
 use super::tracer::{Fault, Report, Role, Rule, trace};
 use super::world::{Answer, Deed, World, clear, close, perform, session as new_session};
 use crate::support::{Feature, host, page};
@@ -26,34 +26,6 @@ pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
 
 /// Points of each sweep unless the run says otherwise.
 const POINTS: usize = 30;
-
-/// Which of `calls` calls are tried.
-pub fn points(calls: usize, default: usize) -> Vec<usize> {
-    let asked = std::env::var("CODEBEAKER_TEST_SWEEP").unwrap_or_default();
-    let wanted = if asked == "full" { calls } else { asked.parse().unwrap_or(default) };
-    if wanted >= calls {
-        return (1..=calls).collect();
-    }
-    // One point in each of as many equal stretches, so that no stretch of the way is left out.
-    let mut state = seed();
-    (0..wanted)
-        .map(|stretch| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let (from, to) = (stretch * calls / wanted, (stretch + 1) * calls / wanted);
-            1 + from + (state >> 33) as usize % (to - from)
-        })
-        .collect()
-}
-
-fn seed() -> u64 {
-    let chosen = std::env::var("CODEBEAKER_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = chosen.unwrap_or_else(|| {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-        u64::from(since.subsec_nanos())
-    });
-    println!("CODEBEAKER_TEST_SEED={seed}");
-    seed
-}
 
 /// These can't fail, or are the rest of a signal or of the process.
 const INFALLIBLE: [&str; 4] = ["exit", "exit_group", "rt_sigreturn", "restart_syscall"];

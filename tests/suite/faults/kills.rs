@@ -1,12 +1,12 @@
 //! The server, the launcher or an init is killed before every n-th step of a deed, whoever takes the step: no wrong answer is
 //! given, and nothing is left, at once or after the next start.
 //!
-//! A step is a system call by which one of the processes changes something that another one can see. `CODEBEAKER_TEST_SWEEP`
-//! and `CODEBEAKER_TEST_SEED` as in `calls`.
+//! A step is a system call by which one of the processes changes something that another one can see. Read `points` for which of
+//! them a run tries.
 
 use std::collections::BTreeMap;
 
-use super::calls::points;
+use super::points::points;
 use super::tracer::{Fault, Report, Role, Rule, trace};
 use super::world::{Answer, Deed, World, clear, close, perform, session as new_session};
 use crate::support::{Feature, host, page};

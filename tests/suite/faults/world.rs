@@ -70,33 +70,24 @@ pub struct World {
 impl World {
     /// A server in a fresh directory.
     pub fn new() -> Self {
-        Self::start_in(crate::support::fixture_user::directory_of(None))
+        Self::start_in(crate::support::fixture_user::directory_of(None), None)
     }
 
-    fn start_in(directory: TempDir) -> Self {
+    fn start_in(directory: TempDir, walls: Option<String>) -> Self {
         let server = Server::start_in(&Setup::plain(), directory);
         let mut world = Self { server, trees: BTreeSet::new(), walls: String::new() };
-        world.await_versions();
         let mut client = world.client();
         let session = session(&mut client);
         let init = world.init().expect("a session has an init");
         world.trees = residue::cgroups_of(init).iter().filter_map(|group| tree_of(group)).collect();
-        world.walls = walls::of(&mut client, &session, init);
-        walls::expect_whole(&world.walls);
+        world.walls = walls.unwrap_or_else(|| {
+            let walls = walls::of(&mut client, &session, init);
+            walls::expect_whole(&walls);
+            walls
+        });
         close(&mut client, &session);
         world.expect_quiet("the start");
         world
-    }
-
-    /// At its start a server asks languages for their versions, in sandboxes that end by themselves.
-    fn await_versions(&self) {
-        let mut client = self.client();
-        let known = eventually(Duration::from_secs(120), || {
-            let list = client.ok("language.list", &json!({}));
-            let rows = list["languages"].as_array().cloned().unwrap_or_default();
-            rows.iter().all(|row| row["installed"] == false || row["version"].is_string()) && self.inits().is_empty()
-        });
-        assert!(known, "the versions are known");
     }
 
     /// A connection that waits longer than any bound of the server, and not for ever.
@@ -193,7 +184,7 @@ impl World {
         let ended = self.server.wait(Duration::from_secs(10));
         assert!(ended.is_some(), "after {after} the server was to be dead");
         let (trees, tracker) = (self.trees, self.server.take_tracker());
-        let next = Self::start_in(self.server.into_directory());
+        let next = Self::start_in(self.server.into_directory(), Some(self.walls));
         let mut left: Vec<String> = trees.iter().filter(|tree| tree.exists()).map(|tree| tree.display().to_string()).collect();
         left.extend(tracker.left(&next.server.state_dir()));
         assert!(left.is_empty(), "after {after} and a restart: {left:?}");
