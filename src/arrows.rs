@@ -25,7 +25,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 13] = [
+const OWNERS: [(&str, &[&str]); 15] = [
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
     ("cgroups_rs", &["sandbox/cgroups"]),
@@ -34,7 +34,9 @@ const OWNERS: [(&str, &[&str]); 13] = [
     ("seccompiler", &["seccomp/"]),
     ("serde_saphyr", &["seccomp/"]),
     ("tokio", &["cli/", "rpc/", "session/", "runtime/", "telemetry", "image/pull"]),
-    ("oci_client", &["image/pull"]),
+    ("reqwest", &["image/pull"]),
+    ("rustls", &["image/pull"]),
+    ("http_auth", &["image/pull"]),
     ("docker_credential", &["image/pull"]),
     ("oci_spec", &["image/"]),
     ("figment", &["config"]),

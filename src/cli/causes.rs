@@ -5,7 +5,7 @@
 
 use super::CliError;
 use super::error::chain;
-use crate::image::ImageError;
+use crate::image::{CertificateFault, ImageError};
 use crate::rpc::auth::TokenError;
 use crate::rpc::server::ServeError;
 use crate::sandbox::state::StateError;
@@ -56,13 +56,45 @@ impl From<ImageError> for CliError {
             ImageError::NoneFits { .. } => "choose another with --platform or --tag",
             ImageError::Ambiguous { .. } => "choose one with --tag",
             ImageError::Reference { .. } => "write it as docker does: [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST]",
-            ImageError::Registry { .. } => {
-                "check the name, the network and `docker login`; a registry without TLS needs --plain-http; pull again to go on"
+            ImageError::Registry { .. } => "check the registry's name and the network; pull again to go on where it stopped",
+            ImageError::Answer { status, .. } => answered(*status),
+            ImageError::LoginWanted { .. } => {
+                "`docker login REGISTRY`, or write auths into ~/.docker/config.json; or is the name wrong?"
             }
+            ImageError::LoginRefused { .. } => {
+                "`docker login REGISTRY` again; or is the name wrong, or that user without a right to it?"
+            }
+            ImageError::Certificate { fault, .. } => certificate(fault),
+            ImageError::NoTls { .. } => {
+                "--plain-http, or images.plain_http_registries, when what you say to it may be read on the way"
+            }
+            ImageError::CaFile { .. } => "give a file of certificates in PEM as images.ca_file or --ca-file",
             ImageError::Credentials { .. } => "check ~/.docker/config.json and the credential helper that it names",
             ImageError::WorkerLost { .. } => "nothing was imported; please report this with what you imported",
         };
         Self::new(chain(&error)).hint(hint)
+    }
+}
+
+/// What mends an answer of a registry that is no success.
+fn answered(status: u16) -> &'static str {
+    match status {
+        404 => "check repository and tag: the registry has nothing of that name",
+        429 => "wait a while, or log in: the registry lets you fetch no more for now",
+        500.. => "try again later; pull again to go on where it stopped",
+        _ => "check the name; is this a registry?",
+    }
+}
+
+/// What mends a certificate that can't be believed.
+fn certificate(fault: &CertificateFault) -> &'static str {
+    match fault {
+        CertificateFault::UnknownIssuer => "name the file of its authority with --ca-file or images.ca_file",
+        CertificateFault::Expired | CertificateFault::NotValidYet => {
+            "have it renewed at the registry, unless it is this host's clock that is wrong"
+        }
+        CertificateFault::OtherName => "write the registry by the name that its certificate has",
+        CertificateFault::Other(_) => "have it made anew at the registry",
     }
 }
 

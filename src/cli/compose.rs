@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 pub use build::{image_build, recipes};
-pub use images::{ImageRow, Incoming, image_import, image_inspect, image_list, image_prune, image_pull, image_remove};
+pub use images::{ImageRow, Incoming, Tls, image_import, image_inspect, image_list, image_prune, image_pull, image_remove};
 
 use super::error::chain;
 use super::{CliError, service_manager};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::compose::Incoming;
+use super::compose::{Incoming, Tls};
 use super::output::{FormatArgs, OutputFormat, bytes, emit, emit_json, emit_table, warn};
 use super::{CliError, CommonArgs, compose};
 use crate::config::Config;
@@ -108,7 +108,8 @@ impl IncomingArgs {
 Examples:
   codebeaker image pull python:3.12-slim
   codebeaker image pull ghcr.io/team/tool@sha256:DIGEST --name tool
-  codebeaker image pull 127.0.0.1:5000/tool:v1 --plain-http")]
+  codebeaker image pull registry.example.org:5000/tool:v1 --ca-file ca.pem
+  codebeaker image pull 127.0.0.1:5000/tool:v1")]
 struct PullArgs {
     /// [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST]
     reference: String,
@@ -118,6 +119,9 @@ struct PullArgs {
     /// Speak to this registry without TLS (credentials are readable on the way)
     #[arg(long)]
     plain_http: bool,
+    /// Certificates in PEM to believe beside those of the system [default: images.ca_file]
+    #[arg(long, value_name = "FILE", conflicts_with = "plain_http")]
+    ca_file: Option<PathBuf>,
     #[command(flatten)]
     incoming: IncomingArgs,
     #[command(flatten)]
@@ -181,8 +185,8 @@ pub(super) fn image(common: &CommonArgs, args: ImageArgs) -> Result<(), CliError
         }
         ImageCall::Pull(args) => {
             let incoming = args.incoming.incoming(args.name.as_deref(), None);
-            let plain_http = args.plain_http.then(|| args.reference.split('/').next()).flatten();
-            named(&compose::image_pull(&config, &args.reference, incoming, plain_http)?, args.format.format)
+            let tls = if args.plain_http { Tls::Plain } else { Tls::Believing(args.ca_file.as_deref()) };
+            named(&compose::image_pull(&config, &args.reference, incoming, tls)?, args.format.format)
         }
         ImageCall::List(args) => list(&compose::image_list(&config)?, args.format.format),
         ImageCall::Inspect(args) => emit_json(&compose::image_inspect(&config, &args.name)?),
@@ -197,7 +201,7 @@ pub(super) fn image(common: &CommonArgs, args: ImageArgs) -> Result<(), CliError
                 warn("a pull is at work, so blobs were left alone");
             }
             match args.format.format {
-                OutputFormat::Table => emit(&format!("{} blobs, {}\n", pruned.blobs, bytes(pruned.bytes))),
+                OutputFormat::Table => emit(&format!("removed: {} blobs, {}\n", pruned.blobs, bytes(pruned.bytes))),
                 OutputFormat::Json => emit_json(&serde_json::json!(pruned)),
             }
         }
@@ -239,6 +243,11 @@ fn list_recipes(recipes: &[(Recipe, bool)], format: OutputFormat) -> Result<(), 
     }
 }
 
+/// `sha256:` and the first 12 digits, which tell images apart for people; JSON has all of them.
+fn short(digest: &str) -> String {
+    digest.chars().take("sha256:".len() + 12).collect()
+}
+
 fn list(rows: &[compose::ImageRow], format: OutputFormat) -> Result<(), CliError> {
     match format {
         OutputFormat::Json => emit_json(&serde_json::json!({ "images": rows })),
@@ -247,7 +256,8 @@ fn list(rows: &[compose::ImageRow], format: OutputFormat) -> Result<(), CliError
             rows.iter().map(|row| {
                 let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
                 let size = or_dash(row.size_bytes.map(bytes));
-                vec![row.name.clone(), size, or_dash(row.created.clone()), row.source.to_owned(), or_dash(row.digest.clone())]
+                let digest = or_dash(row.digest.as_deref().map(short));
+                vec![row.name.clone(), size, or_dash(row.created.clone()), row.source.to_owned(), digest]
             }),
         ),
     }

@@ -162,6 +162,8 @@ pub struct ImagesConfig {
     pub expansion_max: u64,
     /// Registries (`HOST[:PORT]`) that are spoken to in plain HTTP; empty by default.
     pub plain_http_registries: Vec<String>,
+    /// Certificates in PEM that `image pull` believes beside those of the system; unset by default.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `[log]`.
@@ -282,6 +284,7 @@ impl Default for ImagesConfig {
             names_bytes_max: 512 << 20,
             expansion_max: 200,
             plain_http_registries: Vec::new(),
+            ca_file: None,
         }
     }
 }

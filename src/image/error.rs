@@ -77,6 +77,18 @@ pub enum ImageError {
     Reference { reference: String, reason: String },
     #[error("{operation} {reference} failed: {cause}")]
     Registry { operation: Word, reference: String, cause: String },
+    #[error("{operation} {reference} failed: the registry answered {status}{}", parenthesis(said))]
+    Answer { operation: Word, reference: String, status: u16, said: String },
+    #[error("{registry} refuses {reference} to somebody without a login")]
+    LoginWanted { registry: String, reference: String },
+    #[error("{registry} refuses {reference} to the user `{user}` with the password that is configured")]
+    LoginRefused { registry: String, reference: String, user: String },
+    #[error("the certificate of {registry} can't be believed: {fault}")]
+    Certificate { registry: String, fault: CertificateFault },
+    #[error("{registry} does not speak TLS")]
+    NoTls { registry: String },
+    #[error("the certificates of {} can't be used: {reason}", path.display())]
+    CaFile { path: PathBuf, reason: String },
     #[error("the credentials for {registry} can't be had: {cause}")]
     Credentials { registry: String, cause: String },
     #[error("the unpacking process could not be confined: {step}: {cause}")]
@@ -91,6 +103,30 @@ pub enum ImageError {
     #[serde(skip)]
     #[error("{} is no record of an image", path.display())]
     Record { path: PathBuf, source: serde_json::Error },
+}
+
+fn parenthesis(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
+}
+
+/// What is wrong with a registry's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum CertificateFault {
+    /// No root that is believed leads to it.
+    #[error("it was issued by nobody that this host knows")]
+    UnknownIssuer,
+    /// Its time is over.
+    #[error("it has expired")]
+    Expired,
+    /// Its time is yet to come.
+    #[error("it is not valid yet")]
+    NotValidYet,
+    /// It names others.
+    #[error("it is for another name")]
+    OtherName,
+    /// Anything else, in the words of the TLS library.
+    #[error("{0}")]
+    Other(String),
 }
 
 /// Why one entry of an image was refused.

@@ -28,7 +28,7 @@ mod unpack;
 mod whiteout;
 
 pub use bounds::Bounds;
-pub use error::{ImageError, Refusal};
+pub use error::{CertificateFault, ImageError, Refusal};
 pub use import::{Imported, Progress, Taken, import};
 pub use manifest::Choice;
 pub use name::{ImageName, ImageReference};

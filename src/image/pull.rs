@@ -6,14 +6,16 @@
 
 mod blobs;
 mod credentials;
+mod fault;
+mod login;
+mod registry;
 
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::{Client, Reference};
+use oci_spec::distribution::Reference;
 use oci_spec::image::{Descriptor, MediaType};
 
 use super::bounds::{Bounds, check};
@@ -24,9 +26,6 @@ use super::{ImageError, Store};
 
 /// Index in index: registries nest one.
 const NESTING_MAX: usize = 4;
-const CONNECT_TIME: Duration = Duration::from_secs(15);
-/// Silence of a registry.
-const READ_TIME: Duration = Duration::from_secs(60);
 const POLL_TIME: Duration = Duration::from_millis(50);
 
 /// What to pull, and under which conditions.
@@ -44,6 +43,8 @@ pub struct PullRequest<'a> {
     pub bounds: Bounds,
     /// Registries (`HOST[:PORT]`) that are spoken to without TLS.
     pub plain_http: &'a [String],
+    /// Certificates in PEM that are believed beside those of the system.
+    pub ca_file: Option<&'a Path>,
     /// Becomes true when the pull shall stop; parts of blobs stay for the next one.
     pub cancel: &'a AtomicBool,
 }
@@ -55,6 +56,11 @@ pub fn default_name(reference: &str) -> Result<String, ImageError> {
     // `latest` is put in where nothing is written.
     let written = reference.split('@').next().unwrap_or_default().rsplit('/').next().is_some_and(|part| part.contains(':'));
     Ok(parsed.tag().filter(|_| written).map_or(last.clone(), |tag| format!("{last}:{tag}")))
+}
+
+/// The registry (`HOST[:PORT]`) that a reference means.
+pub fn registry_of(reference: &str) -> Result<String, ImageError> {
+    Ok(parse(reference)?.resolve_registry().to_owned())
 }
 
 fn parse(reference: &str) -> Result<Reference, ImageError> {
@@ -112,23 +118,14 @@ fn fetch(
         let reference = reference.whole();
         move |cause: String| ImageError::Registry { operation: operation.into(), reference, cause }
     };
-    // Whoever was first has installed the same.
-    rustls::crypto::ring::default_provider().install_default().ok();
-    let auth = credentials::of(reference.resolve_registry())?;
+    let credentials = credentials::of(reference.resolve_registry())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| failed("reaching")(error.to_string()))?;
-    let client = Client::new(ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(request.plain_http.to_vec()),
-        connect_timeout: Some(CONNECT_TIME),
-        read_timeout: Some(READ_TIME),
-        user_agent: concat!("codebeaker/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    });
     let fetched = AtomicU64::new(0);
     let total = AtomicU64::new(0);
     let work = async {
-        let registry = blobs::Registry { client, reference, auth };
-        let found = resolve(store, &registry, request).await?;
+        let registry = registry::Registry::open(reference, request, credentials).await?;
+        let found = resolve(store, &registry, reference, request).await?;
         total.store(found.parts.iter().map(Descriptor::size).sum(), Ordering::Relaxed);
         blobs::fetch_all(store, &registry, &found.parts, &fetched).await?;
         Ok(found)
@@ -155,24 +152,32 @@ fn fetch(
 }
 
 /// Manifest by manifest down to the one of the platform; each is kept under its digest.
-async fn resolve(store: &Store, registry: &blobs::Registry<'_>, request: &PullRequest<'_>) -> Result<Found, ImageError> {
-    let mut reference = registry.reference.clone();
+async fn resolve(
+    store: &Store,
+    registry: &registry::Registry,
+    reference: &Reference,
+    request: &PullRequest<'_>,
+) -> Result<Found, ImageError> {
+    let mut wanted = reference.digest().map(str::to_owned);
     let mut named: Option<Descriptor> = None;
     let mut top_digest = None;
     for _ in 0..NESTING_MAX {
-        let (bytes, digest) = registry.manifest(&reference).await?;
-        check("the manifest", "document_bytes_max", bytes.len() as u64, request.bounds.document_bytes_max)?;
-        verify(&bytes, reference.digest().unwrap_or(&digest))?;
+        let asked = wanted.as_deref().or(reference.tag()).unwrap_or("latest");
+        let (bytes, told) = registry.manifest(asked).await?;
+        let document = super::store::Document::new(bytes);
+        // What was asked for by digest has that one; what the registry says of another is checked too.
+        for digest in wanted.iter().chain(&told) {
+            verify(document.bytes(), digest)?;
+        }
         let media_type = named.as_ref().map(|descriptor| descriptor.media_type().to_string());
-        let digest = top_digest.get_or_insert_with(|| digest.clone()).clone();
-        match top(&bytes, media_type.as_deref())? {
+        let top_digest = top_digest.get_or_insert_with(|| document.digest.clone()).clone();
+        match top(document.bytes(), media_type.as_deref())? {
             Top::Index(index) => {
                 let chosen = choose(&index, request.choice)?.clone();
-                reference = reference.clone_with_digest(chosen.digest().to_string());
+                wanted = Some(chosen.digest().to_string());
                 named = Some(chosen);
             }
             Top::Manifest(manifest) => {
-                let document = super::store::Document::new(bytes);
                 let descriptor = descriptor_of(&document, manifest.media_type().clone())?;
                 blobs::keep(store, &document)?;
                 let mut parts = vec![manifest.config().clone()];
@@ -181,7 +186,7 @@ async fn resolve(store: &Store, registry: &blobs::Registry<'_>, request: &PullRe
                 check("the manifest", "layers_max", parts.len() as u64 - 1, bounds.layers_max)?;
                 let packed = parts.iter().fold(0_u64, |sum, part| sum.saturating_add(part.size()));
                 check("the manifest", "bytes_max", packed, bounds.bytes_max)?;
-                return Ok(Found { descriptor, top: digest, parts });
+                return Ok(Found { descriptor, top: top_digest, parts });
             }
         }
     }

@@ -1,5 +1,11 @@
 //! Images: a tiny root file system made of the host's bash, imported as a directory and as a tar, and sessions on it.
 
+mod front;
+pub(crate) mod made;
+mod puller;
+mod pulls;
+mod registry;
+mod strangers;
 mod tools;
 
 use std::path::Path;
@@ -22,10 +28,15 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a missing source and a bad name are refused with a reason", refusals),
             ("an import that Ctrl-C ends leaves nothing in the store", interrupted),
             ("what an import leaves out is told, and image inspect tells the rest", told),
+            ("an image in use is not removed, and what the calls say is for people", people),
+            ("two processes import one image at once and there is one of it", at_once),
+            ("a session starts on a large image as on a tiny one", any_size),
             ("the image host is the default and holds the host's programs", host_is_default),
         ],
     );
     trials.extend(tools::trials());
+    trials.extend(pulls::trials());
+    trials.extend(strangers::trials());
     trials
 }
 
@@ -179,4 +190,106 @@ fn host_is_default() {
     let mut session = Session::python(&server);
     assert_eq!(session.created["image"], "host");
     assert_eq!(session.bash("test -x /usr/bin/env && echo there"), "there");
+}
+
+fn people() {
+    let server = Setup::plain().shared();
+    let root = tiny_root();
+    let path = root.path().display().to_string();
+    assert_eq!(server.cli(&["image", "import", &path, "--name", "used:v1"]).expect_code(0).stdout, "used:v1\n");
+    let mut session = Session::open(&server, &json!({"language": "bash", "image": "used:v1"}));
+    let refused = server.cli(&["image", "remove", "used:v1"]).expect_code(1);
+    assert_eq!(
+        refused.stderr,
+        "error: the image `used:v1` is in use by a session\nhint: close its sessions first: `codebeaker ps`, `codebeaker close`\n"
+    );
+    std::fs::write(root.path().join("etc/marker"), "other\n").expect("an own directory");
+    let taken = server.cli(&["image", "import", &path, "--name", "used:v1"]).expect_code(1);
+    assert!(taken.stderr.contains("with other contents already") && taken.stderr.contains("hint: give --replace"), "{taken:?}");
+    let replaced = server.cli(&["image", "import", &path, "--name", "used:v1", "--replace"]).expect_code(1);
+    assert!(replaced.stderr.contains("in use by a session"), "{replaced:?}");
+    assert_eq!(session.read("/etc/marker"), "tiny\n", "the session has noticed nothing");
+    session.close();
+    server.cli(&["image", "import", &path, "--name", "used:v1", "--replace"]).expect_code(0);
+    let mut next = Session::open(&server, &json!({"language": "bash", "image": "used:v1"}));
+    assert_eq!(next.read("/etc/marker"), "other\n");
+    next.close();
+    let list = server.cli(&["image", "list"]).expect_code(0).stdout;
+    assert!(list.lines().all(|line| line.len() <= 100), "a row fits a terminal: {list}");
+    let inspected = server.cli(&["image", "inspect", "used:v1"]).expect_code(0).json();
+    let digest = inspected["digest"].as_str().expect("a digest");
+    let row = list.lines().find(|line| line.starts_with("used:v1 ")).expect("a row");
+    assert!(row.contains(&digest[..19]) && digest.len() == 71, "the beginning of the digest: {row}");
+    assert_eq!(server.cli(&["image", "remove", "used:v1"]).expect_code(0).stdout, "used:v1\n");
+    let gone = server.cli(&["image", "remove", "used:v1"]).expect_code(1);
+    assert_eq!(gone.stderr, "error: there is no image `used:v1`\nhint: `codebeaker image list` shows what there is\n");
+    assert!(server.cli(&["image", "prune"]).expect_code(0).stdout.starts_with("removed: "));
+}
+
+fn at_once() {
+    let state = directory_of(None);
+    let (one, other) = (tiny_root(), tiny_root());
+    std::fs::write(other.path().join("etc/marker"), "other\n").expect("an own directory");
+    let import = |root: &TempDir, name: &str| {
+        let mut command = Command::new(binary_for(None));
+        command.args(["image", "import", "--name", name, "--state-dir"]).arg(state.path()).arg(root.path());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().expect("the binary starts")
+    };
+    let count = |name: &str| std::fs::read_dir(state.path().join("images").join(name)).map_or(0, Iterator::count);
+    let same: Vec<_> = (0..4).map(|number| import(&one, if number < 3 { "same" } else { "again" })).collect();
+    for child in same {
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert_eq!((count("names"), count("layers"), count("tmp")), (2, 1, 0), "two names, one copy");
+    // The control: of two contents under one name one is an error, whoever comes first.
+    let ends = [import(&one, "apart"), import(&other, "apart")].map(|child| child.wait_with_output().expect("it ends"));
+    let good = ends.iter().filter(|output| output.status.success()).count();
+    assert_eq!(good, 1, "{ends:?}");
+    assert!(
+        ends.iter().any(|output| String::from_utf8_lossy(&output.stderr).contains("with other contents already")),
+        "{ends:?}"
+    );
+}
+
+/// Files of the large image, and the bytes of one more.
+const MANY_FILES: usize = 20_000;
+const LARGE_BYTES: usize = 200 << 20;
+
+fn any_size() {
+    let server = Setup::plain().shared();
+    let (tiny, large) = (tiny_root(), tiny_root());
+    for number in 0..MANY_FILES {
+        let directory = large.path().join(format!("srv/{:03}", number / 100));
+        std::fs::create_dir_all(&directory).expect("an own directory");
+        std::fs::write(directory.join(number.to_string()), b"contents").expect("an own directory");
+    }
+    std::fs::write(large.path().join("srv/large"), vec![7; LARGE_BYTES]).expect("an own directory");
+    for (root, name) in [(&tiny, "size-tiny"), (&large, "size-large")] {
+        let path = root.path().display().to_string();
+        let call = crate::support::cli::Invocation::new(&["image", "import", &path, "--name", name]);
+        call.state_dir(&server.state_dir()).wait_at_most(Duration::from_secs(300)).run().expect_code(0);
+    }
+    let mut client = server.client();
+    let mut create = |image: &str| {
+        let start = std::time::Instant::now();
+        let created = client.ok("session.create", &json!({"language": "bash", "image": image}));
+        let took = start.elapsed();
+        client.ok("session.close", &json!({"sessionId": created["sessionId"]}));
+        took
+    };
+    // In turns, so that load meets both alike; the first of each warms the caches.
+    let pairs: Vec<_> = (0..24).map(|_| (create("size-tiny"), create("size-large"))).skip(4).collect();
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let small = median(pairs.iter().map(|pair| pair.0).collect());
+    let big = median(pairs.iter().map(|pair| pair.1).collect());
+    println!(
+        "create, median of {}: {small:?} on the tiny image, {big:?} on {MANY_FILES} files and {LARGE_BYTES} bytes",
+        pairs.len()
+    );
+    assert!(big < small * 3, "{small:?} on the tiny image, {big:?} on the large one");
+    server.cli(&["image", "remove", "size-tiny", "size-large"]).expect_code(0);
 }

@@ -17,7 +17,7 @@ use crate::cli::output::{note, warn};
 use crate::cli::streams::Interrupts;
 use crate::config::{Config, ImagesConfig};
 use crate::image::import::Request;
-use crate::image::pull::{PullRequest, pull};
+use crate::image::pull::{PullRequest, pull, registry_of};
 use crate::image::store::Pruned;
 use crate::image::tree::Notes;
 use crate::image::{
@@ -51,6 +51,15 @@ pub struct Incoming<'a> {
     pub tag: Option<&'a str>,
     /// When the name is taken.
     pub taken: Taken,
+}
+
+/// How a registry is spoken to.
+#[derive(Debug, Clone, Copy)]
+pub enum Tls<'a> {
+    /// Without TLS, because the call says so.
+    Plain,
+    /// With TLS unless the configuration says otherwise; the certificates of this file are believed too, else those of the configuration's.
+    Believing(Option<&'a Path>),
 }
 
 impl Incoming<'_> {
@@ -92,16 +101,17 @@ pub fn image_import(config: &Config, source: &Path, incoming: Incoming<'_>) -> R
 }
 
 /// Pulls an image from a registry.
-pub fn image_pull(
-    config: &Config,
-    reference: &str,
-    incoming: Incoming<'_>,
-    plain_http: Option<&str>,
-) -> Result<ImageRow, CliError> {
+pub fn image_pull(config: &Config, reference: &str, incoming: Incoming<'_>, tls: Tls<'_>) -> Result<ImageRow, CliError> {
     let store = store(config)?;
     let choice = incoming.choice();
     let mut registries = config.images.plain_http_registries.clone();
-    registries.extend(plain_http.map(str::to_owned));
+    let ca_file = match tls {
+        Tls::Plain => {
+            registries.push(registry_of(reference)?);
+            None
+        }
+        Tls::Believing(file) => file.or(config.images.ca_file.as_deref()),
+    };
     let imported = watched(|cancel, progress| {
         let request = PullRequest {
             reference,
@@ -110,6 +120,7 @@ pub fn image_pull(
             taken: incoming.taken,
             bounds: bounds(&config.images),
             plain_http: &registries,
+            ca_file,
             cancel,
         };
         pull(&store, request, progress)

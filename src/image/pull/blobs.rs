@@ -10,15 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use oci_client::client::BlobResponse;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
 use oci_spec::image::Descriptor;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
-use super::ACCEPTED;
+use super::registry::Registry;
 use crate::image::store::{Document, Store, digest_text};
 use crate::image::{ImageError, staging};
 
@@ -28,38 +25,6 @@ const PARALLEL_MAX: usize = 4;
 const TRIES_MAX: u32 = 4;
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
-
-/// A repository of a registry.
-pub(super) struct Registry<'a> {
-    pub(super) client: Client,
-    pub(super) reference: &'a Reference,
-    pub(super) auth: RegistryAuth,
-}
-
-impl Registry<'_> {
-    fn failed(&self, operation: &'static str) -> impl Fn(String) -> ImageError {
-        let reference = self.reference.whole();
-        move |cause| ImageError::Registry { operation: operation.into(), reference: reference.clone(), cause }
-    }
-
-    /// A manifest or index, with the digest that the registry gives for it.
-    pub(super) async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, String), ImageError> {
-        let answer = self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED).await;
-        let (bytes, digest) = answer.map_err(|error| self.failed("asking for the manifest of")(chain(&error)))?;
-        Ok((bytes.to_vec(), digest))
-    }
-}
-
-/// reqwest says the most in its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
 
 /// A document under its digest.
 pub(super) fn keep(store: &Store, document: &Document) -> Result<(), ImageError> {
@@ -73,15 +38,10 @@ pub(super) fn keep(store: &Store, document: &Document) -> Result<(), ImageError>
 /// All of them; `fetched` counts their bytes, those that were there already too.
 pub(super) async fn fetch_all(
     store: &Store,
-    registry: &Registry<'_>,
+    registry: &Registry,
     blobs: &[Descriptor],
     fetched: &AtomicU64,
 ) -> Result<(), ImageError> {
-    registry
-        .client
-        .auth(registry.reference, &registry.auth, RegistryOperation::Pull)
-        .await
-        .map_err(|error| registry.failed("logging in for")(chain(&error)))?;
     let mut wanted: Vec<&Descriptor> = blobs.iter().collect();
     wanted.sort_by_key(|blob| blob.digest().to_string());
     wanted.dedup_by_key(|blob| blob.digest().to_string());
@@ -89,7 +49,7 @@ pub(super) async fn fetch_all(
     stream::iter(fetches).buffer_unordered(PARALLEL_MAX).try_collect::<()>().await
 }
 
-async fn fetch(store: &Store, registry: &Registry<'_>, blob: &Descriptor, fetched: &AtomicU64) -> Result<(), ImageError> {
+async fn fetch(store: &Store, registry: &Registry, blob: &Descriptor, fetched: &AtomicU64) -> Result<(), ImageError> {
     let digest = blob.digest().to_string();
     let target = store.blob_path(&crate::image::manifest::sha256(blob.digest())?);
     let is_there = || std::fs::metadata(&target).is_ok_and(|metadata| metadata.len() == blob.size());
@@ -118,8 +78,7 @@ async fn fetch(store: &Store, registry: &Registry<'_>, blob: &Descriptor, fetche
     let mut tries = 1;
     while let Err(error) = part.fetch(registry, &digest).await {
         tries += 1;
-        let again = matches!(error, ImageError::Registry { .. }) && tries <= TRIES_MAX;
-        if !again {
+        if !may_pass(&error) || tries > TRIES_MAX {
             return Err(error);
         }
         tracing::debug!(%digest, %error, tries, "a blob is asked for again");
@@ -133,6 +92,15 @@ async fn fetch(store: &Store, registry: &Registry<'_>, blob: &Descriptor, fetche
     part.file.sync_all().await.map_err(ImageError::io("syncing", &path))?;
     std::fs::rename(&path, &target).map_err(ImageError::io("making", &target))?;
     staging::sync_parent(&target)
+}
+
+/// True for what may be otherwise a moment later.
+fn may_pass(error: &ImageError) -> bool {
+    match error {
+        ImageError::Registry { .. } => true,
+        ImageError::Answer { status, .. } => *status == 429 || *status >= 500,
+        _ => false,
+    }
 }
 
 /// True when that descriptor is still what stands under the name.
@@ -173,38 +141,34 @@ impl<'a> Part<'a> {
     }
 
     /// Asks for what is missing.
-    async fn fetch(&mut self, registry: &Registry<'_>, digest: &str) -> Result<(), ImageError> {
+    async fn fetch(&mut self, registry: &Registry, digest: &str) -> Result<(), ImageError> {
         if self.bytes == self.total {
             return Ok(());
         }
-        let failed = registry.failed("fetching a blob of");
         let writing = || ImageError::io("writing", "a blob");
-        let answer = registry.client.pull_blob_stream_partial(registry.reference, digest, self.bytes, None).await;
-        let mut stream = match answer.map_err(|error| failed(chain(&error)))? {
-            BlobResponse::Partial(stream) => stream.stream,
-            BlobResponse::Full(stream) => {
-                // A registry that knows no ranges begins anew.
-                self.fetched.fetch_sub(self.bytes, Ordering::Relaxed);
-                (self.bytes, self.hash) = (0, Sha256::new());
-                self.file.set_len(0).await.map_err(writing())?;
-                self.file.seek(SeekFrom::Start(0)).await.map_err(writing())?;
-                stream.stream
-            }
-        };
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| failed(chain(&error)))?;
+        let mut body = registry.blob(digest, self.bytes).await?;
+        if body.begins < self.bytes {
+            // A registry that knows no ranges begins anew.
+            self.fetched.fetch_sub(self.bytes, Ordering::Relaxed);
+            (self.bytes, self.hash) = (0, Sha256::new());
+            self.file.set_len(0).await.map_err(writing())?;
+            self.file.seek(SeekFrom::Start(0)).await.map_err(writing())?;
+        }
+        while let Some(piece) = registry.piece(&mut body).await? {
+            let piece = piece.as_ref();
             let bytes = self.bytes + piece.len() as u64;
             if bytes > self.total {
                 return Err(ImageError::SizeMismatch { digest: digest.into(), expected: self.total, found: bytes });
             }
-            self.file.write_all(&piece).await.map_err(writing())?;
-            self.hash.update(&piece);
+            self.file.write_all(piece).await.map_err(writing())?;
+            self.hash.update(piece);
             self.bytes = bytes;
             self.fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
         self.file.flush().await.map_err(writing())?;
         if self.bytes < self.total {
-            return Err(failed(format!("it ended after {} of {} bytes", self.bytes, self.total)));
+            let cause = format!("it ended after {} of {} bytes", self.bytes, self.total);
+            return Err(registry.failed("fetching a blob of", cause));
         }
         Ok(())
     }
