@@ -31,6 +31,9 @@ use super::staging::{Published, Staging, remove_stale, remove_tree, sync_parent}
 use super::tree::Notes;
 use super::{DEFAULT_PATH, ImageError, ImageName, ImageReference, ImageRoot, Settings};
 
+/// The record of an image, below its name.
+const RECORD: &str = "image.json";
+
 /// Where an image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -218,30 +221,40 @@ impl Store {
         }
         let lock = self.lock(FlockOperation::LockExclusive)?;
         let staging = Staging::new(&self.tmp())?;
-        self.retire(&name, &staging, &[])?;
+        self.retire(&name, &staging)?;
         // Other processes need not wait for the files to go.
         drop(lock);
         drop(staging);
         Ok(())
     }
 
-    /// Moves an image that nobody uses into `staging`, all but the blobs of `keep`. The caller holds the exclusive lock.
-    fn retire(&self, name: &ImageName, staging: &Staging, keep: &[String]) -> Result<(), ImageError> {
+    /// Moves an image that nobody uses into `staging`. The caller holds the exclusive lock.
+    fn retire(&self, name: &ImageName, staging: &Staging) -> Result<(), ImageError> {
         let record = self.record(name)?;
+        let _unused = self.claim(name)?;
+        move_out(&self.image_dir(name), &staging.path().join("old-name"))?;
+        self.let_go(&record, staging)
+    }
+
+    /// The lock of an image that nobody uses.
+    fn claim(&self, name: &ImageName) -> Result<Lock, ImageError> {
         let image_dir = self.image_dir(name);
         let guard = open_lock(&image_dir.join("lock"))?;
         match rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse { name: name.to_string() }),
-            Err(errno) => return Err(ImageError::errno("locking", image_dir)(errno)),
+            Ok(()) => Ok(guard),
+            Err(Errno::WOULDBLOCK) => Err(ImageError::InUse { name: name.to_string() }),
+            Err(errno) => Err(ImageError::errno("locking", image_dir)(errno)),
         }
-        move_out(&image_dir, &staging.path().join("old-name"))?;
+    }
+
+    /// Moves what that record named and none names now into `staging`.
+    fn let_go(&self, record: &ImageInfo, staging: &Staging) -> Result<(), ImageError> {
         let left = self.records()?;
         if !left.iter().any(|other| other.root == record.root) {
             move_out(&self.layer_dir(&record.root), &staging.path().join("old-layer"))?;
         }
         for (position, digest) in record.blobs.iter().enumerate() {
-            if !keep.contains(digest) && !left.iter().any(|other| other.blobs.contains(digest)) {
+            if !left.iter().any(|other| other.blobs.contains(digest)) {
                 move_out(&self.blob_path(digest), &staging.path().join(format!("old-blob-{position}")))?;
             }
         }
@@ -249,7 +262,7 @@ impl Store {
     }
 
     /// Puts a finished tree (`work/root` in `staging`) into the store under a name. Nothing changes when that name means it
-    /// already.
+    /// already. The rename of the record is the moment from which the name means it: before, it means what it meant.
     pub(super) fn publish(
         &self,
         staging: &Staging,
@@ -257,25 +270,16 @@ impl Store {
         content: &Content,
         taken: Taken,
     ) -> Result<(), ImageError> {
-        for document in &content.documents {
-            let path = staging.path().join(hex(&document.digest));
-            std::fs::write(&path, &document.bytes).map_err(ImageError::io("writing", &path))?;
-        }
-        let name_dir = staging.path().join("name");
-        DirBuilder::new().mode(0o700).create(&name_dir).map_err(ImageError::io("making", &name_dir))?;
-        let record = name_dir.join("image.json");
-        let text = serde_json::to_vec_pretty(info).map_err(|source| ImageError::Record { path: record.clone(), source })?;
-        std::fs::write(&record, text).map_err(ImageError::io("writing", &record))?;
         // The long sync comes before the lock, so that nobody waits for it.
-        staging.sync()?;
+        let record = write_documents(staging, info, content)?;
         let _lock = self.lock(FlockOperation::LockExclusive)?;
-        match (self.record(&info.name), taken) {
+        let before = match (self.record(&info.name), taken) {
             (Ok(record), _) if record.digest == info.digest => return Ok(()),
             (Ok(_), Taken::Refuse) => return Err(ImageError::AlreadyExists { name: info.name.to_string() }),
-            (Ok(_), Taken::Replace) => self.retire(&info.name, staging, &info.blobs)?,
-            (Err(ImageError::NotFound { .. }), _) => {}
+            (Ok(record), Taken::Replace) => Some((record, self.claim(&info.name)?)),
+            (Err(ImageError::NotFound { .. }), _) => None,
             (Err(error), _) => return Err(error),
-        }
+        };
         for document in &content.documents {
             let target = self.blob_path(&document.digest);
             std::fs::rename(staging.path().join(hex(&document.digest)), &target).map_err(ImageError::io("making", &target))?;
@@ -283,12 +287,22 @@ impl Store {
         }
         let layer = self.layer_dir(&info.root);
         let published = staging.publish("work/root", &layer)?;
-        let named = staging.publish("name", &self.image_dir(&info.name));
+        let named = match &before {
+            // One file in the place of another: there is no moment without either.
+            Some(_) => replace_file(&record, &self.image_dir(&info.name).join(RECORD)),
+            None => staging.publish("name", &self.image_dir(&info.name)).map(|_| ()),
+        };
         if named.is_err() && published == Published::Moved {
             // A record is what makes a layer part of the store.
             move_out(&layer, &staging.path().join("unnamed-layer"))?;
         }
-        named.map(|_| ())
+        named?;
+        if let Some((old, _unused)) = &before
+            && let Err(error) = self.let_go(old, staging)
+        {
+            tracing::warn!(%error, image = %info.name, "what the name meant before stays until `codebeaker image prune`");
+        }
+        Ok(())
     }
 
     pub(super) fn blobs_dir(&self) -> PathBuf {
@@ -394,7 +408,7 @@ impl Store {
     }
 
     fn record(&self, name: &ImageName) -> Result<ImageInfo, ImageError> {
-        let path = self.image_dir(name).join("image.json");
+        let path = self.image_dir(name).join(RECORD);
         let text = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(ImageError::NotFound { name: name.to_string() });
@@ -445,12 +459,32 @@ pub(super) fn open_lock(path: &Path) -> Result<Lock, ImageError> {
     opened.map_err(ImageError::io("opening", path))
 }
 
+/// Writes documents and record of an image below `staging` and puts all of it on disk; the path of the record.
+fn write_documents(staging: &Staging, info: &ImageInfo, content: &Content) -> Result<PathBuf, ImageError> {
+    for document in &content.documents {
+        let path = staging.path().join(hex(&document.digest));
+        std::fs::write(&path, &document.bytes).map_err(ImageError::io("writing", &path))?;
+    }
+    let name_dir = staging.path().join("name");
+    DirBuilder::new().mode(0o700).create(&name_dir).map_err(ImageError::io("making", &name_dir))?;
+    let record = name_dir.join(RECORD);
+    let text = serde_json::to_vec_pretty(info).map_err(|source| ImageError::Record { path: record.clone(), source })?;
+    std::fs::write(&record, text).map_err(ImageError::io("writing", &record))?;
+    staging.sync()?;
+    Ok(record)
+}
+
 fn move_out(from: &Path, to: &Path) -> Result<(), ImageError> {
     match std::fs::rename(from, to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         answer => answer.map_err(ImageError::io("removing", from)),
     }?;
     sync_parent(from)
+}
+
+fn replace_file(from: &Path, to: &Path) -> Result<(), ImageError> {
+    std::fs::rename(from, to).map_err(ImageError::io("replacing", to))?;
+    sync_parent(to)
 }
 
 pub(super) fn now_ms() -> u64 {
