@@ -1,5 +1,5 @@
-//! Ten languages × hello, standard input, arguments, exit code, exception, time-out, characters, and what a compiler refuses: one
-//! table, one trial a language and column.
+//! Ten languages × hello, standard input, arguments, exit code, exception, time-out, characters, what a compiler refuses, and a
+//! package: one table, one trial a language and column.
 //!
 //! Invariant: a language whose programs the host lacks is a named skip. Read `table` for the programs themselves.
 
@@ -16,7 +16,7 @@ use table::{Language, TABLE};
 type Column = (&'static str, fn(&Language));
 
 /// What each language must do.
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     ("says hello", hello),
     ("reads standard input to its end", stdin),
     ("takes arguments as they are given", arguments),
@@ -25,6 +25,7 @@ const COLUMNS: [Column; 8] = [
     ("an endless loop is a timeout", timeout),
     ("passes characters of every width through", unicode),
     ("what can't be compiled is told apart from what ends badly", refused),
+    ("installs a package, or says that it has none", packages::of_language),
 ];
 
 /// All trials of the page.

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
+use super::table::Language;
 use crate::support::trial::skip;
 use crate::support::{Feature, Host, Session, Setup, host, page};
 
@@ -94,6 +95,36 @@ fn tarballs(directory: &Path) {
             .output();
         assert!(done.as_ref().is_ok_and(|done| done.status.success()), "npm pack: {done:?}");
     }
+}
+
+/// One package of a language that has any; the others say that they have none.
+pub(super) fn of_language(language: &Language) {
+    let (package, code, says) = match language.name {
+        "python" => {
+            need_pip();
+            ("cb_b==1.0", "import cb_b; print(cb_b.VERSION)", "1\n")
+        }
+        "javascript" => {
+            host().need_programs("javascript", &["npm"]);
+            ("cb-x@1", "console.log(require('cb-x').word)", "x 1.1.0\n")
+        }
+        "typescript" => {
+            host().need_programs("typescript", &["npm"]);
+            ("cb-x@2", "import x from 'cb-x';\nconst word: string = x.word;\nconsole.log(word)", "x 2.0.0\n")
+        }
+        "ruby" => {
+            host().need_programs("ruby", &["gem"]);
+            ("cb_gem", "require 'cb_gem'; puts CB_GEM", "from a gem\n")
+        }
+        without => {
+            let parameters = json!({"language": without, "packages": ["cb_b"]});
+            with_directory().shared().client().invalid("session.create", &parameters, "packages");
+            return;
+        }
+    };
+    let server = with_directory().shared();
+    let mut session = Session::open(&server, &json!({"language": language.name, "packages": [package]}));
+    assert_eq!(session.ok(&json!({"type": "execute_code", "code": code}))["stdout"], says);
 }
 
 fn with_directory() -> Setup {
