@@ -7,6 +7,7 @@
 mod calls;
 mod kills;
 mod points;
+mod replace;
 mod steps;
 mod tracer;
 mod walls;
@@ -17,5 +18,6 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     trials.extend(steps::trials());
     trials.extend(calls::trials());
     trials.extend(kills::trials());
+    trials.extend(replace::trials());
     trials
 }
