@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module, and all it may use of this crate.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
+    ("allowlist", &[]),
     ("command", &["id"]),
     ("id", &[]),
-    ("config", &[]),
+    ("config", &["allowlist"]),
     ("language", &["command", "image"]),
     ("plan", &["command", "sys"]),
     ("sys", &[]),
@@ -16,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("launcher", &["init", "plan", "sys"]),
     ("sandbox", &["command", "id", "plan", "seccomp", "sys"]),
     ("image", &["seccomp", "sys"]),
-    ("runtime", &["command", "id", "image", "language", "plan", "sandbox", "seccomp", "sys"]),
+    ("runtime", &["allowlist", "command", "id", "image", "language", "plan", "sandbox", "seccomp", "sys"]),
     ("selector", &["command", "runtime"]),
     ("session", &["command", "config", "id", "language", "runtime", "sandbox", "selector"]),
     ("telemetry", &["config"]),
@@ -25,9 +26,11 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 15] = [
+const OWNERS: [(&str, &[&str]); 17] = [
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
+    ("hyper", &["rpc/", "runtime/egress"]),
+    ("http_body_util", &["runtime/egress"]),
     ("cgroups_rs", &["sandbox/cgroups"]),
     ("landlock", &["sys/landlock", "sys/trial", "image/confine"]),
     ("lddtree", &["image/minimal"]),

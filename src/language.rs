@@ -59,6 +59,11 @@ pub struct Language {
     pub install_file: Option<Vec<String>>,
     /// Variables of installers when the operator has given packages; `{directory}` stands for where they are.
     pub source_env: BTreeMap<String, String>,
+    /// Variables of installers when they have no index.
+    pub offline_env: BTreeMap<String, String>,
+    /// Variables of installers when they reach the operator's index: `{index}` stands for its address, `{ca}` for the file of
+    /// certificates to trust; a variable with `{ca}` is left out where there is none.
+    pub index_env: BTreeMap<String, String>,
     /// What the installer says when a package is not there.
     pub not_found_words: Vec<String>,
     /// What the installer says when packages exclude each other.

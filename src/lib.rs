@@ -13,6 +13,7 @@ pub mod rpc;
 
 pub mod session;
 
+pub mod allowlist;
 pub mod command;
 pub mod id;
 pub mod language;

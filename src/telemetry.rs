@@ -64,6 +64,11 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         "codebeaker_blocked_syscalls_total",
         "Executions that made a call against their profile, by call."
     );
+    metrics::describe_counter!(
+        "codebeaker_egress_connections_total",
+        "Connections outwards of sandboxes, by who wanted them and whether they were let through."
+    );
+    metrics::describe_counter!("codebeaker_egress_bytes_total", "Bytes through the proxies of sandboxes.");
     Ok(handle)
 }
 

@@ -5,6 +5,7 @@
 
 mod build;
 mod images;
+mod outwards;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ use crate::language::engines::Engine;
 use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
 use crate::rpc::server::{Authentication, Pulse, Server, ServerParts};
+use crate::runtime::egress::NetworkGrant;
 use crate::runtime::engine::find::Place;
 use crate::runtime::engine::{self, EnginePlaces};
 use crate::runtime::figures::Figures;
@@ -129,6 +131,7 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
         cgroups: None,
         allow_degraded: config.sandbox.allow_degraded.clone(),
         package_dir: package_dir(config)?,
+        egress: outwards::egress(config)?,
         step_timeout: profile(config, STEP_PROFILE)?.defaults.timeout,
     };
     // Last, for the runtime alone removes the groups again.
@@ -225,6 +228,7 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
         pulse: Some(pulse),
     })?;
     let address = server.local_addr();
+    native.egress().set_api(address);
     let upkeep = upkeep(manager, stop, pulses)?;
     let mut told = Ok(());
     tracing::info!(%address, state_dir = %config.state_dir.display(), no_auth = config.server.no_auth, "starting");
@@ -370,7 +374,9 @@ pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>,
     };
     let id = ServerId::current().map_err(|error| failed(&error))?;
     let (limits, _) = super::run::limits_of(&profile, None, None)?;
-    let compiled = native(config, &id)?.plan(&InstanceConfig {
+    let grantable = Arc::clone(&profile);
+    let native = native(config, &id)?;
+    let compiled = native.plan(&InstanceConfig {
         environment_id: crate::id::EnvironmentId::random(),
         language,
         image: image.to_owned(),
@@ -380,8 +386,11 @@ pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>,
         env: std::collections::BTreeMap::new(),
         persist_filesystem: true,
         permissions: None,
+        network: NetworkGrant::None,
     });
-    Ok(rows(&compiled?.plan))
+    let mut rows = rows(&compiled?.plan);
+    rows.extend(outwards::rows(native.egress(), &grantable));
+    Ok(rows)
 }
 
 fn rows(plan: &crate::plan::Plan) -> Vec<PlanRow> {

@@ -19,6 +19,7 @@ use super::{CliError, CommonArgs, compose, parse_variable};
 use crate::command::{Command, ExecuteCode, ExecuteShell, FailureKind, Stdin};
 use crate::id::EnvironmentId;
 use crate::language::Language;
+use crate::runtime::egress::NetworkGrant;
 use crate::runtime::{InstanceConfig, RuntimeKind};
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
@@ -108,6 +109,7 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
         env: args.env.into_iter().collect(),
         persist_filesystem: true,
         permissions: None,
+        network: NetworkGrant::None,
     };
     // Two threads: one may wait for the reader of our output while the other takes signals.
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

@@ -1,6 +1,9 @@
 //! What values a configuration may hold, beyond their types.
 //!
-//! Invariant: pure; every complaint names the key and holds the mend. Called by `load` only, on the merged whole.
+//! Invariant: pure; every complaint names the key and holds the mend. Called by `load` only, on the merged whole. What leads out
+//! of a sandbox is checked in `network`.
+
+mod network;
 
 use super::{Config, ImagesConfig, RuntimesConfig, SandboxConfig, ServerConfig, SessionConfig};
 
@@ -31,6 +34,7 @@ pub(super) fn check(config: &Config) -> Result<(), Complaint> {
     server(&config.server)?;
     session(&config.session)?;
     sandbox(&config.sandbox)?;
+    network::check(&config.network, &config.packages)?;
     images(&config.images)?;
     runtimes(&config.runtimes)
 }

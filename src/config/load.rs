@@ -211,7 +211,7 @@ fn known_keys() -> BTreeMap<String, Shape> {
 
 fn shape_of(field: &str, default: &Value) -> Shape {
     match default {
-        _ if field.ends_with("_dir") => Shape::Path,
+        _ if field.ends_with("_dir") || field.ends_with("_file") => Shape::Path,
         Value::Bool(..) => Shape::Truth,
         Value::Num(..) => Shape::Number,
         Value::Array(..) => Shape::List,
@@ -323,7 +323,8 @@ fn flag_layer(flags: FlagOverrides) -> Layer {
 fn with_absolute_paths(mut config: Config) -> Config {
     let sandbox = &mut config.sandbox;
     let optional = [&mut sandbox.profile_dir, &mut sandbox.language_dir, &mut sandbox.package_dir];
-    for path in optional.into_iter().flatten().chain([&mut config.state_dir]) {
+    let files = [&mut config.packages.ca_file];
+    for path in optional.into_iter().chain(files).flatten().chain([&mut config.state_dir]) {
         if let Ok(absolute) = std::path::absolute(&*path) {
             *path = absolute;
         }

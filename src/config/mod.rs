@@ -31,6 +31,10 @@ pub struct Config {
     pub session: SessionConfig,
     /// Sandboxes.
     pub sandbox: SandboxConfig,
+    /// The way out of a sandbox.
+    pub network: NetworkConfig,
+    /// Package indexes.
+    pub packages: PackagesConfig,
     /// Runtimes with an engine of their own.
     pub runtimes: RuntimesConfig,
     /// Images.
@@ -125,6 +129,41 @@ pub struct SandboxConfig {
     pub package_dir: Option<PathBuf>,
 }
 
+/// `[network]`: what programs of a session reach when profile and request allow it, and bounds of the proxy that they reach it
+/// through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Hosts (`allowlist::Pattern`); empty by default: nothing.
+    pub egress_allow: Vec<String>,
+    /// `name=address`: what names lead to instead of what the domain name system says.
+    pub hosts: Vec<String>,
+    /// Connections of all sessions at once, default 512.
+    pub connections_max: u32,
+    /// Of one session or one install step at once, default 32.
+    pub connections_per_session_max: u32,
+    /// Seconds without a byte after which a connection ends, default 60.
+    pub idle_timeout_s: u64,
+    /// Bytes in both directions together, of one sandbox or one install step; default 4 GiB.
+    pub bytes_max: u64,
+}
+
+/// `[packages]`: indexes that install steps reach when profile and request allow it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PackagesConfig {
+    /// Of pip (PEP 503), with its path (`/simple`); empty: none.
+    pub pip_index: String,
+    /// Of npm; empty: none.
+    pub npm_registry: String,
+    /// Of gem; empty: none.
+    pub gem_source: String,
+    /// Hosts besides the indexes' own that install steps reach: where an index keeps its files.
+    pub hosts: Vec<String>,
+    /// Certificates (PEM) that installers trust.
+    pub ca_file: Option<PathBuf>,
+}
+
 /// `[runtimes]`: where engines are. Empty: on PATH, in the usual places, in an image of the engine's name; `off`: not used;
 /// `image:NAME`: in that image; else a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +243,8 @@ impl Default for Config {
             server: ServerConfig::default(),
             session: SessionConfig::default(),
             sandbox: SandboxConfig::default(),
+            network: NetworkConfig::default(),
+            packages: PackagesConfig::default(),
             runtimes: RuntimesConfig::default(),
             images: ImagesConfig::default(),
             log: LogConfig::default(),
@@ -262,6 +303,19 @@ impl Default for SandboxConfig {
             io_bytes_per_s_max: 512 << 20,
             isolation_level_min: 0,
             package_dir: None,
+        }
+    }
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            egress_allow: Vec::new(),
+            hosts: Vec::new(),
+            connections_max: 512,
+            connections_per_session_max: 32,
+            idle_timeout_s: 60,
+            bytes_max: 4 << 30,
         }
     }
 }

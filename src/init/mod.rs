@@ -6,6 +6,7 @@
 
 pub mod files;
 
+mod door;
 mod program;
 mod reaper;
 mod serve;

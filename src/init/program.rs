@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, StartFailure, StartStage, View};
+use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View};
 use crate::plan::{Plan, ProgramStep};
 use crate::sys::process::{self, Cloned, CloseOnExec};
 use crate::sys::seccomp::{self, Waiting};
 use crate::sys::socket::{self, Wait};
 use crate::sys::{CallError, credentials, landlock};
 
+use super::door;
 use super::steps::Built;
 use super::watch::{FAILURE_BYTES, LISTENER_WORD, Watch};
 
@@ -33,17 +34,27 @@ pub struct Started {
     pub watch: Watch,
 }
 
-/// Forks; `descriptors` are stdin, stdout, stderr.
-pub fn start(plan: &Plan, built: &Built, request: &ExecuteRequest, descriptors: Vec<OwnedFd>) -> Result<Started, ProgramEnd> {
+/// Forks; `descriptors` are stdin, stdout, stderr, and what a network of its own is handed out through.
+pub fn start(
+    plan: &Plan,
+    built: &Built,
+    request: &ExecuteRequest,
+    mut descriptors: Vec<OwnedFd>,
+) -> Result<Started, ProgramEnd> {
     let fork_failed = |errno: i32| ProgramEnd::NotStarted(StartFailure { stage: StartStage::Fork, errno });
     let image = Image::prepare(request).ok_or_else(|| not_executable(Errno::INVAL))?;
+    let door = match request.network {
+        ProgramNetwork::Sandbox => None,
+        ProgramNetwork::Own => Some(descriptors.pop().ok_or_else(|| fork_failed(Errno::BADF.raw_os_error()))?),
+    };
     let Ok::<[OwnedFd; 3], _>(streams) = descriptors.try_into() else { return Err(fork_failed(Errno::BADF.raw_os_error())) };
     let (ours, theirs) = socket::pair().map_err(|error| fork_failed(error.raw()))?;
     match process::clone(0, built.programs_born_in.as_ref().map(AsFd::as_fd)) {
         Err(error) => Err(fork_failed(error.raw())),
         Ok(Cloned::Parent { pid, .. }) => Ok(Started { pid, watch: Watch::new(ours, &plan.program) }),
         Ok(Cloned::Child) => {
-            let failure = child(plan, built, &image, &streams, &theirs);
+            let own = Own { streams: &streams, init: &theirs, door: door.as_ref() };
+            let failure = child(plan, built, &image, &own);
             report(&failure);
             process::exit_now(127)
         }
@@ -65,12 +76,26 @@ const STAGE_STEP: u8 = 1;
 const STAGE_DIRECTORY: u8 = 2;
 const STAGE_EXECUTE: u8 = 3;
 const STAGE_STREAMS: u8 = 4;
+const STAGE_NETWORK: u8 = 5;
+
+/// Descriptors of one program.
+struct Own<'a> {
+    streams: &'a [OwnedFd; 3],
+    init: &'a OwnedFd,
+    /// Where the way out of a network namespace of its own is handed to.
+    door: Option<&'a OwnedFd>,
+}
 
 /// Returns only when something failed.
-fn child(plan: &Plan, built: &Built, image: &Image, streams: &[OwnedFd; 3], init: &OwnedFd) -> ChildFailure {
+fn child(plan: &Plan, built: &Built, image: &Image, own: &Own<'_>) -> ChildFailure {
     let failed = |stage: u8, step: usize, error: CallError| ChildFailure { stage, step: step as u8, errno: error.raw() };
-    if let Err(error) = connect(streams, init, built, image.view) {
+    // While every number is still what it was; `connect` closes the door.
+    let opened = own.door.map_or(Ok(()), |door| door::open_for_one(door.as_fd()));
+    if let Err(error) = connect(own, built, image.view) {
         return failed(STAGE_STREAMS, 0, error);
+    }
+    if let Err(error) = opened {
+        return failed(STAGE_NETWORK, 0, error);
     }
     for (index, step) in plan.program.iter().enumerate() {
         if let Err(error) = take(step) {
@@ -87,14 +112,14 @@ fn child(plan: &Plan, built: &Built, image: &Image, streams: &[OwnedFd; 3], init
 const RULES: i32 = 4;
 
 /// A session of its own, the three streams, and nothing else open past exec.
-fn connect(streams: &[OwnedFd; 3], init: &OwnedFd, built: &Built, view: View) -> Result<(), CallError> {
+fn connect(own: &Own<'_>, built: &Built, view: View) -> Result<(), CallError> {
     process::new_session()?;
     process::reset_signals()?;
-    for (number, stream) in (0..).zip(streams) {
+    for (number, stream) in (0..).zip(own.streams) {
         process::duplicate_to(stream.as_fd(), number, CloseOnExec::No)?;
     }
     // The socket's and the rules' own numbers are above 4: init keeps 3 for its socket and opened others before them.
-    process::duplicate_to(init.as_fd(), INIT_SOCKET, CloseOnExec::Yes)?;
+    process::duplicate_to(own.init.as_fd(), INIT_SOCKET, CloseOnExec::Yes)?;
     if let (View::Installers, Some(namespace)) = (view, &built.installers_view) {
         process::enter_mount_namespace(namespace.as_fd())?;
     }
@@ -177,6 +202,7 @@ pub fn start_failure(record: [u8; FAILURE_BYTES], steps: &[ProgramStep]) -> Star
         STAGE_STEP => wall(steps.get(usize::from(step)).map_or("unknown", ProgramStep::wall)),
         STAGE_DIRECTORY => StartStage::Directory,
         STAGE_EXECUTE => StartStage::Execute,
+        STAGE_NETWORK => wall("network"),
         _ => wall("streams"),
     };
     StartFailure { stage, errno: i32::from_ne_bytes(errno) }

@@ -14,6 +14,7 @@ use crate::sys::error::Named;
 use crate::sys::socket::Wait;
 use crate::sys::{CallError, credentials, process};
 
+use super::door;
 use super::files::{self, FileBounds, FileContext};
 use super::program;
 use super::reaper::{Reaper, Running};
@@ -102,6 +103,13 @@ impl Init<'_> {
             }
             InitRequest::End(execution) => {
                 self.reaper.end(execution);
+                Ok(())
+            }
+            InitRequest::Listen => {
+                if let Some(door) = descriptors.first() {
+                    // Without a listener the server reads the end of the socket, and lets nobody have the session.
+                    door::open(door.as_fd()).ok();
+                }
                 Ok(())
             }
         }

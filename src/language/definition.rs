@@ -40,6 +40,10 @@ struct Definition {
     #[serde(default)]
     source_env: BTreeMap<String, String>,
     #[serde(default)]
+    offline_env: BTreeMap<String, String>,
+    #[serde(default)]
+    index_env: BTreeMap<String, String>,
+    #[serde(default)]
     not_found_words: Vec<String>,
     #[serde(default)]
     conflict_words: Vec<String>,
@@ -70,6 +74,8 @@ pub(super) fn parse(file: &str, text: &str, others: &Languages) -> Result<Langua
     check_packages(file, &definition)?;
     check_env(file, "env", &definition.env)?;
     check_env(file, "source_env", &definition.source_env)?;
+    check_env(file, "offline_env", &definition.offline_env)?;
+    check_env(file, "index_env", &definition.index_env)?;
     engines::check(file, &definition.runtime)?;
     Ok(Language {
         name: definition.name,
@@ -88,6 +94,8 @@ pub(super) fn parse(file: &str, text: &str, others: &Languages) -> Result<Langua
         install_file: definition.install_file,
         package_syntax: definition.package_syntax,
         source_env: definition.source_env,
+        offline_env: definition.offline_env,
+        index_env: definition.index_env,
         not_found_words: definition.not_found_words,
         conflict_words: definition.conflict_words,
         env: definition.env,
@@ -108,6 +116,8 @@ fn take_packages(file: &str, definition: &mut Definition, name: &str, others: &L
     definition.install_file.clone_from(&other.install_file);
     definition.package_syntax = other.package_syntax;
     definition.source_env.clone_from(&other.source_env);
+    definition.offline_env.clone_from(&other.offline_env);
+    definition.index_env.clone_from(&other.index_env);
     definition.not_found_words.clone_from(&other.not_found_words);
     definition.conflict_words.clone_from(&other.conflict_words);
     for (name, text) in &other.helpers {

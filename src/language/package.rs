@@ -11,7 +11,7 @@ use super::Language;
 const BYTES_MAX: usize = 214;
 
 /// Whose rules a package's name follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PackageSyntax {
     /// `name[extra]>=1,<2` of PEP 508, without white space, marker or address.

@@ -3,6 +3,8 @@
 //! Every receiver treats a message as untrusted: `sys::channel` bounds and decodes it, and a tag that nobody waits for is
 //! dropped.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
+
 use serde::{Deserialize, Serialize};
 
 use super::files::{FileCommand, FileError, FileReply};
@@ -13,6 +15,9 @@ pub type Tag = u64;
 
 /// The descriptor under which the launcher finds the server's socket.
 pub const SERVER_SOCKET: i32 = 3;
+
+/// Where programs find the way out of their network namespace, if they have one: the port that proxies are used to.
+pub const PROXY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3128);
 
 /// Server → launcher.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -87,6 +92,8 @@ pub enum InitRequest {
     Signal(Tag, i32),
     /// End a program and all its descendants.
     End(Tag),
+    /// Listen on [`PROXY`] in the sandbox's own network namespace, and hand the listener through the socket that comes along.
+    Listen,
 }
 
 /// A program to start.
@@ -102,6 +109,19 @@ pub struct ExecuteRequest {
     pub directory: Vec<u8>,
     /// Which mounts it sees.
     pub view: View,
+    /// Which network it has.
+    pub network: ProgramNetwork,
+}
+
+/// The network namespace of a program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProgramNetwork {
+    /// That of the sandbox.
+    #[default]
+    Sandbox,
+    /// A new one for it alone, with loopback and a listener on [`PROXY`], which goes through the socket that comes along after the
+    /// streams: nobody else in the sandbox reaches it.
+    Own,
 }
 
 /// A view of the sandbox's mounts.

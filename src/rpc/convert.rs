@@ -285,6 +285,7 @@ pub fn create_session(wire: SessionCreateParams, connection: Option<u64>) -> Con
             allow_write: wire.allow_write,
             allow_net: wire.allow_net,
             allow_env: wire.allow_env,
+            allow_package_index: wire.allow_package_index,
         }),
         env: environment("env", wire.env)?,
         packages: packages("packages", wire.packages.unwrap_or_default())?,
@@ -318,6 +319,7 @@ pub fn run_once(wire: ExecutionRunParams) -> Converted<RunOnce> {
         memory_limit_bytes: mib("memoryLimit", Some(wire.memory_limit.unwrap_or(512)))?.unwrap_or(512 << 20),
         cpu_limit: cores("cpuLimit", wire.cpu_limit)?.unwrap_or(1.0),
         network_enabled: wire.network_enabled.unwrap_or(false),
+        allow_package_index: wire.allow_package_index.unwrap_or(false),
         preference: preference(wire.runtime_preference),
         runtime: runtime(wire.runtime_type)?,
     })

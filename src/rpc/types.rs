@@ -91,6 +91,9 @@ pub struct WirePermissions {
     pub allow_net: bool,
     #[serde(default)]
     pub allow_env: bool,
+    /// Install steps reach the operator's package index.
+    #[serde(default)]
+    pub allow_package_index: bool,
 }
 
 /// An object or null: serde alone would take a list for the fields in their order.
@@ -228,6 +231,8 @@ pub struct ExecutionRunParams {
     /// Cores, default 1.0.
     pub cpu_limit: Option<f64>,
     pub network_enabled: Option<bool>,
+    /// Packages may come from the operator's index.
+    pub allow_package_index: Option<bool>,
     pub runtime_preference: Option<WirePreference>,
     pub runtime_type: Option<String>,
 }

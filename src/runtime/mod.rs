@@ -3,6 +3,7 @@
 //! Invariant: a runtime never runs anything outside a sandbox; when it can't build one it is unavailable and says why.
 //! Every runtime gives the same result shapes (`command`). Read `native` next, then `engine` and `registry`.
 
+pub mod egress;
 pub mod engine;
 pub mod features;
 pub mod figures;
@@ -23,6 +24,7 @@ use crate::sandbox::enforcement::{Enforcement, WallState};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
+use egress::NetworkGrant;
 use features::Features;
 
 /// `runtimeType` on the wire.
@@ -104,6 +106,8 @@ pub struct InstanceConfig {
     pub persist_filesystem: bool,
     /// What the request says of permissions; absent: nothing.
     pub permissions: Option<Permissions>,
+    /// What of the network it was granted.
+    pub network: NetworkGrant,
 }
 
 /// `permissions` of `session.create`: what a runtime with permission flags of its own narrows further. Paths have been checked
@@ -115,6 +119,7 @@ pub struct Permissions {
     pub allow_write: Vec<String>,
     pub allow_net: bool,
     pub allow_env: bool,
+    pub allow_package_index: bool,
 }
 
 /// A way to run code.

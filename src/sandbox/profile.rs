@@ -42,6 +42,8 @@ pub struct Profile {
     pub root_filesystem: RootFilesystem,
     /// What the network namespace holds.
     pub network: Network,
+    /// What install steps may reach.
+    pub installs: Installs,
     /// The compiled seccomp filters, in the order they are installed: the allow-list first, the deny-list last.
     /// Each is an array of `struct sock_filter`, 8 bytes an instruction, native byte order.
     pub seccomp: Vec<Vec<u8>>,
@@ -110,6 +112,17 @@ pub enum Network {
     None,
     /// Loopback up.
     Loopback,
+    /// Loopback up; and where the request asks for it, a proxy on it that leads to what the operator lists.
+    Egress,
+}
+
+/// What an install step may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Installs {
+    /// Nothing.
+    Offline,
+    /// The operator's package index, where the request asks for it.
+    Index,
 }
 
 /// The limits a profile states.

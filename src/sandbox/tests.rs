@@ -9,7 +9,7 @@ use crate::sys::seccomp::Waiting;
 
 use super::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, compile};
 use super::enforcement::WallStatus;
-use super::profile::{Network, Notifying, Profile, ProfileLimits, RootFilesystem};
+use super::profile::{Installs, Network, Notifying, Profile, ProfileLimits, RootFilesystem};
 use super::spec::Limits;
 
 fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
@@ -35,6 +35,7 @@ fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
         capabilities: Vec::new(),
         root_filesystem,
         network,
+        installs: Installs::Offline,
         seccomp: vec![vec![0; 16], vec![0; 8]],
         notifying: Some(Notifying {
             filter: vec![0; 32],

@@ -29,9 +29,6 @@ pub(super) fn settle(
     profile: &Profile,
     config: &SessionConfig,
 ) -> Result<(SessionSettings, NamedLimits), SessionError> {
-    if request.permissions.as_ref().is_some_and(|permissions| permissions.allow_net) {
-        return Err(no_network("permissions.allowNet", profile));
-    }
     if let Some(permissions) = &request.permissions {
         paths("permissions.allowRead", &permissions.allow_read)?;
         paths("permissions.allowWrite", &permissions.allow_write)?;
@@ -61,15 +58,6 @@ fn paths(field: &str, paths: &[String]) -> Result<(), SessionError> {
         return Err(invalid(field, format!("at most {PATHS_MAX} {PATH_TAKES}")));
     }
     Ok(())
-}
-
-/// No profile of this version has network.
-pub(super) fn no_network(field: &str, profile: &Profile) -> SessionError {
-    SessionError::PolicyDenied {
-        field: field.into(),
-        message: format!("`{field}`: the profile `{}` allows no network", profile.name),
-        hint: "leave the network off; only the operator's profiles can allow it".into(),
-    }
 }
 
 /// A profile that the operator does not offer.
@@ -294,14 +282,5 @@ mod tests {
             );
         }
         assert!(ask(&["/a"; PATHS_MAX + 1]).is_err());
-    }
-
-    #[test]
-    fn network_is_denied_and_leaving_it_off_is_not() {
-        let ask = |allow_net| {
-            settled(&CreateSession { permissions: Some(Permissions { allow_net, ..Permissions::default() }), ..request() })
-        };
-        assert!(ask(false).is_ok());
-        assert!(matches!(ask(true), Err(SessionError::PolicyDenied { .. })));
     }
 }

@@ -204,6 +204,7 @@ pub struct RunOnce {
     pub memory_limit_bytes: u64,
     pub cpu_limit: f64,
     pub network_enabled: bool,
+    pub allow_package_index: bool,
     pub preference: Preference,
     pub runtime: Option<RuntimeKind>,
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::command::Stream;
-use crate::id::{ExecutionId, SessionId};
+use crate::id::{EnvironmentId, ExecutionId, SessionId};
 use crate::runtime::{OutputSink, OutputVerdict};
 use crate::sandbox::enforcement::Enforcement;
 
@@ -38,11 +38,12 @@ impl OutputSink for Audited {
 }
 
 /// A session begins: which profile holds for it, so that later lines can be read.
-pub(super) fn opened(session: &SessionId, enforcement: &Enforcement) {
+pub(super) fn opened(session: &SessionId, environment: &EnvironmentId, enforcement: &Enforcement) {
     let profile = &enforcement.profile;
     tracing::info!(
         target: TARGET,
         session = %session,
+        %environment,
         profile = profile.name,
         version = profile.version,
         sha256 = profile.sha256,

@@ -25,6 +25,7 @@ use super::admission;
 use super::api::*;
 use super::book::Book;
 use super::cause::CloseCause;
+use super::network::{self, Asked};
 use super::opening::{self, Opening};
 use super::outcomes::Outcomes;
 use super::output::Output;
@@ -253,6 +254,7 @@ impl Manager {
         let language = self.language(&request.language)?;
         let profile = self.profile(&request.profile)?;
         let (settings, named_limits) = admission::settle(request, &profile, &shared.config.session)?;
+        let network = network::grant(Asked::by(request.permissions.as_ref()), &profile, &shared.config)?;
         let image = self.image(request.image.as_deref(), &language)?;
         let (selection, runtime) = self.choose(request, &language, &image, needed)?;
         admission::check_packages("packages", &language, &request.packages)?;
@@ -278,6 +280,7 @@ impl Manager {
                 env: settings.env.clone(),
                 persist_filesystem: settings.persist_filesystem,
                 permissions: request.permissions.clone(),
+                network,
             },
             selection,
             settings,
@@ -298,6 +301,7 @@ impl Manager {
         let mut needs = BTreeSet::new();
         needs.extend(request.persist_filesystem.then_some(Need::Persistence));
         needs.extend(request.image.is_some().then_some(Need::Image));
+        needs.extend(request.permissions.as_ref().is_some_and(|permissions| permissions.allow_net).then_some(Need::Network));
         let code_only = needed.contains(&CommandKind::ExecuteCode) || request.preference != Preference::Balanced;
         let requirements = Requirements {
             preference: request.preference,

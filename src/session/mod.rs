@@ -5,7 +5,7 @@
 //! does not own does not exist for it; every accepted command is answered exactly once, whatever ends it.
 //!
 //! `api` and `manager` are the surface that `rpc` uses. Read `manager` next, then `session` (the state) and `worker` (the
-//! task that runs it); `admission` decides what a request may have, `book` who has a session, `outcomes` what became of it.
+//! task that runs it); `admission` and `network` decide what a request may have, `book` who has a session, `outcomes` what became of it.
 
 pub mod api;
 pub mod manager;
@@ -17,6 +17,7 @@ mod book;
 mod cause;
 mod execution;
 mod measure;
+mod network;
 mod once;
 mod opening;
 mod outcomes;

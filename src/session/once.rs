@@ -10,9 +10,10 @@ use crate::command::{Command, CommandKind, ExecuteCode, Stdin};
 use crate::id::ExecutionId;
 
 use super::admission;
-use super::api::{CreateSession, Principal, RunOnce, SessionError};
+use super::api::{CreateSession, Permissions, Principal, RunOnce, SessionError};
 use super::cause::CloseCause;
 use super::manager::{Manager, Shared};
+use super::network::{self, Asked};
 use super::opening::{self, Opening};
 use super::output::Output;
 use super::session::Visibility;
@@ -27,10 +28,12 @@ impl Manager {
     #[expect(clippy::needless_pass_by_value, reason = "part of the surface rpc is written against")]
     pub fn run_once(&self, principal: &Principal, request: RunOnce) -> Result<ExecutionId, SessionError> {
         let session = self.session_for(&request);
-        if request.network_enabled {
-            let profile = self.profile(&session.profile)?;
-            return Err(admission::no_network("networkEnabled", &profile));
-        }
+        // The same is asked of the session's permissions; here it is refused under the name that the request has for it.
+        let asked = Asked {
+            programs: request.network_enabled.then_some("networkEnabled"),
+            installs: request.allow_package_index.then_some("allowPackageIndex"),
+        };
+        network::grant(asked, self.profile(&session.profile)?.as_ref(), &self.shared.config)?;
         let mut opening = self.prepare(principal, &session, &[CommandKind::ExecuteCode], Visibility::Internal)?;
         opening.config.named_limits.memory &= request.memory_limit_bytes != MEMORY_BYTES_DEFAULT;
         opening.config.named_limits.cpu_cores &= (request.cpu_limit - CPU_CORES_DEFAULT).abs() > f64::EPSILON;
@@ -50,8 +53,14 @@ impl Manager {
     fn session_for(&self, request: &RunOnce) -> CreateSession {
         let offered = &self.shared.config.sandbox.profiles;
         let profile = offered.iter().find(|name| *name == "default").or_else(|| offered.first());
+        let permissions = Permissions {
+            allow_net: request.network_enabled,
+            allow_package_index: request.allow_package_index,
+            ..Permissions::default()
+        };
         // The command installs packages itself, so that a failure is the execution's own.
         CreateSession {
+            permissions: (request.network_enabled || request.allow_package_index).then_some(permissions),
             preference: request.preference,
             runtime: request.runtime,
             profile: profile.cloned().unwrap_or_else(|| "default".into()),

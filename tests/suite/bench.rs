@@ -242,7 +242,8 @@ impl Made {
             arguments: launch.arguments.iter().map(bytes).collect(),
             environment: Vec::new(),
             directory: launch.directory.as_bytes().to_vec(),
-            view: codebeaker::plan::messages::View::Programs,
+            view: View::Programs,
+            network: ProgramNetwork::Sandbox,
         };
         let stdin = launch.stdin.unwrap_or(null.as_fd());
         self.ask(&InitRequest::Execute(request), &[stdin, writer.as_fd(), writer.as_fd()]);

@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 mod conformance;
 mod delegation;
+mod egress;
 mod escape;
 mod faults;
 mod images;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     trials.extend(images::trials());
     trials.extend(recipes::trials());
     trials.extend(languages::trials());
+    trials.extend(egress::trials());
     trials.extend(cli::trials());
     trials.extend(seccomp::trials());
     trials.extend(seccomp_oracle::trials());

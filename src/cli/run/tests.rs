@@ -13,7 +13,7 @@ use crate::runtime::features::Features;
 use crate::runtime::{Availability, ExecutionRequest, Instance, Runtime};
 use crate::sandbox::enforcement::{Enforcement, ProfileIdentity};
 use crate::sandbox::error::SandboxError;
-use crate::sandbox::profile::{Network, ProfileLimits, RootFilesystem};
+use crate::sandbox::profile::{Installs, Network, ProfileLimits, RootFilesystem};
 
 fn language(name: &str, alias: &str, extension: &str) -> Arc<Language> {
     Arc::new(Language {
@@ -53,6 +53,7 @@ fn profile() -> Profile {
         capabilities: vec![],
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
+        installs: Installs::Offline,
         seccomp: vec![],
         notifying: None,
         defaults: limits(512 << 20, 30),
@@ -270,6 +271,7 @@ fn drive(failure: Option<FailureKind>, exit_code: Option<i32>, input: &[u8]) -> 
         env: BTreeMap::new(),
         persist_filesystem: true,
         permissions: None,
+        network: crate::runtime::egress::NetworkGrant::None,
     };
     let work = Work::Program { program: "cat".into(), args: vec![] };
     let (command, _) = work.into_command(None).expect("a program");

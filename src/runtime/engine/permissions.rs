@@ -127,6 +127,7 @@ mod tests {
             allow_write: vec!["/tmp/out".into()],
             allow_net: true,
             allow_env: true,
+            allow_package_index: true,
         };
         let deno = of(Engine::Deno, EngineVersion(2, 9, 8), &named);
         assert!(deno.contains(&"--allow-read=/workspace/data,/etc,/workspace/.main.js".into()), "{deno:?}");

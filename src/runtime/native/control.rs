@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::plan::StepFailure;
 use crate::plan::files::{FileCommand, FileError, FileReply};
-use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd, Tag};
+use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd, ProgramNetwork, Tag};
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::socket::{self, Wait};
 
@@ -74,13 +74,20 @@ impl InitClient {
         Ok(Self(shared))
     }
 
-    /// Starts a program; the streams are stdin, stdout, stderr.
-    pub async fn execute(&self, mut request: ExecuteRequest, streams: &[OwnedFd; 3]) -> Result<Execution, Gone> {
+    /// Starts a program; the streams are stdin, stdout, stderr. With a `door` it has a network of its own, whose listener comes
+    /// through the other end.
+    pub async fn execute(
+        &self,
+        mut request: ExecuteRequest,
+        streams: &[OwnedFd; 3],
+        door: Option<&OwnedFd>,
+    ) -> Result<Execution, Gone> {
         let (end, ended) = oneshot::channel();
         let (blocked, told) = mpsc::channel(BLOCKED_WAITING_MAX);
         let tag = self.expect(Waiter::Program { end, blocked })?;
         request.execution = tag;
-        let streams: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+        request.network = if door.is_some() { ProgramNetwork::Own } else { ProgramNetwork::Sandbox };
+        let streams: Vec<BorrowedFd<'_>> = streams.iter().chain(door).map(AsFd::as_fd).collect();
         self.0.send(&InitRequest::Execute(request), &streams).await?;
         Ok(Execution { tag, end: ended, blocked: told })
     }
@@ -96,6 +103,11 @@ impl InitClient {
     /// Signals a program's process group.
     pub async fn signal(&self, execution: Tag, signal: i32) -> Result<(), Gone> {
         self.0.send(&InitRequest::Signal(execution, signal), &[]).await
+    }
+
+    /// Has it listen in the sandbox's network; the listener comes through the other end of `door`.
+    pub async fn listen(&self, door: &OwnedFd) -> Result<(), Gone> {
+        self.0.send(&InitRequest::Listen, &[door.as_fd()]).await
     }
 
     /// Ends a program and all its descendants.

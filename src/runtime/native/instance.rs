@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::plan::files::FileCommand;
-use crate::plan::messages::{ExecuteRequest, View};
+use crate::plan::messages::{ExecuteRequest, ProgramNetwork, View};
+use crate::runtime::egress::{self, NetworkGrant, User};
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, Permissions, Runtime, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
@@ -197,6 +199,8 @@ pub(super) struct Launch<'a> {
     pub(super) timeout: Duration,
     /// Which mounts it sees.
     pub(super) view: View,
+    /// Where the listener of a network of its own is handed to; absent: it has the sandbox's.
+    pub(super) door: Option<OwnedFd>,
 }
 
 impl Run<'_> {
@@ -204,8 +208,9 @@ impl Run<'_> {
         let feed = Feed::Own(std::mem::replace(&mut shell.stdin, Stdin::Empty), Held::default());
         let timeout = self.timeout(shell.timeout);
         let language = &self.instance.config.language.env;
-        let (answer, _) =
-            self.launch(Launch { shell, language, feed, timeout, view: View::Programs }, self.sink, control).await?;
+        let (answer, _) = self
+            .launch(Launch { shell, language, feed, timeout, view: View::Programs, door: None }, self.sink, control)
+            .await?;
         Ok(answer)
     }
 
@@ -216,7 +221,7 @@ impl Run<'_> {
         sink: &dyn OutputSink,
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
-        let Launch { shell, language, feed, timeout, view } = launch;
+        let Launch { shell, language, feed, timeout, view, door } = launch;
         let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
         let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
         let request = ExecuteRequest {
@@ -225,8 +230,9 @@ impl Run<'_> {
             environment: self.environment(language, &shell.env),
             directory: directory.into_bytes(),
             view,
+            network: ProgramNetwork::default(),
         };
-        self.program(Program { request, feed, timeout }, sink, control).await
+        self.program(Program { request, feed, timeout, door }, sink, control).await
     }
 
     pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
@@ -234,11 +240,15 @@ impl Run<'_> {
         asked.map_or(limits.timeout, |seconds| Duration::from_secs(seconds.get().into())).min(limits.timeout_max)
     }
 
-    /// Defaults, then image, language, session, command: the later wins.
+    /// Defaults, then the way out, image, language, session, command: the later wins.
     fn environment(&self, language: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> Vec<Vec<u8>> {
         let config = &self.instance.config;
         let mut all: BTreeMap<&str, &str> = BTreeMap::from(ENVIRONMENT);
-        for layer in [self.sandbox.environment(), language, &config.env, own] {
+        let outwards = match config.network {
+            NetworkGrant::Programs => egress::variables(User::Programs),
+            NetworkGrant::None | NetworkGrant::Installs => BTreeMap::new(),
+        };
+        for layer in [&outwards, self.sandbox.environment(), language, &config.env, own] {
             all.extend(layer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         }
         all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()

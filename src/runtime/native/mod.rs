@@ -9,6 +9,7 @@ mod code;
 mod control;
 mod files;
 mod flavour;
+mod install;
 mod instance;
 mod launcher;
 mod launchers;
@@ -39,6 +40,7 @@ use crate::sandbox::profile::Profile;
 use crate::sandbox::uid_ranges::UidRanges;
 use crate::sys::error::describe;
 
+use super::egress::{Egress, NetworkGrant};
 use super::features::Features;
 use super::isolation::REQUIRED_WALLS;
 use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind};
@@ -70,6 +72,8 @@ pub struct NativeParts {
     pub allow_degraded: Vec<String>,
     /// The operator's wheels and tarballs, which installers alone see.
     pub package_dir: Option<PathBuf>,
+    /// The ways out of sandboxes.
+    pub egress: Arc<Egress>,
     /// Wall time of a step before a program, compiler or installer: that of the profile `default`, whatever the session's.
     pub step_timeout: Duration,
 }
@@ -138,6 +142,11 @@ impl NativeRuntime {
         self.works.parts.package_dir.as_ref().map(|_| PACKAGES)
     }
 
+    /// The ways out of sandboxes.
+    pub fn egress(&self) -> &Arc<Egress> {
+        &self.works.parts.egress
+    }
+
     /// The steps that would build a sandbox, for `codebeaker plan`.
     pub fn plan(&self, config: &InstanceConfig) -> Result<Compiled, SandboxError> {
         let image = self.flavour.root(config)?;
@@ -198,10 +207,38 @@ impl NativeRuntime {
         config: &InstanceConfig,
         generation: u64,
     ) -> Result<Sandbox, SandboxError> {
-        match tokio::time::timeout(CREATE_TIME, self.build(config, generation)).await {
+        let standing = async {
+            let mut sandbox = self.build(config, generation).await?;
+            self.connect(config, &mut sandbox).await?;
+            Ok(sandbox)
+        };
+        match tokio::time::timeout(CREATE_TIME, standing).await {
             Ok(answer) => answer,
             Err(_) => Err(SandboxError::Busy { cause: format!("it did not stand after {} s", CREATE_TIME.as_secs()) }),
         }
+    }
+
+    /// Gives programs the way out that their session was granted.
+    async fn connect(&self, config: &InstanceConfig, sandbox: &mut Sandbox) -> Result<(), SandboxError> {
+        let egress = self.egress();
+        egress.tell(&mut sandbox.enforcement.walls, config.network);
+        if config.network != NetworkGrant::Programs {
+            return Ok(());
+        }
+        let opened = egress.open_for_programs(&config.environment_id);
+        let (mut way, door) =
+            opened.map_err(|error| SandboxError::Busy { cause: format!("no proxy could be opened: {error}") })?;
+        let asked = sandbox.init.listen(&door).await;
+        drop(door);
+        if asked.is_err() || !way.is_open().await {
+            return Err(SandboxError::IsolationUnavailable {
+                wall: "network".into(),
+                cause: "the sandbox handed out no listener for its proxy".into(),
+                mend: "leave `permissions.allowNet` out, or look into the server's log".into(),
+            });
+        }
+        sandbox.way = Some(way);
+        Ok(())
     }
 
     async fn build(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
@@ -245,7 +282,7 @@ impl NativeRuntime {
             Err(Err(_)) => return Err(early_end(&launcher, tag, gone).await),
         };
         ended.keep();
-        Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment, told: Mutex::default() })
+        Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment, way: None, told: Mutex::default() })
     }
 
     async fn instance(&self, config: InstanceConfig) -> Result<Arc<NativeInstance>, SandboxError> {
@@ -405,7 +442,7 @@ impl Runtime for NativeRuntime {
     fn features(&self) -> Features {
         Features {
             filesystem_persistence: true,
-            network_access: false,
+            network_access: self.egress().serves_programs(),
             concurrent_executions_max: 16,
             ..self.flavour.figures()
         }

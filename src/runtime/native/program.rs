@@ -78,6 +78,8 @@ pub struct Program {
     pub feed: Feed,
     /// Wall time.
     pub timeout: Duration,
+    /// Where the listener of a network of its own is handed to; absent: it has the sandbox's.
+    pub door: Option<OwnedFd>,
 }
 
 /// Why a program could not be driven.
@@ -107,10 +109,10 @@ pub async fn drive(
     sink: &dyn OutputSink,
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Driven, DriveError> {
-    let Program { request, feed, timeout } = program;
+    let Program { request, feed, timeout, door } = program;
     let (ours, theirs) = Pipes::make(feed).map_err(DriveError::Pipes)?;
-    let Execution { tag, end, blocked } = init.execute(request, &theirs).await?;
-    drop(theirs);
+    let Execution { tag, end, blocked } = init.execute(request, &theirs, door.as_ref()).await?;
+    drop((theirs, door));
     sink.started();
     let guard = EndOnDrop { init, tag, armed: true };
     let mut drive = Drive {
@@ -445,12 +447,19 @@ mod tests {
         channel::send(theirs.as_fd(), &InitMessage::Ready, &[]).expect("sent");
         let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
         let view = crate::plan::messages::View::Programs;
-        let request = ExecuteRequest { execution: 0, arguments: vec![], environment: vec![], directory: vec![], view };
+        let request = ExecuteRequest {
+            execution: 0,
+            arguments: vec![],
+            environment: vec![],
+            directory: vec![],
+            view,
+            network: crate::plan::messages::ProgramNetwork::default(),
+        };
         let timeout = Duration::from_secs(5);
         let feed = Feed::Own(Stdin::Empty, Held::default());
         let (_sender, mut control) = mpsc::channel(1);
         let begin = Instant::now();
-        let driven = drive(&init, Program { request, feed, timeout }, &Nowhere, &mut control).await;
+        let driven = drive(&init, Program { request, feed, timeout, door: None }, &Nowhere, &mut control).await;
         assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
         assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());
     }

@@ -12,6 +12,8 @@ use crate::plan::messages::Tag;
 use crate::sandbox::cgroups::{CgroupEvents, SessionCgroup};
 use crate::sandbox::enforcement::Enforcement;
 
+use crate::runtime::egress::Way;
+
 use super::control::InitClient;
 use super::launcher::LauncherClient;
 use super::verdict::Counters;
@@ -25,6 +27,8 @@ pub struct Sandbox {
     pub(super) cgroup: Option<SessionCgroup>,
     pub(super) enforcement: Enforcement,
     pub(super) environment: BTreeMap<String, String>,
+    /// The way out of its network, where its programs have one.
+    pub(super) way: Option<Way>,
     /// What `new_events` has told.
     pub(super) told: Mutex<CgroupEvents>,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::{Network, ProfileLimits, RootFilesystem};
+use super::{Installs, Network, ProfileLimits, RootFilesystem};
 
 /// Podman's default set: the most that a profile may grant, inside the session's user namespace.
 pub const CAPABILITIES_MAX: [&str; 11] = [
@@ -54,6 +54,9 @@ pub struct ProfileFile {
     pub root_filesystem: RootFilesystemWord,
     /// What the network namespace holds.
     pub network: NetworkWord,
+    /// What install steps may reach; left out: nothing.
+    #[serde(default)]
+    pub installs: InstallsWord,
     /// For requests that name none.
     pub defaults: LimitsTable,
     /// The most a request may name.
@@ -78,6 +81,19 @@ pub enum NetworkWord {
     None,
     /// See `Network::Loopback`.
     Loopback,
+    /// See `Network::Egress`.
+    Egress,
+}
+
+/// `installs`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstallsWord {
+    /// See `Installs::Offline`.
+    #[default]
+    Offline,
+    /// See `Installs::Index`.
+    Index,
 }
 
 impl From<RootFilesystemWord> for RootFilesystem {
@@ -94,6 +110,16 @@ impl From<NetworkWord> for Network {
         match word {
             NetworkWord::None => Self::None,
             NetworkWord::Loopback => Self::Loopback,
+            NetworkWord::Egress => Self::Egress,
+        }
+    }
+}
+
+impl From<InstallsWord> for Installs {
+    fn from(word: InstallsWord) -> Self {
+        match word {
+            InstallsWord::Offline => Self::Offline,
+            InstallsWord::Index => Self::Index,
         }
     }
 }

@@ -292,6 +292,7 @@ fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Pro
         gid: file.gid,
         root_filesystem: file.root_filesystem.into(),
         network: file.network.into(),
+        installs: file.installs.into(),
         seccomp: filters,
         notifying,
         defaults: file.defaults.into(),

@@ -209,6 +209,7 @@ fn once(code: &str) -> RunOnce {
         memory_limit_bytes: 512 << 20,
         cpu_limit: 1.0,
         network_enabled: false,
+        allow_package_index: false,
         preference: Preference::Balanced,
         runtime: None,
     }

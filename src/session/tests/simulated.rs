@@ -19,7 +19,7 @@ use crate::runtime::registry::Registry;
 use crate::runtime::*;
 use crate::sandbox::enforcement::Enforcement;
 use crate::sandbox::error::SandboxError;
-use crate::sandbox::profile::{Network, Profile, ProfileLimits, RootFilesystem};
+use crate::sandbox::profile::{Installs, Network, Profile, ProfileLimits, RootFilesystem};
 use crate::sandbox::spec::Limits;
 use crate::session::api::*;
 use crate::session::locked;
@@ -315,6 +315,7 @@ pub(crate) fn profile() -> Profile {
         capabilities: Vec::new(),
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
+        installs: Installs::Offline,
         seccomp: Vec::new(),
         notifying: None,
         maximum: ProfileLimits {
