@@ -69,15 +69,15 @@ fn counts(_: Role, name: &str) -> bool {
 
 fn server() {
     // Each kill costs a start of the server.
-    sweep(Role::Server, 3);
+    sweep(Role::Server, 8);
 }
 
 fn launcher() {
-    sweep(Role::Launcher, 6);
+    sweep(Role::Launcher, 12);
 }
 
 fn init() {
-    sweep(Role::Init, 10);
+    sweep(Role::Init, 12);
 }
 
 fn sweep(victim: Role, default: usize) {
