@@ -26,7 +26,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::allowlist::{Allowlist, Destination, IndexUrl, Pattern};
 use crate::id::EnvironmentId;
@@ -235,7 +235,7 @@ impl Egress {
                 Err(error) => tracing::debug!(%error, "a sandbox handed out no listener"),
             }
         });
-        Ok((Way { task: task.abort_handle(), realm, opens: Some(opens) }, theirs))
+        Ok((Way { task, realm, opens: Some(opens) }, theirs))
     }
 
     /// The row of `enforcement` on the network, with what the session was granted.
@@ -300,7 +300,7 @@ async fn listener(door: &AsyncFd<OwnedFd>) -> io::Result<TcpListener> {
 
 /// A way out, open while this is held.
 pub struct Way {
-    task: AbortHandle,
+    task: JoinHandle<()>,
     realm: Arc<Realm>,
     opens: Option<oneshot::Receiver<()>>,
 }
@@ -312,6 +312,13 @@ impl Way {
             Some(opens) => opens.await.is_ok(),
             None => true,
         }
+    }
+
+    /// Closes it; returns when nothing goes through any more.
+    pub async fn close(mut self) {
+        self.task.abort();
+        // That it was aborted is what was wanted.
+        (&mut self.task).await.ok();
     }
 
     /// Destinations that were refused, the first few.

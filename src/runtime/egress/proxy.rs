@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use http::{Method, Request, Response, StatusCode, Version};
@@ -21,7 +23,8 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::AbortHandle;
 
 use super::Realm;
 use super::dial::{Refusal, reach};
@@ -50,21 +53,31 @@ const NOT_HANDED_ON: [HeaderName; 9] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// Accepts until it is dropped; past the bounds connections wait.
+/// Accepts until it is dropped; past the bounds connections wait. All of them are part of this one future, so that they end the
+/// moment that it is dropped.
 pub(super) async fn serve(listener: TcpListener, realm: Arc<Realm>) {
-    let mut connections = JoinSet::new();
+    let mut connections = FuturesUnordered::new();
     loop {
-        while connections.try_join_next().is_some() {}
-        let slots = (Arc::clone(&realm.slots), Arc::clone(&realm.egress.connections));
-        let (Ok(slot), Ok(place)) = (slots.0.acquire_owned().await, slots.1.acquire_owned().await) else { return };
+        tokio::select! {
+            Some(()) = connections.next() => {}
+            accepted = accept(&listener, &realm) => match accepted {
+                Some((stream, places)) => connections.push(connection(stream, &realm, places)),
+                None => return,
+            },
+        }
+    }
+}
+
+/// Places that a connection takes, of its way out and of the server.
+type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// The next connection, when there is a place for it; none when there never will be.
+async fn accept(listener: &TcpListener, realm: &Realm) -> Option<(TcpStream, Places)> {
+    let own = Arc::clone(&realm.slots).acquire_owned().await.ok()?;
+    let place = Arc::clone(&realm.egress.connections).acquire_owned().await.ok()?;
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let realm = Arc::clone(&realm);
-                connections.spawn(async move {
-                    connection(stream, &realm).await;
-                    drop((slot, place));
-                });
-            }
+            Ok((stream, _)) => return Some((stream, (own, place))),
             Err(error) => {
                 tracing::debug!(%error, "a sandbox's listener");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -76,7 +89,7 @@ pub(super) async fn serve(listener: TcpListener, realm: Arc<Realm>) {
 /// A tunnel that was granted, waiting for the connection to become one.
 type Granted = Mutex<Option<(OnUpgrade, TcpStream)>>;
 
-async fn connection(stream: TcpStream, realm: &Arc<Realm>) {
+async fn connection(stream: TcpStream, realm: &Realm, places: Places) {
     let pulse = Pulse::new();
     let io = TokioIo::new(Metered { stream, budget: realm.budget.clone(), pulse: pulse.clone() });
     let granted = Granted::default();
@@ -105,6 +118,7 @@ async fn connection(stream: TcpStream, realm: &Arc<Realm>) {
         () = served => {}
         () = pulse.idle(realm.bounds().idle_timeout) => {}
     }
+    drop(places);
 }
 
 type Answer = Response<Either<Full<Bytes>, Passing>>;

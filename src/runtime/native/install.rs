@@ -67,7 +67,9 @@ impl Run<'_> {
         let watched = Watched { sink, tail: Mutex::default() };
         let launched = self.launch(launch, &watched, control).await;
         let index = self.index_state(language, way.as_ref());
-        drop(way);
+        if let Some(way) = way {
+            way.close().await;
+        }
         self.forget(CERTIFICATES.into()).await;
         let ((output, failure), held) = launched?;
         let failure = failure.map(|failure| match failure.kind {
