@@ -59,6 +59,16 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     metrics::describe_counter!("codebeaker_unauthorized_total", "Requests without a valid token.");
     metrics::describe_gauge!("codebeaker_sessions", "Sessions open.");
     metrics::describe_counter!("codebeaker_sessions_created_total", "Sessions made.");
+    metrics::describe_counter!(
+        "codebeaker_pool_requests_total",
+        "Sandboxes asked of the pool: hit, miss (none was ready), unfit (none could be made what was asked for); failed: one could not be made \
+         ready."
+    );
+    metrics::describe_gauge!("codebeaker_groups_leaving", "Control groups of closed sessions that wait to be removed.");
+    metrics::describe_counter!("codebeaker_pool_discarded_total", "Ready sandboxes that were ended unused, by reason.");
+    metrics::describe_gauge!("codebeaker_pool_ready", "Sandboxes that are ready.");
+    metrics::describe_gauge!("codebeaker_pool_memory_bytes", metrics::Unit::Bytes, "Memory of the sandboxes that are ready.");
+    metrics::describe_histogram!("codebeaker_pool_refill_seconds", metrics::Unit::Seconds, "Time to make one sandbox ready.");
     metrics::describe_counter!("codebeaker_executions_total", "Commands carried out, by verdict.");
     metrics::describe_counter!(
         "codebeaker_blocked_syscalls_total",

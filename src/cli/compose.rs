@@ -22,7 +22,7 @@ pub use images::{ImageRow, Incoming, Tls, image_import, image_inspect, image_lis
 
 use super::error::chain;
 use super::{CliError, service_manager};
-use crate::config::{Config, RuntimesConfig};
+use crate::config::{Config, PoolConfig, RuntimesConfig};
 use crate::image::{Store, program_exists};
 use crate::language::engines::Engine;
 use crate::language::{Language, Languages};
@@ -32,9 +32,9 @@ use crate::runtime::egress::NetworkGrant;
 use crate::runtime::engine::find::Place;
 use crate::runtime::engine::{self, EnginePlaces};
 use crate::runtime::figures::Figures;
-use crate::runtime::native::{NativeParts, NativeRuntime};
+use crate::runtime::native::{NativeParts, NativeRuntime, PoolBounds};
 use crate::runtime::registry::{InImage, Registry};
-use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
+use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind, Wants};
 use crate::sandbox::cgroups::{CgroupTree, IoLimit};
 use crate::sandbox::host::HostFacts;
 use crate::sandbox::profile::{Profile, Profiles};
@@ -133,12 +133,22 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
         package_dir: package_dir(config)?,
         egress: outwards::egress(config)?,
         step_timeout: profile(config, STEP_PROFILE)?.defaults.timeout,
+        pool: pool_bounds(&config.pool),
     };
     // Last, for the runtime alone removes the groups again.
     let cgroups = CgroupTree::open(&parts.host.cgroup, server.as_str()).map_err(|error| failed(&error))?;
     let io_limit = IoLimit::on_disks_of(&[&config.state_dir, Path::new("/usr")], config.sandbox.io_bytes_per_s_max);
     parts.cgroups = cgroups.map(|tree| tree.with_io_limit(io_limit));
     NativeRuntime::start(parts).map_err(|error| failed(&error))
+}
+
+fn pool_bounds(pool: &PoolConfig) -> PoolBounds {
+    PoolBounds {
+        sandboxes_max: pool.sandboxes_max as usize,
+        ready_min: pool.ready_min as usize,
+        memory_bytes_max: pool.memory_bytes_max,
+        keep: Duration::from_secs(pool.keep_s),
+    }
 }
 
 /// The operator's packages, which the users of all sessions must be able to read.
@@ -229,7 +239,7 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     })?;
     let address = server.local_addr();
     native.egress().set_api(address);
-    let upkeep = upkeep(manager, stop, pulses)?;
+    let upkeep = upkeep(manager, native, stop, pulses)?;
     let mut told = Ok(());
     tracing::info!(%address, state_dir = %config.state_dir.display(), no_auth = config.server.no_auth, "starting");
     let accepting = || {
@@ -253,6 +263,7 @@ impl Drop for EndsWith {
 /// What happens beside connections, on a thread of its own: signals, sweeps, the watchdog.
 fn upkeep(
     manager: Arc<Manager>,
+    native: Arc<NativeRuntime>,
     stop: watch::Sender<bool>,
     pulses: mpsc::Sender<Pulse>,
 ) -> Result<tokio::runtime::Runtime, CliError> {
@@ -273,6 +284,7 @@ fn upkeep(
         if let Some(interval) = service_manager::watchdog_interval() {
             tokio::spawn(service_manager::feed_watchdog(interval, pulses));
         }
+        tokio::spawn(async move { native.keep_ready().await });
         let measured = Arc::clone(&manager);
         tokio::spawn(async move { measured.measure_runtimes().await });
         tokio::select! {
@@ -387,6 +399,7 @@ pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>,
         persist_filesystem: true,
         permissions: None,
         network: NetworkGrant::None,
+        wants: Wants::New,
     });
     let mut rows = rows(&compiled?.plan);
     rows.extend(outwards::rows(native.egress(), &grantable));

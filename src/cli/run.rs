@@ -20,7 +20,7 @@ use crate::command::{Command, ExecuteCode, ExecuteShell, FailureKind, Stdin};
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::runtime::egress::NetworkGrant;
-use crate::runtime::{InstanceConfig, RuntimeKind};
+use crate::runtime::{InstanceConfig, RuntimeKind, Wants};
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
 
@@ -110,6 +110,7 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
         persist_filesystem: true,
         permissions: None,
         network: NetworkGrant::None,
+        wants: Wants::New,
     };
     // Two threads: one may wait for the reader of our output while the other takes signals.
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

@@ -5,7 +5,7 @@
 
 mod network;
 
-use super::{Config, ImagesConfig, RuntimesConfig, SandboxConfig, ServerConfig, SessionConfig};
+use super::{Config, ImagesConfig, PoolConfig, RuntimesConfig, SandboxConfig, ServerConfig, SessionConfig};
 
 /// Walls without which nothing runs unless `sandbox.allow_degraded` names them (DESIGN section 3).
 pub const REQUIRED_WALLS: [&str; 10] =
@@ -35,8 +35,18 @@ pub(super) fn check(config: &Config) -> Result<(), Complaint> {
     session(&config.session)?;
     sandbox(&config.sandbox)?;
     network::check(&config.network, &config.packages)?;
+    pool(&config.pool)?;
     images(&config.images)?;
     runtimes(&config.runtimes)
+}
+
+fn pool(pool: &PoolConfig) -> Result<(), Complaint> {
+    if pool.sandboxes_max > 0 && pool.ready_min > pool.sandboxes_max {
+        let problem = format!("is {}, more than the {} of all kinds", pool.ready_min, pool.sandboxes_max);
+        return complain("pool.ready_min", problem, "raise pool.sandboxes_max, or keep fewer of each kind ready");
+    }
+    at_least("pool.ready_min", pool.ready_min.into(), 1)?;
+    at_least("pool.keep_s", pool.keep_s, 1)
 }
 
 fn runtimes(runtimes: &RuntimesConfig) -> Result<(), Complaint> {

@@ -35,6 +35,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// Package indexes.
     pub packages: PackagesConfig,
+    /// Sandboxes that are ready before anybody asks.
+    pub pool: PoolConfig,
     /// Runtimes with an engine of their own.
     pub runtimes: RuntimesConfig,
     /// Images.
@@ -164,6 +166,20 @@ pub struct PackagesConfig {
     pub ca_file: Option<PathBuf>,
 }
 
+/// `[pool]`: how many sandboxes are kept ready, of the kinds (runtime, image, profile, language) that were asked for lately.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PoolConfig {
+    /// At once, of all kinds; 0 = no pool. Default 16.
+    pub sandboxes_max: u32,
+    /// Of each kind, at least; more are kept after a burst. Default 2.
+    pub ready_min: u32,
+    /// Memory of all of them, default 256 MiB.
+    pub memory_bytes_max: u64,
+    /// How long a kind is kept ready after somebody asked for it, default 600.
+    pub keep_s: u64,
+}
+
 /// `[runtimes]`: where engines are. Empty: on PATH, in the usual places, in an image of the engine's name; `off`: not used;
 /// `image:NAME`: in that image; else a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,6 +261,7 @@ impl Default for Config {
             sandbox: SandboxConfig::default(),
             network: NetworkConfig::default(),
             packages: PackagesConfig::default(),
+            pool: PoolConfig::default(),
             runtimes: RuntimesConfig::default(),
             images: ImagesConfig::default(),
             log: LogConfig::default(),
@@ -317,6 +334,12 @@ impl Default for NetworkConfig {
             idle_timeout_s: 60,
             bytes_max: 4 << 30,
         }
+    }
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self { sandboxes_max: 16, ready_min: 2, memory_bytes_max: 256 << 20, keep_s: 600 }
     }
 }
 

@@ -10,13 +10,11 @@ use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Gid, Uid};
 
 pub(super) use etc::write_accounts;
 
-use super::root::ImageGuard;
 use super::staging::Staging;
 use super::store::Store;
 use super::{Bind, DEFAULT_PATH, ImageError, ImageName, ImageRoot};
@@ -69,15 +67,14 @@ fn resolve_from(store: &Store, host: &Path) -> Result<ImageRoot, ImageError> {
         build(host, &root)?;
         staging.publish("root", &dir)?;
     }
-    let guard = File::open(&dir).map_err(ImageError::io("opening", &dir))?;
-    rustix::fs::flock(&guard, FlockOperation::NonBlockingLockShared).map_err(ImageError::errno("locking", &dir))?;
+    let guard = store.guard(&dir, || File::open(&dir).map_err(ImageError::io("opening", &dir)))?;
     drop(lock);
     Ok(ImageRoot {
         name: ImageName::HOST.into(),
         lower: dir,
         binds: binds(host),
         env: BTreeMap::from([("PATH".into(), DEFAULT_PATH.into())]),
-        guard: Arc::new(ImageGuard(guard)),
+        guard,
     })
 }
 

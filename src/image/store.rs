@@ -13,11 +13,11 @@
 //! Invariants: everything appears by a rename from `tmp`; a layer or blob goes only when no record names it; locks are flocks, so
 //! they end with their process. Lock files are opened and removed only under the store's lock.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
@@ -137,6 +137,8 @@ pub struct ImageInfo {
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    /// Locks that somebody in this process holds: all users of an image share one descriptor.
+    guards: Arc<Mutex<HashMap<PathBuf, Weak<ImageGuard>>>>,
 }
 
 /// A lock file, held. Dropping it lets go.
@@ -145,7 +147,7 @@ pub(super) type Lock = File;
 impl Store {
     /// Opens the store below the state directory, making what is missing, and removes what processes that ended early left.
     pub fn open(state_dir: &Path) -> Result<Self, ImageError> {
-        let store = Self { dir: state_dir.join("images") };
+        let store = Self { dir: state_dir.join("images"), guards: Arc::default() };
         for dir in ["", "names", "layers", "blobs", "blobs/sha256", "blobs/partial", "host", "tmp"] {
             let path = store.dir.join(dir);
             DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(ImageError::io("making", &path))?;
@@ -204,13 +206,30 @@ impl Store {
         if let Some(wanted) = digest.filter(|wanted| *wanted != record.digest && Some(wanted) != record.index.as_ref()) {
             return Err(ImageError::OtherDigest { name: name.into(), wanted, found: record.digest });
         }
-        let guard = open_lock(&self.image_dir(&name).join("lock"))?;
-        let path = self.image_dir(&name);
-        rustix::fs::flock(&guard, FlockOperation::NonBlockingLockShared).map_err(ImageError::errno("locking", path))?;
+        let guard = self.guard(&self.image_dir(&name), || open_lock(&self.image_dir(&name).join("lock")))?;
         let mut env = record.settings.env;
         env.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
         let lower = self.layer_dir(&record.root);
-        Ok(ImageRoot { name: reference.to_owned(), lower, binds: Vec::new(), env, guard: Arc::new(ImageGuard(guard)) })
+        Ok(ImageRoot { name: reference.to_owned(), lower, binds: Vec::new(), env, guard })
+    }
+
+    /// The shared lock that keeps `path` in the store; `open` opens what is locked. While one is held nobody can put another thing in
+    /// its place. The caller holds the store's lock.
+    pub(super) fn guard(
+        &self,
+        path: &Path,
+        open: impl FnOnce() -> Result<File, ImageError>,
+    ) -> Result<Arc<ImageGuard>, ImageError> {
+        let mut guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guard) = guards.get(path).and_then(Weak::upgrade) {
+            return Ok(guard);
+        }
+        let file = open()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).map_err(ImageError::errno("locking", path))?;
+        let guard = Arc::new(ImageGuard(file));
+        guards.retain(|_, held| held.strong_count() > 0);
+        guards.insert(path.to_owned(), Arc::downgrade(&guard));
+        Ok(guard)
     }
 
     /// Removes an image, and its files when no other image has the same.

@@ -60,7 +60,10 @@ fn prepare(plan: &Plan, go: channel::Received<Go>) -> Result<steps::Built, StepF
 fn harden() -> Result<(), CallError> {
     process::set_umask(0o022);
     process::set_name(c"init")?;
-    process::block_signals()
+    process::block_signals()?;
+    // Blocked all the same; programs inherit this, and have nothing to reset.
+    process::default_signals();
+    Ok(())
 }
 
 fn failure(wall: &str, step: &str, error: CallError) -> StepFailure {

@@ -5,19 +5,21 @@
 use std::ffi::{CString, c_char};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View};
-use crate::plan::{Plan, ProgramStep};
+use crate::plan::{Plan, ProgramStep, Start};
 use crate::sys::process::{self, Cloned, CloseOnExec};
 use crate::sys::seccomp::{self, Waiting};
 use crate::sys::socket::{self, Wait};
+use crate::sys::start::{self, Stack};
 use crate::sys::{CallError, credentials, landlock};
 
 use super::door;
 use super::steps::Built;
-use super::watch::{FAILURE_BYTES, LISTENER_WORD, Watch};
+use super::watch::{Begin, FAILURE_BYTES, LISTENER_WORD, Watch};
 
 /// The number of the child's socket to init; everything above is closed.
 const INIT_SOCKET: i32 = 3;
@@ -34,10 +36,14 @@ pub struct Started {
     pub watch: Watch,
 }
 
-/// Forks; `descriptors` are stdin, stdout, stderr, and what a network of its own is handed out through.
+/// How long a child may take to execute where init sleeps meanwhile; somebody in the session who stops it holds init up no longer.
+const START_TIME: Duration = Duration::from_secs(5);
+
+/// Starts a child; `descriptors` are stdin, stdout, stderr, and what a network of its own is handed out through.
 pub fn start(
     plan: &Plan,
     built: &Built,
+    stack: &mut Stack,
     request: &ExecuteRequest,
     mut descriptors: Vec<OwnedFd>,
 ) -> Result<Started, ProgramEnd> {
@@ -49,16 +55,25 @@ pub fn start(
     };
     let Ok::<[OwnedFd; 3], _>(streams) = descriptors.try_into() else { return Err(fork_failed(Errno::BADF.raw_os_error())) };
     let (ours, theirs) = socket::pair().map_err(|error| fork_failed(error.raw()))?;
-    match process::clone(0, built.programs_born_in.as_ref().map(AsFd::as_fd)) {
-        Err(error) => Err(fork_failed(error.raw())),
-        Ok(Cloned::Parent { pid, .. }) => Ok(Started { pid, watch: Watch::new(ours, &plan.program) }),
-        Ok(Cloned::Child) => {
-            let own = Own { streams: &streams, init: &theirs, door: door.as_ref() };
-            let failure = child(plan, built, &image, &own);
-            report(&failure);
-            process::exit_now(127)
-        }
-    }
+    let execution = image.pointers();
+    let own = Own { streams: &streams, init: &theirs, door: door.as_ref() };
+    let child = || report(&child(plan, built, &image, &execution, &own));
+    let group = built.programs_born_in.as_ref().map(AsFd::as_fd);
+    let begin = Instant::now();
+    let pid = match plan.start {
+        Start::Shared => start::run(stack, group, child),
+        Start::Copied => match process::clone(0, group) {
+            Ok(Cloned::Child) => {
+                child();
+                process::exit_now(127)
+            }
+            Ok(Cloned::Parent { pid, .. }) => Ok(pid),
+            Err(error) => Err(error),
+        },
+    };
+    let pid = pid.map_err(|error| fork_failed(error.raw()))?;
+    let late = plan.start == Start::Shared && begin.elapsed() >= START_TIME;
+    Ok(Started { pid, watch: Watch::new(ours, &plan.program, if late { Begin::Late } else { Begin::InTime }) })
 }
 
 fn not_executable(errno: Errno) -> ProgramEnd {
@@ -87,25 +102,33 @@ struct Own<'a> {
 }
 
 /// Returns only when something failed.
-fn child(plan: &Plan, built: &Built, image: &Image, own: &Own<'_>) -> ChildFailure {
+fn child(plan: &Plan, built: &Built, image: &Image, execution: &Pointers, own: &Own<'_>) -> ChildFailure {
     let failed = |stage: u8, step: usize, error: CallError| ChildFailure { stage, step: step as u8, errno: error.raw() };
+    let bounded = match plan.start {
+        Start::Shared => start::end_unless_executed(START_TIME),
+        Start::Copied => Ok(()),
+    };
     // While every number is still what it was; `connect` closes the door.
     let opened = own.door.map_or(Ok(()), |door| door::open_for_one(door.as_fd()));
-    if let Err(error) = connect(own, built, image.view) {
+    if let Err(error) = bounded.and_then(|()| connect(own, built, image.view)) {
         return failed(STAGE_STREAMS, 0, error);
     }
     if let Err(error) = opened {
         return failed(STAGE_NETWORK, 0, error);
     }
+    // With the program's own rights, and before the first filter: no profile must know this call.
+    let filters = plan.program.iter().position(ProgramStep::is_filter).unwrap_or(plan.program.len());
     for (index, step) in plan.program.iter().enumerate() {
+        if index == filters
+            && let Err(error) = process::change_directory(&image.directory)
+        {
+            return failed(STAGE_DIRECTORY, 0, error);
+        }
         if let Err(error) = take(step) {
             return failed(STAGE_STEP, index, error);
         }
     }
-    if let Err(error) = process::change_directory(&image.directory) {
-        return failed(STAGE_DIRECTORY, 0, error);
-    }
-    failed(STAGE_EXECUTE, 0, image.execute())
+    failed(STAGE_EXECUTE, 0, execution.execute(&image.candidates))
 }
 
 /// The number of the Landlock rules in the child, closed by exec.
@@ -114,7 +137,8 @@ const RULES: i32 = 4;
 /// A session of its own, the three streams, and nothing else open past exec.
 fn connect(own: &Own<'_>, built: &Built, view: View) -> Result<(), CallError> {
     process::new_session()?;
-    process::reset_signals()?;
+    // Init has every signal at its default action.
+    process::unblock_signals()?;
     for (number, stream) in (0..).zip(own.streams) {
         process::duplicate_to(stream.as_fd(), number, CloseOnExec::No)?;
     }
@@ -240,15 +264,27 @@ impl Image {
         })
     }
 
-    /// Tries each candidate as execvp(3) does: the first that is there decides, a refused one is remembered.
-    fn execute(&self) -> CallError {
+    /// What execve takes, made before the child is: what a child that shares memory allocates would stay.
+    fn pointers(&self) -> Pointers {
         let pointers = |strings: &[CString]| -> Vec<*const c_char> {
             strings.iter().map(|text| text.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
         };
-        let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
+        Pointers { arguments: pointers(&self.arguments), environment: pointers(&self.environment) }
+    }
+}
+
+/// Into the strings of an [`Image`] that lives.
+struct Pointers {
+    arguments: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+}
+
+impl Pointers {
+    /// Tries each candidate as execvp(3) does: the first that is there decides, a refused one is remembered.
+    fn execute(&self, candidates: &[CString]) -> CallError {
         let mut result = CallError { call: "execve", errno: Errno::NOENT };
-        for candidate in &self.candidates {
-            let error = process::execute(candidate, &arguments, &environment);
+        for candidate in candidates {
+            let error = process::execute(candidate, &self.arguments, &self.environment);
             match error.errno {
                 Errno::NOENT | Errno::NOTDIR => {}
                 Errno::ACCESS => result = error,

@@ -12,12 +12,12 @@ use std::os::fd::BorrowedFd;
 use rustix::event::PollFlags;
 
 use crate::plan::ProgramStep;
-use crate::plan::messages::{ProgramEnd, Tag};
+use crate::plan::messages::{ProgramEnd, StartFailure, StartStage, Tag};
 use crate::sys::process::{self, Ended, Reaped};
 use crate::sys::{CallError, mount};
 
 use super::program;
-use super::watch::Watch;
+use super::watch::{Begin, Watch};
 
 /// After this many rounds of killing leftovers one by one, everything is stopped first, so that none can fork away.
 const ROUNDS_BEFORE_STOP: u32 = 16;
@@ -141,6 +141,10 @@ impl Reaper {
 }
 
 fn end_of(running: Running, ended: Ended, steps: &[ProgramStep], quota_full: bool) -> ProgramEnd {
+    if running.watch.begin() == Begin::Late && ended.status == libc::SIGKILL {
+        let errno = rustix::io::Errno::TIMEDOUT.raw_os_error();
+        return ProgramEnd::NotStarted(StartFailure { stage: StartStage::Fork, errno });
+    }
     match running.watch.finish() {
         (Some(record), _) => ProgramEnd::NotStarted(program::start_failure(record, steps)),
         (None, blocked) => ProgramEnd::Ran { status: ended.status, cpu_us: ended.cpu_us, quota_full, blocked },

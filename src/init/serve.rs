@@ -12,7 +12,8 @@ use crate::plan::messages::{InitMessage, InitRequest, Tag};
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::error::Named;
 use crate::sys::socket::Wait;
-use crate::sys::{CallError, credentials, process};
+use crate::sys::start::Stack;
+use crate::sys::{CallError, credentials, mount, process};
 
 use super::door;
 use super::files::{self, FileBounds, FileContext};
@@ -28,7 +29,7 @@ pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Res
     let children = process::child_signals()?;
     let root = rustix::io::fcntl_dupfd_cloexec(&built.root, 0).named("fcntl(F_DUPFD_CLOEXEC)")?;
     let context = FileContext { root, working_directory: WORKSPACE.into(), bounds: FileBounds::default() };
-    Ok((Init { plan, control, context, built, reaper: Reaper::default() }, children))
+    Ok((Init { plan, control, context, built, reaper: Reaper::default(), stack: Stack::new()? }, children))
 }
 
 /// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
@@ -63,6 +64,8 @@ pub struct Init<'a> {
     context: FileContext,
     built: Built,
     reaper: Reaper,
+    /// Of programs until they execute.
+    stack: Stack,
 }
 
 impl Init<'_> {
@@ -88,7 +91,7 @@ impl Init<'_> {
         match request {
             InitRequest::Execute(request) => {
                 let execution = request.execution;
-                match program::start(self.plan, &self.built, &request, descriptors) {
+                match program::start(self.plan, &self.built, &mut self.stack, &request, descriptors) {
                     Ok(started) => {
                         self.reaper.add(started.pid, Running { execution, watch: started.watch });
                         Ok(())
@@ -111,6 +114,14 @@ impl Init<'_> {
                     door::open(door.as_fd()).ok();
                 }
                 Ok(())
+            }
+            InitRequest::Quota(tag) => {
+                let quota = self.built.quota.as_ref().ok_or(CallError { call: "plan", errno: rustix::io::Errno::BADF });
+                // Init itself may not change a file system any more once Landlock holds for it.
+                match quota.and_then(|quota| mount::pick(quota.as_fd())) {
+                    Ok(context) => channel::send(self.control, &InitMessage::Quota(tag, Ok(())), &[context.as_fd()]),
+                    Err(error) => self.send(&InitMessage::Quota(tag, Err(error.raw()))),
+                }
             }
         }
     }

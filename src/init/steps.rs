@@ -70,6 +70,7 @@ fn missing_slot() -> CallError {
 impl Builder {
     fn step(&mut self, step: &Step) -> Result<(), CallError> {
         match step {
+            Step::JoinCgroup { tasks } => process::join_group(tasks),
             Step::PrivateMounts => mount::make_all_private(),
             Step::Mount { slot, kind, options, attributes } => {
                 self.slots.insert(*slot, mount::make(kind, options, *attributes)?);

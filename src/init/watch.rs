@@ -30,6 +30,16 @@ pub struct Watch {
     answer: ListenerAnswer,
     failure: Option<[u8; FAILURE_BYTES]>,
     blocked: BTreeSet<u32>,
+    begin: Begin,
+}
+
+/// Whether the child had executed in the time that it had for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Yes, or it had as long as it liked.
+    InTime,
+    /// No: the kernel has killed it.
+    Late,
 }
 
 /// What is waited for.
@@ -45,7 +55,7 @@ enum Hearing {
 
 impl Watch {
     /// Of a child that goes through `steps` and has the other end of `socket`.
-    pub fn new(socket: OwnedFd, steps: &[ProgramStep]) -> Self {
+    pub fn new(socket: OwnedFd, steps: &[ProgramStep], begin: Begin) -> Self {
         let listener = steps
             .iter()
             .find_map(|step| if let ProgramStep::SeccompListener { answer, .. } = step { Some(*answer) } else { None });
@@ -56,7 +66,13 @@ impl Watch {
             answer: listener.unwrap_or(ListenerAnswer::Refuse(libc::EPERM)),
             failure: None,
             blocked: BTreeSet::new(),
+            begin,
         }
+    }
+
+    /// See [`Begin`].
+    pub fn begin(&self) -> Begin {
+        self.begin
     }
 
     /// What to poll for input.

@@ -73,7 +73,6 @@ fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), Ste
             OutsideStep::UidMap(map) => write(pid, "uid_map", map),
             OutsideStep::GidMap(map) => write(pid, "gid_map", map),
             OutsideStep::MapByHelper { program, arguments } => map_by_helper(program, pid, arguments, HELPER_TIME_MAX),
-            OutsideStep::JoinCgroup { procs } => write_file(procs, &pid.to_string(), "write cgroup.procs"),
             OutsideStep::OwnCgroup { procs, uid } => mount::give_to(&path_text(procs), *uid),
             OutsideStep::CloneTree { slot, source } => clone_tree(source, pid, &mut users).map(|tree| {
                 slots.push(*slot);

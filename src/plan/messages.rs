@@ -94,6 +94,8 @@ pub enum InitRequest {
     End(Tag),
     /// Listen on [`PROXY`] in the sandbox's own network namespace, and hand the listener through the socket that comes along.
     Listen,
+    /// Hand over what the size of the session's own file system is changed with.
+    Quota(Tag),
 }
 
 /// A program to start.
@@ -156,6 +158,8 @@ pub enum InitMessage {
     },
     /// A file command is done.
     FileDone(Tag, Result<FileReply, FileError>),
+    /// A file system context comes along, or the kernel refused with this errno.
+    Quota(Tag, Result<(), i32>),
 }
 
 /// How a program ended.

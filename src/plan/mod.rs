@@ -29,10 +29,21 @@ pub struct Plan {
     pub inside: Vec<Step>,
     /// Done by each program between fork and exec.
     pub program: Vec<ProgramStep>,
+    /// How a program begins.
+    pub start: Start,
     /// Whose rights file commands have.
     pub file_uid: u32,
     /// Whose group file commands have.
     pub file_gid: u32,
+}
+
+/// How a program begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Start {
+    /// In init's own memory, while init sleeps until it executes: nothing is copied.
+    Shared,
+    /// In a copy of it: init may have to answer a call before the program executes, or the processor is one that has no other way.
+    Copied,
 }
 
 /// Number of a detached mount that waits to be attached.
@@ -54,11 +65,6 @@ pub enum OutsideStep {
         /// `inside outside count` triples.
         arguments: Vec<String>,
     },
-    /// Write the process id to a `cgroup.procs`.
-    JoinCgroup {
-        /// The file.
-        procs: String,
-    },
     /// Give a `cgroup.procs` to the sandbox's root, so that init can have programs born in a group of theirs.
     OwnCgroup {
         /// The file.
@@ -79,6 +85,11 @@ pub enum OutsideStep {
 /// What init does, in its new namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
+    /// Move init, which has one thread, into a cgroup v1 group.
+    JoinCgroup {
+        /// Its file `tasks`, on the host.
+        tasks: String,
+    },
     /// Make every mount private.
     PrivateMounts,
     /// Make a file system, detached.

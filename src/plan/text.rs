@@ -57,9 +57,16 @@ impl OutsideStep {
     pub fn wall(&self) -> &'static str {
         match self {
             Self::DenySetgroups | Self::UidMap(_) | Self::GidMap(_) | Self::MapByHelper { .. } => "user",
-            Self::JoinCgroup { .. } | Self::OwnCgroup { .. } => "cgroup",
+            Self::OwnCgroup { .. } => "cgroup",
             Self::CloneTree { .. } => "mount",
         }
+    }
+}
+
+impl ProgramStep {
+    /// True for one that installs a filter.
+    pub fn is_filter(&self) -> bool {
+        matches!(self, Self::SeccompListener { .. } | Self::Seccomp(_))
     }
 }
 
@@ -70,7 +77,6 @@ impl fmt::Display for OutsideStep {
             Self::UidMap(map) => write!(f, "uid_map {map}"),
             Self::GidMap(map) => write!(f, "gid_map {map}"),
             Self::MapByHelper { program, arguments } => write!(f, "{program} PID {}", arguments.join(" ")),
-            Self::JoinCgroup { procs } => write!(f, "write the pid to {procs}"),
             Self::OwnCgroup { procs, uid } => write!(f, "chown {procs} {uid}"),
             Self::CloneTree { slot, source } => write!(f, "open_tree {source} -> #{slot}, read-only, ids mapped"),
         }
@@ -99,7 +105,7 @@ impl Step {
             Self::UserLimit { .. } => "rlimits",
             Self::Hostname(_) => "uts",
             Self::LoopbackUp => "network",
-            Self::CgroupNamespace => "cgroup",
+            Self::JoinCgroup { .. } | Self::CgroupNamespace => "cgroup",
             Self::LandlockScopes | Self::LandlockRules { .. } => "landlock",
             Self::BecomeRoot => "user",
         }
@@ -109,6 +115,7 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::JoinCgroup { tasks } => write!(f, "write itself to {tasks}"),
             Self::PrivateMounts => f.write_str("mount / private, recursively"),
             Self::Mount { slot, kind, options, attributes } => {
                 let options: Vec<String> = options

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::results::*;
 use crate::command::*;
 use crate::id::ExecutionId;
-use crate::runtime::RuntimeKind;
 use crate::runtime::features::Features;
+use crate::runtime::{Origin, RuntimeKind};
 use crate::sandbox::enforcement::{Enforcement, WallState, WallStatus};
 use crate::session::api::*;
 
@@ -194,7 +194,7 @@ pub fn created(view: SessionView) -> SessionCreated {
         environment_id: view.environment_id.to_string(),
         container_id: view.environment_id.to_string(),
         runtime_type: view.runtime.name(),
-        selection: selection(view.selection),
+        selection: selection(view.selection, view.origin),
         language: view.language,
         image: view.image,
         created_at: time(view.created_at),
@@ -227,7 +227,7 @@ pub fn details(view: SessionView) -> SessionDetails {
     SessionDetails {
         row: row(&view),
         image: view.image,
-        selection: selection(view.selection),
+        selection: selection(view.selection, view.origin),
         config: settings(view.config),
         enforcement: enforcement(view.enforcement),
         usage: usage(view.usage),
@@ -246,7 +246,7 @@ fn state_name(state: SessionState) -> &'static str {
     }
 }
 
-fn selection(selection: Selection) -> WireSelection {
+fn selection(selection: Selection, origin: Origin) -> WireSelection {
     let preference = match selection.preference {
         Preference::Speed => "Speed",
         Preference::Security => "Security",
@@ -263,6 +263,7 @@ fn selection(selection: Selection) -> WireSelection {
         preference,
         reason: selection.reason,
         candidates: selection.candidates.into_iter().map(candidate).collect(),
+        sandbox: origin.name(),
     }
 }
 

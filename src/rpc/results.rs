@@ -137,6 +137,8 @@ pub struct WireSelection {
     pub preference: &'static str,
     pub reason: String,
     pub candidates: Vec<WireCandidate>,
+    /// `pool`: the sandbox was ready; `new`: it was made for this request.
+    pub sandbox: &'static str,
 }
 
 /// One runtime that was looked at.

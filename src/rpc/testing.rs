@@ -95,6 +95,7 @@ fn view() -> SessionView {
         session_id: SessionId::from_client(SESSION),
         environment_id: EnvironmentId::from_client("env_1"),
         runtime: RuntimeKind::NativeProcess,
+        origin: crate::runtime::Origin::New,
         selection: Selection { preference: Preference::Balanced, reason: String::new(), candidates: vec![] },
         language: "python".into(),
         image: "host".into(),

@@ -108,11 +108,41 @@ pub struct InstanceConfig {
     pub permissions: Option<Permissions>,
     /// What of the network it was granted.
     pub network: NetworkGrant,
+    /// Whether one that is ready may serve.
+    pub wants: Wants,
+}
+
+/// Whether an environment that is ready may serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wants {
+    /// Yes.
+    Any,
+    /// No: what it costs to make one is the question, or nobody is to wait for another one later.
+    New,
+}
+
+/// Where an environment came from: `selection.sandbox` on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It was ready.
+    Pool,
+    /// It was made for the request.
+    New,
+}
+
+impl Origin {
+    /// The word on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pool => "pool",
+            Self::New => "new",
+        }
+    }
 }
 
 /// `permissions` of `session.create`: what a runtime with permission flags of its own narrows further. Paths have been checked
 /// (`engine::permissions`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the fields of PROTOCOL")]
 pub struct Permissions {
     pub allow_read: Vec<String>,
@@ -195,6 +225,10 @@ pub trait Instance: Send + Sync {
     /// Carries out one command to its end. The session calls it for one foreground command at a time; background executions
     /// overlap. Dropping the future cancels the execution. `stdout` and `stderr` of the report are left empty: the sink has them.
     fn execute(&self, request: ExecutionRequest) -> BoxFuture<'_, CommandResult>;
+    /// Whether it was ready.
+    fn origin(&self) -> Origin {
+        Origin::New
+    }
     /// What holds for this environment.
     fn enforcement(&self) -> Enforcement;
     /// What it used so far.

@@ -77,7 +77,7 @@ pub enum Ids {
 /// Where the processes of a sandbox are placed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// `cgroup.procs` files that take init's pid.
+    /// Files `tasks` of v1 groups, to which init writes itself.
     pub join: Vec<PathBuf>,
     /// v2 directory for init.
     pub born_in: Option<PathBuf>,
@@ -106,6 +106,8 @@ pub struct Kernel {
     pub landlock_abi: u32,
     /// Whether a program's refused calls can be told to init, and how it waits then.
     pub listener: Option<Waiting>,
+    /// A process that changes its user stays hidden from tracers.
+    pub users_hide: bool,
     /// Version of the kernel, major and minor.
     pub version: (u32, u32),
 }
@@ -151,6 +153,7 @@ pub fn compile(spec: &Spec<'_>) -> Compiled {
         outside: draft.outside,
         inside: draft.inside,
         program: draft.program,
+        start: walls::program::start(spec),
         file_uid: uid,
         file_gid: gid,
     };

@@ -45,6 +45,8 @@ pub struct HostFacts {
     pub cap_sys_resource: bool,
     /// The kernel has time namespaces.
     pub time_namespace: bool,
+    /// A process that changes its user stays hidden from tracers: `fs.suid_dumpable` is not 1.
+    pub users_hide: bool,
     /// Which hierarchy carries which limit.
     pub cgroup: CgroupHost,
 }
@@ -167,6 +169,7 @@ impl HostFacts {
             nproc_hard: hard_limit(&limits, "Max processes"),
             cap_sys_resource: has(capabilities, CAP_SYS_RESOURCE),
             time_namespace: Path::new("/proc/self/ns/time").exists(),
+            users_hide: std::fs::read_to_string("/proc/sys/fs/suid_dumpable").is_ok_and(|text| text.trim() != "1"),
             cgroup: CgroupHost::probe(),
         }
     }
@@ -187,6 +190,7 @@ impl HostFacts {
             nproc_hard: None,
             cap_sys_resource: true,
             time_namespace: true,
+            users_hide: true,
             cgroup: CgroupHost::none("the fixture has no cgroups"),
         }
     }

@@ -65,7 +65,7 @@ fn limits() -> Limits {
 }
 
 fn kernel(landlock_abi: u32) -> Kernel {
-    Kernel { time_namespace: true, landlock_abi, listener: Some(Waiting::Killable), version: (6, 18) }
+    Kernel { time_namespace: true, landlock_abi, listener: Some(Waiting::Killable), users_hide: true, version: (6, 18) }
 }
 
 fn spec<'a>(profile: &'a Profile, limits: &'a Limits, ids: Ids, cgroup: Placement, kernel: Kernel) -> Spec<'a> {
@@ -88,7 +88,7 @@ fn compiled(profile: &Profile, ids: Ids, cgroup: Placement, landlock_abi: u32) -
 }
 
 fn placed() -> Placement {
-    let join = vec![PathBuf::from("/cgroup/memory/one/cgroup.procs")];
+    let join = vec![PathBuf::from("/cgroup/memory/one/tasks")];
     Placement { join, processes: ProcessBound::Group, ..Placement::default() }
 }
 

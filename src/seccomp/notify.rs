@@ -26,6 +26,9 @@ const TOLD: Action = Action::Notify(ERRNO);
 /// Calls that a program makes between installing the filter and being heard: a refusal of theirs has nobody to answer it yet.
 const HAND_OVER: [&str; 1] = ["sendmsg"];
 
+/// Calls that it makes from there until it executes, or tells why it can't: init sleeps meanwhile and answers nobody.
+const UNTIL_IT_RUNS: [&str; 6] = ["close", "seccomp", "execve", "fcntl", "write", "exit_group"];
+
 /// `SECCOMP_RET_USER_NOTIF` of linux/seccomp.h; the errno is in its data for who simulates the filter.
 const NOTIFY: u32 = 0x7FC0_0000;
 
@@ -36,7 +39,7 @@ const NEXT: SeccompAction = SeccompAction::Trace(2);
 /// The same rules with their refusals told; none when there is nothing to tell.
 pub fn notifying(resolved: &Resolved) -> Option<Resolved> {
     let mut told = resolved.clone();
-    let needed: Vec<u32> = HAND_OVER.iter().filter_map(|name| resolved.arch.number(name)).collect();
+    let needed: Vec<u32> = HAND_OVER.iter().chain(&UNTIL_IT_RUNS).filter_map(|name| resolved.arch.number(name)).collect();
     let calls = told.calls.iter_mut().filter(|(number, call)| !needed.contains(number) && can_be_told(call));
     let mut any = false;
     for (_, call) in calls {

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::command::{CommandResult, Stream, Usage};
 use crate::id::{EnvironmentId, ExecutionId, SessionId};
-use crate::runtime::RuntimeKind;
+use crate::runtime::{Origin, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::spec::Limits;
@@ -101,6 +101,8 @@ pub struct SessionView {
     pub environment_id: EnvironmentId,
     pub runtime: RuntimeKind,
     pub selection: Selection,
+    /// Whether its sandbox was ready.
+    pub origin: Origin,
     pub language: String,
     pub image: String,
     pub created_at: SystemTime,

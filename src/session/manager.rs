@@ -15,7 +15,7 @@ use crate::id::{EnvironmentId, ExecutionId, SessionId};
 use crate::language::Language;
 use crate::runtime::features::Ground;
 use crate::runtime::registry::Registry;
-use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
+use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind, Wants};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::Limits;
@@ -281,6 +281,7 @@ impl Manager {
                 persist_filesystem: settings.persist_filesystem,
                 permissions: request.permissions.clone(),
                 network,
+                wants: Wants::Any,
             },
             selection,
             settings,

@@ -12,7 +12,7 @@ use crate::command::{Command, CommandOutput, ExecuteCode, Stdin};
 use crate::id::ExecutionId;
 use crate::language::Language;
 use crate::runtime::figures::{Figure, Subject};
-use crate::runtime::{ExecutionRequest, Runtime, RuntimeKind};
+use crate::runtime::{ExecutionRequest, InstanceConfig, Runtime, RuntimeKind, Wants};
 
 use super::api::{CreateSession, Principal, SessionError};
 use super::manager::Manager;
@@ -82,6 +82,7 @@ impl Manager {
         // Measuring takes no place: what clients may have is theirs.
         drop(place);
         let begin = Instant::now();
+        let config = InstanceConfig { wants: Wants::New, ..config };
         let instance = runtime.create(config).await?;
         let code = ExecuteCode {
             code: String::new(),

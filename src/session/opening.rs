@@ -107,6 +107,7 @@ fn describe(shared: &Shared, opening: Opening, instance: &Arc<dyn Instance>) -> 
         environment_id: instance.environment_id().clone(),
         runtime: runtime.kind(),
         selection,
+        origin: instance.origin(),
         language: config.language.name.clone(),
         image: config.image,
         created_at: now,

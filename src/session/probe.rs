@@ -13,7 +13,7 @@ use crate::id::ExecutionId;
 use crate::language::Language;
 use crate::language::plan::version_plan;
 use crate::runtime::registry::InImage;
-use crate::runtime::{ExecutionRequest, Instance, RuntimeKind};
+use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, RuntimeKind, Wants};
 
 use super::api::{CreateSession, LanguageRow, Principal, SessionError};
 use super::locked;
@@ -105,7 +105,7 @@ impl Manager {
         // Asking takes no place: what clients may have is theirs.
         drop(opening.place);
         let limits = opening.settings.limits;
-        let instance = opening.runtime.create(opening.config).await?;
+        let instance = opening.runtime.create(InstanceConfig { wants: Wants::New, ..opening.config }).await?;
         for language in languages {
             let output = Arc::new(Output::captured_only(&limits));
             let said = version_of(instance.as_ref(), language, output).await;

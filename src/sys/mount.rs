@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::error::{CallError, Named};
 
@@ -34,6 +34,20 @@ pub fn make(kind: &str, options: &[(String, String)], attributes: u64) -> Result
     rustix::mount::fsconfig_create(context.as_fd()).named("fsconfig(FSCONFIG_CMD_CREATE)")?;
     let attributes = MountAttrFlags::from_bits_retain(attributes as u32);
     rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).named("fsmount")
+}
+
+/// `fspick(2)`: what the file system whose root directory this is can be changed with, by whoever has the right to.
+pub fn pick(root: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    rustix::mount::fspick(root, c"", flags).named("fspick")
+}
+
+/// Another size for the tmpfs that was [`pick`]ed. EINVAL when it holds more already.
+pub fn resize(context: BorrowedFd<'_>, bytes: u64, inodes: u64) -> Result<(), CallError> {
+    for (key, value) in [("size", bytes), ("nr_inodes", inodes)] {
+        rustix::mount::fsconfig_set_string(context, key, value.to_string()).named("fsconfig(FSCONFIG_SET_STRING)")?;
+    }
+    rustix::mount::fsconfig_reconfigure(context).named("fsconfig(FSCONFIG_CMD_RECONFIGURE)")
 }
 
 /// `open_tree(2)` with OPEN_TREE_CLONE: a detached copy of the one mount that holds `path`, seen from there.

@@ -1,6 +1,7 @@
 //! Processes: clone, wait, signals, prctl, exec.
 
 use std::ffi::CStr;
+use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -34,16 +35,9 @@ pub enum Cloned {
 /// system calls and end.
 pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, CallError> {
     let mut pidfd: RawFd = -1;
-    // SAFETY: `clone_args` is plain integers, for which all zeroes is a valid value.
-    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = flags;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    let mut arguments = clone_arguments(flags, cgroup);
     if flags & libc::CLONE_PIDFD as u64 != 0 {
         arguments.pidfd = &raw mut pidfd as u64;
-    }
-    if let Some(directory) = cgroup {
-        arguments.flags |= CLONE_INTO_CGROUP;
-        arguments.cgroup = directory.as_raw_fd() as u64;
     }
     // SAFETY: no CLONE_VM and no new stack: the child goes on with a copy of this one. `arguments` and `pidfd` outlive the call.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
@@ -56,6 +50,19 @@ pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, CallE
             Ok(Cloned::Parent { pid: pid as i32, pidfd })
         }
     }
+}
+
+/// For `clone3(2)`: a child whose end is a SIGCHLD, born in `cgroup`.
+pub(super) fn clone_arguments(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
+    // SAFETY: `clone_args` is plain integers, for which all zeroes is a valid value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(directory) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = directory.as_raw_fd() as u64;
+    }
+    arguments
 }
 
 /// A child that ended.
@@ -234,13 +241,17 @@ pub fn raise_descriptor_limit() -> Result<(), CallError> {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).named("setrlimit")
 }
 
-/// Every signal back to its default action and none blocked: what a program expects at its start.
-pub fn reset_signals() -> Result<(), CallError> {
+/// Every signal back to its default action.
+pub fn default_signals() {
     for signal in 1..=64 {
         // SIGKILL, SIGSTOP and the two numbers of the C library refuse; for them the default is all there is.
         // SAFETY: SIG_DFL is a valid handler for every number.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+}
+
+/// No signal blocked: what a program expects at its start.
+pub fn unblock_signals() -> Result<(), CallError> {
     // SAFETY: the set is filled by sigemptyset before it is used.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -254,7 +265,7 @@ pub fn reset_signals() -> Result<(), CallError> {
 
 /// `SIGXFSZ` ignored: a write past RLIMIT_FSIZE is an error then, and not the end of the process.
 pub fn outlive_file_size_limit() {
-    // SAFETY: SIG_IGN is a valid handler; no handler of ours is replaced. Programs get the default back, see `reset_signals`.
+    // SAFETY: SIG_IGN is a valid handler; no handler of ours is replaced. Init, and so programs, get the default back, see `default_signals`.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
@@ -333,6 +344,12 @@ pub fn change_directory(path: &CStr) -> Result<(), CallError> {
 /// `umask(2)`.
 pub fn set_umask(mask: u32) {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+}
+
+/// Moves the calling thread, the only one of its process, into the cgroup v1 group whose file `tasks` this is.
+pub fn join_group(tasks: &str) -> Result<(), CallError> {
+    let written = std::fs::OpenOptions::new().write(true).open(tasks).and_then(|mut file| file.write_all(b"0"));
+    written.map_err(|error| CallError { call: "write tasks", errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) })
 }
 
 /// `unshare(CLONE_NEWCGROUP)`: the group this process is in becomes the root that it sees.

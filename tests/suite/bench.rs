@@ -129,6 +129,7 @@ impl Bench {
                 time_namespace: self.host.time_namespace,
                 landlock_abi: self.host.landlock_abi,
                 listener: self.host.seccomp_listener.waiting(),
+                users_hide: self.host.users_hide,
                 version: (kernel.0, kernel.1),
             },
         };

@@ -16,6 +16,7 @@ mod languages;
 mod lifecycle;
 mod limits;
 mod neighbours;
+mod pool;
 mod recipes;
 mod rootless;
 mod seccomp;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     trials.extend(faults::trials());
     trials.extend(lifecycle::trials());
     trials.extend(neighbours::trials());
+    trials.extend(pool::trials());
     trials.extend(rootless::trials());
     trials.extend(service::trials());
     trials.extend(images::trials());

@@ -10,7 +10,7 @@ use super::*;
 use crate::cli::streams::{Captured, OutputPump};
 use crate::command::{CommandKind, CommandOutput, CommandResult, Control, ExecutionReport, Failure, Stream, Usage};
 use crate::runtime::features::Features;
-use crate::runtime::{Availability, ExecutionRequest, Instance, Runtime};
+use crate::runtime::{Availability, ExecutionRequest, Instance, Runtime, Wants};
 use crate::sandbox::enforcement::{Enforcement, ProfileIdentity};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::{Installs, Network, ProfileLimits, RootFilesystem};
@@ -272,6 +272,7 @@ fn drive(failure: Option<FailureKind>, exit_code: Option<i32>, input: &[u8]) -> 
         persist_filesystem: true,
         permissions: None,
         network: crate::runtime::egress::NetworkGrant::None,
+        wants: Wants::New,
     };
     let work = Work::Program { program: "cat".into(), args: vec![] };
     let (command, _) = work.into_command(None).expect("a program");

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::plan::StepFailure;
 use crate::plan::files::{FileCommand, FileError, FileReply};
 use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd, ProgramNetwork, Tag};
-use crate::sys::channel::{self, ChannelError};
+use crate::sys::channel::{self, ChannelError, Received};
 use crate::sys::socket::{self, Wait};
 
 /// Refused calls of one program that wait to be told; what an init says beyond them is in the program's end.
@@ -38,6 +39,7 @@ pub struct Gone;
 enum Waiter {
     Program { end: oneshot::Sender<ProgramEnd>, blocked: mpsc::Sender<u32> },
     File(oneshot::Sender<Result<FileReply, FileError>>),
+    Quota(oneshot::Sender<Result<OwnedFd, i32>>),
 }
 
 struct Shared {
@@ -45,33 +47,70 @@ struct Shared {
     /// None once the socket is closed.
     waiters: Mutex<Option<HashMap<Tag, Waiter>>>,
     next: AtomicU64,
+    listener: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// A connection to one init.
 #[derive(Clone)]
 pub struct InitClient(Arc<Shared>);
 
+/// A connection that nobody listens to: it belongs to no runtime's reactor.
+#[derive(Debug)]
+pub struct Resting {
+    control: OwnedFd,
+    /// Numbers go on where they were: a late answer is nobody's.
+    next: Tag,
+}
+
 impl InitClient {
     /// Waits until every wall stands, then listens for answers on a task of its own.
     pub async fn connect(control: OwnedFd) -> Result<Self, Result<StepFailure, Gone>> {
         rustix::io::ioctl_fionbio(&control, true).map_err(|_| Err(Gone))?;
-        #[expect(
-            deprecated,
-            reason = "sound for an OwnedFd, which stays open and the same; its successor is an unsafe function"
-        )]
-        let socket = AsyncFd::new(control).map_err(|_| Err(Gone))?;
-        let shared = Shared { socket, waiters: Mutex::new(Some(HashMap::new())), next: AtomicU64::new(1) };
-        match shared.receive().await {
+        let shared = Shared::new(control, 1).map_err(Err)?;
+        match shared.receive().await.map(|received| received.message) {
             Ok(InitMessage::Ready) => {}
             Ok(InitMessage::Failed(failure)) => return Err(Ok(failure)),
-            Ok(InitMessage::Ended { .. } | InitMessage::Blocked { .. } | InitMessage::FileDone(..)) | Err(_) => {
+            Ok(
+                InitMessage::Ended { .. } | InitMessage::Blocked { .. } | InitMessage::FileDone(..) | InitMessage::Quota(..),
+            )
+            | Err(_) => {
                 return Err(Err(Gone));
             }
         }
+        Ok(Self::listening(shared))
+    }
+
+    fn listening(shared: Shared) -> Self {
         let shared = Arc::new(shared);
         let listener = Arc::clone(&shared);
-        tokio::spawn(async move { listener.listen().await });
-        Ok(Self(shared))
+        let task = tokio::spawn(async move { listener.listen().await });
+        *shared.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        Self(shared)
+    }
+
+    /// Lets go of the connection until [`Resting::wake`], which may be on another runtime. Nobody else may hold it or wait for an
+    /// answer.
+    pub async fn rest(self) -> Result<Resting, Gone> {
+        let task = self.0.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+            // Only then is no message taken any more; an error is the abort itself.
+            task.await.ok();
+        }
+        let shared = Arc::into_inner(self.0).ok_or(Gone)?;
+        if shared.waiters.into_inner().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Err(Gone);
+        }
+        Ok(Resting { next: shared.next.into_inner(), control: shared.socket.into_inner() })
+    }
+
+    /// What the size of the session's own file system is changed with. To be asked before anybody's program has run: from then on init
+    /// is not believed so much.
+    pub async fn quota(&self) -> Result<Result<OwnedFd, i32>, Gone> {
+        let (sender, receiver) = oneshot::channel();
+        let tag = self.expect(Waiter::Quota(sender))?;
+        self.0.send(&InitRequest::Quota(tag), &[]).await?;
+        receiver.await.map_err(|_| Gone)
     }
 
     /// Starts a program; the streams are stdin, stdout, stderr. With a `door` it has a network of its own, whose listener comes
@@ -132,7 +171,24 @@ impl InitClient {
     }
 }
 
+impl Resting {
+    /// Listens again, on the runtime that calls.
+    pub fn wake(self) -> Result<InitClient, Gone> {
+        Ok(InitClient::listening(Shared::new(self.control, self.next)?))
+    }
+}
+
 impl Shared {
+    fn new(control: OwnedFd, next: Tag) -> Result<Self, Gone> {
+        #[expect(
+            deprecated,
+            reason = "sound for an OwnedFd, which stays open and the same; its successor is an unsafe function"
+        )]
+        let socket = AsyncFd::new(control).map_err(|_| Gone)?;
+        let (waiters, next) = (Mutex::new(Some(HashMap::new())), AtomicU64::new(next));
+        Ok(Self { socket, waiters, next, listener: Mutex::default() })
+    }
+
     async fn send(&self, request: &InitRequest, descriptors: &[BorrowedFd<'_>]) -> Result<(), Gone> {
         let sent = self
             .socket
@@ -141,17 +197,13 @@ impl Shared {
         sent.map_err(|_| Gone)
     }
 
-    async fn receive(&self) -> io::Result<InitMessage> {
-        self.socket
-            .async_io(Interest::READABLE, |socket| {
-                channel::receive(socket.as_fd(), Wait::No).map(|received| received.message).map_err(into_io)
-            })
-            .await
+    async fn receive(&self) -> io::Result<Received<InitMessage>> {
+        self.socket.async_io(Interest::READABLE, |socket| channel::receive(socket.as_fd(), Wait::No).map_err(into_io)).await
     }
 
     async fn listen(&self) {
-        while let Ok(message) = self.receive().await {
-            self.take(message);
+        while let Ok(Received { message, descriptors }) = self.receive().await {
+            self.take(message, descriptors);
         }
         // An init that lives but can't be understood is of no use to anybody: it ends now, and the session learns it.
         socket::hang_up(self.socket.get_ref().as_fd());
@@ -159,7 +211,7 @@ impl Shared {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    fn take(&self, message: InitMessage) {
+    fn take(&self, message: InitMessage, mut descriptors: Vec<OwnedFd>) {
         let mut guard = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(waiters) = guard.as_mut() else { return };
         match message {
@@ -176,6 +228,12 @@ impl Shared {
             InitMessage::FileDone(tag, result) => {
                 if let Some(Waiter::File(waiter)) = waiters.remove(&tag) {
                     waiter.send(result).ok();
+                }
+            }
+            InitMessage::Quota(tag, result) => {
+                if let Some(Waiter::Quota(waiter)) = waiters.remove(&tag) {
+                    let context = result.and_then(|()| descriptors.pop().ok_or(libc::EBADF));
+                    waiter.send(context).ok();
                 }
             }
             // Said once, before anybody listened.

@@ -21,7 +21,7 @@ use crate::language::Language;
 use crate::plan::files::FileCommand;
 use crate::plan::messages::{ExecuteRequest, ProgramNetwork, View};
 use crate::runtime::egress::{self, NetworkGrant, User};
-use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, Permissions, Runtime, RuntimeKind};
+use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, Runtime, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::NativeRuntime;
@@ -321,6 +321,10 @@ impl Instance for NativeInstance {
             CommandResult { execution_id: id, output, failure, duration: started.elapsed() }
         }
         .boxed()
+    }
+
+    fn origin(&self) -> Origin {
+        self.latest().origin()
     }
 
     fn enforcement(&self) -> Enforcement {

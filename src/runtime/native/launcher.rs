@@ -35,6 +35,8 @@ pub enum CreateFailure {
     ControlLost,
     /// The launcher is gone.
     LauncherGone,
+    /// Too many groups of sandboxes that are over wait to be removed.
+    Backlog,
 }
 
 struct Waiter {
@@ -56,6 +58,9 @@ pub struct Launched {
 
 /// Requests that may wait for a launcher that does not read; past it a sandbox is refused.
 const REQUESTS_WAITING_MAX: usize = 16_384;
+
+/// Groups of sandboxes that are over and wait to be removed; past it none is made until some are gone.
+const GROUPS_LEAVING_MAX: usize = 4096;
 
 /// The launcher process.
 pub struct LauncherClient {
@@ -107,6 +112,10 @@ impl LauncherClient {
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
         let groups: Vec<PathBuf> = cgroups.iter().map(PathBuf::from).collect();
+        if self.leave(Vec::new()) >= GROUPS_LEAVING_MAX {
+            remove_unused(&groups);
+            return Err(CreateFailure::Backlog);
+        }
         if let Some(waiters) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held });
         } else {
@@ -212,11 +221,13 @@ impl LauncherClient {
         }
     }
 
-    /// The launcher removes these groups within milliseconds. Should it end before, they are removed here.
-    fn leave(&self, cgroups: Vec<PathBuf>) {
+    /// The launcher removes these groups within milliseconds. Should it end before, they are removed here. Gives how many wait.
+    fn leave(&self, cgroups: Vec<PathBuf>) -> usize {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         leaving.retain(|group| group.exists());
         leaving.extend(cgroups);
+        metrics::gauge!("codebeaker_groups_leaving").set(leaving.len() as f64);
+        leaving.len()
     }
 
     fn take(&self, message: LauncherMessage, mut descriptors: Vec<OwnedFd>) {
@@ -335,6 +346,21 @@ mod tests {
         );
     }
 
+    /// A plan without a step.
+    fn nothing() -> Plan {
+        Plan {
+            namespaces: 0,
+            born_in: None,
+            programs_born_in: None,
+            outside: Vec::new(),
+            inside: Vec::new(),
+            program: Vec::new(),
+            start: crate::plan::Start::Copied,
+            file_uid: 0,
+            file_gid: 0,
+        }
+    }
+
     #[tokio::test]
     async fn a_sandbox_asked_of_a_launcher_that_is_gone_leaves_no_group() {
         let parent = tempfile::tempdir().expect("a temporary directory");
@@ -343,23 +369,31 @@ mod tests {
         let ask = async |name: &str| {
             let group = parent.path().join(name);
             std::fs::create_dir(&group).expect("an own directory");
-            let plan = Plan {
-                namespaces: 0,
-                born_in: None,
-                programs_born_in: None,
-                outside: Vec::new(),
-                inside: Vec::new(),
-                program: Vec::new(),
-                file_uid: 0,
-                file_gid: 0,
-            };
-            let asked = client.create(plan, vec![group.to_string_lossy().into_owned()], Box::new(())).await;
+            let asked = client.create(nothing(), vec![group.to_string_lossy().into_owned()], Box::new(())).await;
             assert!(matches!(asked, Err(CreateFailure::LauncherGone)) && !group.exists(), "{name}");
         };
         drop(theirs);
         ask("its socket is closed").await;
         client.release(Proof::AllEnded);
         ask("its end is known").await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_while_too_many_groups_wait_to_be_removed() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        let leaving = parent.path().join("leaving");
+        std::fs::create_dir(&leaving).expect("an own directory");
+        client.leave(vec![leaving.clone(); GROUPS_LEAVING_MAX]);
+        let group = parent.path().join("group");
+        std::fs::create_dir(&group).expect("an own directory");
+        let asked = client.create(nothing(), vec![group.to_string_lossy().into_owned()], Box::new(())).await;
+        assert!(matches!(asked, Err(CreateFailure::Backlog)) && !group.exists());
+        std::fs::remove_dir(&leaving).expect("an own directory");
+        drop(theirs);
+        let asked = client.create(nothing(), Vec::new(), Box::new(())).await;
+        assert!(matches!(asked, Err(CreateFailure::LauncherGone)), "the control: it is asked once they are gone");
     }
 
     #[test]

@@ -1,40 +1,41 @@
 //! Runtimes in the OS sandbox: the main one, any image and any language, and those that bring a root of their own.
 //!
-//! From a request to a sandbox: root → limits in a group → ids → `sandbox::compile` → the launcher → init's word that every
-//! wall stands. Nothing is left behind when a step fails. What tells one such runtime from another is its [`Flavour`]; walls,
+//! A request gets a sandbox that is ready (`keeper`, `ready`, `pool`) or one that is made for it (`build`). What tells one such runtime from another is its [`Flavour`]; walls,
 //! limits and the life of a program are the same for all. Read `instance` for commands, `program` for the life of a program.
 
 mod ask;
+mod build;
 mod code;
 mod control;
 mod files;
 mod flavour;
 mod install;
 mod instance;
+mod keeper;
 mod launcher;
 mod launchers;
+mod pool;
 mod program;
+mod ready;
 mod sandbox;
 mod verdict;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
 
 use crate::command::CommandKind;
 use crate::id::EnvironmentId;
 use crate::image::{ImageRoot, Store};
 use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
-use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
-use crate::sandbox::compile::{Compiled, Ids, Kernel, PACKAGES, Placement, ProcessBound, Root, Spec, compile};
-use crate::sandbox::enforcement::{Enforcement, WallState, WallStatus};
+use crate::sandbox::cgroups::CgroupTree;
+use crate::sandbox::compile::{Compiled, Ids, Kernel, PACKAGES, Placement, Root, Spec, compile};
+use crate::sandbox::enforcement::WallState;
 use crate::sandbox::error::SandboxError;
-use crate::sandbox::held;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
 use crate::sandbox::profile::Profile;
 use crate::sandbox::uid_ranges::UidRanges;
@@ -42,14 +43,13 @@ use crate::sys::error::describe;
 
 use super::egress::{Egress, NetworkGrant};
 use super::features::Features;
-use super::isolation::REQUIRED_WALLS;
-use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind};
-use control::InitClient;
+use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind, Wants};
 pub use flavour::Flavour;
 use flavour::Images;
 use instance::NativeInstance;
-use launcher::{CreateFailure, Held, Launched, LauncherClient};
+use keeper::Pool;
 use launchers::{AtEnd, Launchers};
+pub use pool::PoolBounds;
 use sandbox::Sandbox;
 
 /// A sandbox that does not stand after this long is taken for stuck.
@@ -76,6 +76,8 @@ pub struct NativeParts {
     pub egress: Arc<Egress>,
     /// Wall time of a step before a program, compiler or installer: that of the profile `default`, whatever the session's.
     pub step_timeout: Duration,
+    /// How many sandboxes may lie ready.
+    pub pool: PoolBounds,
 }
 
 /// One runtime in the OS sandbox.
@@ -92,6 +94,7 @@ struct Works {
     parts: NativeParts,
     launchers: Launchers,
     uids: Option<UidRanges>,
+    pool: Pool,
 }
 
 impl NativeRuntime {
@@ -100,7 +103,8 @@ impl NativeRuntime {
         match Self::launch(&parts) {
             Ok((launchers, uids)) => {
                 let flavour = Images { store: Arc::clone(&parts.images) };
-                Ok(Self::on(Arc::new(Works { parts, launchers, uids }), Box::new(flavour)))
+                let pool = Pool::new(parts.pool);
+                Ok(Self::on(Arc::new(Works { parts, launchers, uids, pool }), Box::new(flavour)))
             }
             Err(error) => {
                 if let Some(cgroups) = parts.cgroups {
@@ -168,6 +172,7 @@ impl NativeRuntime {
             time_namespace: host.time_namespace,
             landlock_abi: host.landlock_abi,
             listener: host.seccomp_listener.waiting(),
+            users_hide: host.users_hide,
             version: (host.kernel.0, host.kernel.1),
         }
     }
@@ -201,34 +206,34 @@ impl NativeRuntime {
         }
     }
 
-    /// A sandbox whose walls stand; `generation` counts those that an instance has had.
+    /// A sandbox whose walls stand, one that is ready where there is one; `generation` counts those that an instance has had.
     pub(in crate::runtime::native) async fn sandbox(
         &self,
         config: &InstanceConfig,
         generation: u64,
     ) -> Result<Sandbox, SandboxError> {
         let standing = async {
-            let mut sandbox = self.build(config, generation).await?;
+            let mut sandbox = self.ready_or_new(config, generation).await?;
             self.connect(config, &mut sandbox).await?;
             Ok(sandbox)
         };
         match tokio::time::timeout(CREATE_TIME, standing).await {
             Ok(answer) => answer,
-            Err(_) => Err(SandboxError::Busy { cause: format!("it did not stand after {} s", CREATE_TIME.as_secs()) }),
+            Err(_) => Err(not_standing()),
         }
     }
 
     /// Gives programs the way out that their session was granted.
     async fn connect(&self, config: &InstanceConfig, sandbox: &mut Sandbox) -> Result<(), SandboxError> {
         let egress = self.egress();
-        egress.tell(&mut sandbox.enforcement.walls, config.network);
+        egress.tell(&mut sandbox.body.enforcement.walls, config.network);
         if config.network != NetworkGrant::Programs {
             return Ok(());
         }
         let opened = egress.open_for_programs(&config.environment_id);
         let (mut way, door) =
             opened.map_err(|error| SandboxError::Busy { cause: format!("no proxy could be opened: {error}") })?;
-        let asked = sandbox.init.listen(&door).await;
+        let asked = sandbox.init().listen(&door).await;
         drop(door);
         if asked.is_err() || !way.is_open().await {
             return Err(SandboxError::IsolationUnavailable {
@@ -237,57 +242,37 @@ impl NativeRuntime {
                 mend: "leave `permissions.allowNet` out, or look into the server's log".into(),
             });
         }
-        sandbox.way = Some(way);
+        sandbox.body.way = Some(way);
         Ok(())
     }
 
-    async fn build(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
-        let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
+    async fn ready_or_new(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
         let image = self.flavour.root(config)?;
-        let (ids, range) = match &self.works.uids {
-            Some(uids) => {
-                let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
-                (Ids::Range { start: range.start, count: range.count }, Some(range))
-            }
-            None => (self.own_ids(), None),
+        // What leaves a sandbox is told by its environment's name, which one that is ready has already.
+        if config.wants == Wants::Any
+            && config.network == NetworkGrant::None
+            && let Some(ready) = self.works.pool.take(self, config, &image)
+        {
+            return Ok(ready);
+        }
+        let name = match generation {
+            0 => config.environment_id.clone(),
+            // The sandbox that is replaced may still have its group.
+            later => EnvironmentId::from_client(&format!("{}_{later}", config.environment_id)),
         };
-        let mut cgroup = self.group(config, generation)?;
-        let carried = cgroup.as_ref().map(|cgroup| cgroup.limits.as_slice());
-        let limits = held::rows(&config.limits, carried, self.works.parts.host.nofile_hard);
-        held::refuse_named(config.named_limits, &limits)?;
-        let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
-        let compiled = compile(&self.spec(config, &image, ids, placement));
-        self.required_walls(&compiled.walls)?;
-        let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
-        let environment = image.env.clone();
-        let held: Held = Box::new((range, image));
-        let launched = launcher.create(compiled.plan, directories, held).await.map_err(|failure| match failure {
-            CreateFailure::Step(failure) => wall_error(&failure),
-            CreateFailure::ControlLost => SandboxError::Busy { cause: "no descriptor was left for its control socket".into() },
-            CreateFailure::LauncherGone => launcher_gone(),
-        })?;
-        let mut walls = compiled.walls;
-        walls.extend(config.permissions.as_ref().map(|permissions| self.flavour.permissions_row(permissions)));
-        let enforcement = Enforcement {
-            walls,
-            limits,
-            profile: config.profile.identity(self.works.parts.host.seccomp_listener.waiting()),
-            rootless: !self.works.parts.host.root,
-        };
-        let Launched { tag, control, gone } = launched;
-        let ended = Ended { launcher: &launcher, tag: Some(tag) };
-        let init = match InitClient::connect(control).await {
-            Ok(init) => init,
-            Err(Ok(failure)) => return Err(wall_error(&failure)),
-            Err(Err(_)) => return Err(early_end(&launcher, tag, gone).await),
-        };
-        ended.keep();
-        Ok(Sandbox { launcher, tag, init, gone, cgroup, enforcement, environment, way: None, told: Mutex::default() })
+        self.make(config, image, name).await
     }
 
-    async fn instance(&self, config: InstanceConfig) -> Result<Arc<NativeInstance>, SandboxError> {
+    /// Keeps sandboxes ready until the runtime ends; for a task of its own.
+    pub async fn keep_ready(&self) {
+        self.works.pool.keep().await;
+    }
+
+    async fn instance(&self, mut config: InstanceConfig) -> Result<Arc<NativeInstance>, SandboxError> {
         let runtime = self.itself.upgrade().ok_or_else(|| SandboxError::Internal("the runtime is going down".into()))?;
         let sandbox = self.sandbox(&config, 0).await?;
+        // One that was ready has a name already.
+        config.environment_id = sandbox.name().clone();
         Ok(NativeInstance::new(runtime, config, sandbox))
     }
 
@@ -295,7 +280,7 @@ impl NativeRuntime {
     async fn learn(&self, config: &InstanceConfig) -> Result<(), SandboxError> {
         let _one_at_a_time = self.asking.lock().await;
         if let Some(question) = self.flavour.question() {
-            let config = InstanceConfig { environment_id: EnvironmentId::random(), ..config.clone() };
+            let config = InstanceConfig { environment_id: EnvironmentId::random(), wants: Wants::New, ..config.clone() };
             let instance = self.instance(config).await?;
             let answer = ask::ask(instance.as_ref(), question).await;
             instance.close().await;
@@ -308,53 +293,6 @@ impl NativeRuntime {
             }
         }
     }
-
-    fn group(&self, config: &InstanceConfig, generation: u64) -> Result<Option<SessionCgroup>, SandboxError> {
-        let Some(tree) = &self.works.parts.cgroups else { return Ok(None) };
-        // The sandbox that is replaced may still have its group.
-        let name = match generation {
-            0 => config.environment_id.clone(),
-            later => EnvironmentId::from_client(&format!("{}_{later}", config.environment_id)),
-        };
-        tree.create(&name, &config.limits).map(Some).map_err(|error| {
-            exhausted(&error).unwrap_or_else(|| SandboxError::IsolationUnavailable {
-                wall: "cgroup".into(),
-                cause: error.to_string(),
-                mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
-            })
-        })
-    }
-
-    /// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
-    fn required_walls(&self, walls: &[WallState]) -> Result<(), SandboxError> {
-        for name in REQUIRED_WALLS {
-            let stands = walls.iter().any(|row| row.name == name && row.state != WallStatus::Absent);
-            if !stands && !self.works.parts.allow_degraded.iter().any(|allowed| allowed == name) {
-                return Err(SandboxError::IsolationUnavailable {
-                    wall: name.into(),
-                    cause: "it is not among the walls that this host can build".into(),
-                    mend: "run `codebeaker doctor`".into(),
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-fn placement(cgroup: &SessionCgroup, ids: &Ids) -> Placement {
-    let programs_born_in = match ids {
-        Ids::Range { .. } | Ids::Single { .. } => cgroup.run.clone(),
-        // Init is then another host user than the one the groups were delegated to, and may not move anything in them.
-        Ids::Helper { .. } => None,
-    };
-    let processes = if cgroup.bounds_processes() { ProcessBound::Group } else { ProcessBound::Rlimit };
-    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in, processes }
-}
-
-/// The launcher removes the groups from here on: it knows when nothing is in them.
-fn hand_over(cgroup: &mut SessionCgroup) -> Vec<String> {
-    cgroup.hand_over();
-    cgroup.directories.iter().map(|path| path.to_string_lossy().into_owned()).collect()
 }
 
 fn wall_error(failure: &StepFailure) -> SandboxError {
@@ -387,37 +325,12 @@ pub(in crate::runtime) fn exhausted(error: &(dyn std::error::Error + 'static)) -
     errno.and_then(out_of)
 }
 
+fn not_standing() -> SandboxError {
+    SandboxError::Busy { cause: format!("it did not stand after {} s", CREATE_TIME.as_secs()) }
+}
+
 fn launcher_gone() -> SandboxError {
     SandboxError::Busy { cause: "the launcher ended; another is being started".into() }
-}
-
-/// Why an init ended before its walls stood: by itself, or with its launcher.
-async fn early_end(launcher: &LauncherClient, tag: u64, mut gone: watch::Receiver<Option<i32>>) -> SandboxError {
-    launcher.end(tag);
-    match gone.wait_for(Option::is_some).await {
-        Ok(_) => SandboxError::Internal("init ended before its walls stood".into()),
-        Err(_) => launcher_gone(),
-    }
-}
-
-/// A sandbox that was launched but never stood.
-struct Ended<'a> {
-    launcher: &'a LauncherClient,
-    tag: Option<u64>,
-}
-
-impl Ended<'_> {
-    fn keep(mut self) {
-        self.tag = None;
-    }
-}
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        if let Some(tag) = self.tag {
-            self.launcher.end(tag);
-        }
-    }
 }
 
 impl Runtime for NativeRuntime {
@@ -500,6 +413,7 @@ impl Runtime for NativeRuntime {
 impl Works {
     /// Ends the launcher and every sandbox, and removes the groups.
     fn end(&self) {
+        self.pool.close();
         if !self.launchers.end() {
             // It removes the groups when it is through; if it never is, the next start does.
             tracing::warn!("the launcher takes long to end, and is left to itself");

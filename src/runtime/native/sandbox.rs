@@ -1,6 +1,7 @@
 //! One sandbox as the server holds it: a control socket, a number at the launcher, a group to read counters from.
 //!
-//! Invariant: dropping it ends it. What it holds on the host is released by the launcher's word, not by ours.
+//! Invariant: dropping it ends it. What it holds on the host is released by the launcher's word, not by ours. Read `ready` for
+//! one that nobody uses yet.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,11 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::command::Usage;
+use crate::id::EnvironmentId;
+use crate::image::ImageRoot;
 use crate::plan::messages::Tag;
-use crate::sandbox::cgroups::{CgroupEvents, SessionCgroup};
-use crate::sandbox::enforcement::Enforcement;
-
+use crate::runtime::Origin;
 use crate::runtime::egress::Way;
+use crate::sandbox::cgroups::{CgroupEvents, SessionCgroup};
+use crate::sandbox::enforcement::{Enforcement, WallState};
 
 use super::control::InitClient;
 use super::launcher::LauncherClient;
@@ -20,44 +23,125 @@ use super::verdict::Counters;
 
 /// A sandbox whose walls stand.
 pub struct Sandbox {
-    pub(super) launcher: Arc<LauncherClient>,
-    pub(super) tag: Tag,
-    pub(super) init: InitClient,
+    pub(super) line: Line,
+    pub(super) body: Body,
+}
+
+/// All of it but the connection to its init.
+pub(super) struct Body {
+    pub(super) ends: Ends,
     pub(super) gone: watch::Receiver<Option<i32>>,
+    /// What its groups are named by.
+    pub(super) name: EnvironmentId,
+    pub(super) origin: Origin,
     pub(super) cgroup: Option<SessionCgroup>,
+    /// Those that were built, without what a request adds.
+    pub(super) walls: Vec<WallState>,
     pub(super) enforcement: Enforcement,
-    pub(super) environment: BTreeMap<String, String>,
+    pub(super) variables: BTreeMap<String, String>,
+    pub(super) image: Arc<HeldImage>,
     /// The way out of its network, where its programs have one.
     pub(super) way: Option<Way>,
     /// What `new_events` has told.
     pub(super) told: Mutex<CgroupEvents>,
 }
 
+/// Keeps the image of a sandbox in the store, as long as the sandbox may run anything.
+#[derive(Default)]
+pub(super) struct HeldImage(Mutex<Option<ImageRoot>>);
+
+impl HeldImage {
+    pub(super) fn hold(&self, image: ImageRoot) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(image);
+    }
+
+    /// Nobody is to be kept from removing an image for a sandbox that nobody uses.
+    pub(super) fn let_go(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Has the sandbox ended when it is dropped.
+pub(super) struct Ends {
+    pub(super) launcher: Arc<LauncherClient>,
+    pub(super) tag: Tag,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.launcher.end(self.tag);
+    }
+}
+
+/// The connection to its init; dropping it hangs up. That is the second way to the end, for a launcher that is gone: an init that
+/// was in the middle of changing its credentials then has not got the signal that should have ended it (prctl(2), PR_SET_PDEATHSIG).
+pub(super) struct Line(Option<InitClient>);
+
+impl Line {
+    pub(super) fn to(init: InitClient) -> Self {
+        Self(Some(init))
+    }
+
+    /// Without hanging up.
+    pub(super) fn release(mut self) -> Option<InitClient> {
+        self.0.take()
+    }
+
+    fn init(&self) -> &InitClient {
+        self.0.as_ref().expect("a line holds its client until it is released, which consumes it")
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(init) = &self.0 {
+            init.hang_up();
+        }
+    }
+}
+
+impl Body {
+    /// False once its init has ended, or its launcher.
+    pub(super) fn is_alive(&self) -> bool {
+        self.gone.borrow().is_none() && self.gone.has_changed().is_ok()
+    }
+}
+
 impl Sandbox {
     /// Its init.
     pub fn init(&self) -> &InitClient {
-        &self.init
+        self.line.init()
     }
 
     /// Becomes something when no process of it lives.
     pub fn gone(&self) -> watch::Receiver<Option<i32>> {
-        self.gone.clone()
+        self.body.gone.clone()
+    }
+
+    /// What its groups are named by: the environment's own name, for the first sandbox of one.
+    pub fn name(&self) -> &EnvironmentId {
+        &self.body.name
+    }
+
+    /// Whether it was ready.
+    pub fn origin(&self) -> Origin {
+        self.body.origin
     }
 
     /// What holds.
     pub fn enforcement(&self) -> &Enforcement {
-        &self.enforcement
+        &self.body.enforcement
     }
 
     /// The image's environment.
     pub fn environment(&self) -> &BTreeMap<String, String> {
-        &self.environment
+        &self.body.variables
     }
 
     /// Kills and refusals since the last time this was asked. Of executions that overlap, the first to end has them.
     pub fn new_events(&self) -> Counters {
-        let events = self.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let events = self.body.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default();
+        let mut told = self.body.told.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *told;
         // A counter that could not be read must not have what it counted before told again the next time.
         told.oom_kills = before.oom_kills.max(events.oom_kills);
@@ -67,12 +151,12 @@ impl Sandbox {
 
     /// What it used so far, as far as the host tells.
     pub fn usage(&self) -> Usage {
-        self.cgroup.as_ref().map(SessionCgroup::usage).unwrap_or_default()
+        self.body.cgroup.as_ref().map(SessionCgroup::usage).unwrap_or_default()
     }
 
     /// Peaks count from here on.
     pub fn reset_peaks(&self) {
-        if let Some(cgroup) = &self.cgroup {
+        if let Some(cgroup) = &self.body.cgroup {
             // Where it can't be reset the peak stays the session's, which `usage` may tell.
             cgroup.reset_peak().ok();
         }
@@ -86,15 +170,14 @@ impl Sandbox {
 
     /// Has it ended without waiting for that.
     pub fn give_up(&self) {
-        self.launcher.end(self.tag);
-        // The second way is for a launcher that is gone: an init that was in the middle of changing its credentials then has not
-        // got the signal that should have ended it (prctl(2), PR_SET_PDEATHSIG).
-        self.init.hang_up();
+        self.body.ends.launcher.end(self.body.ends.tag);
+        self.init().hang_up();
     }
 
     /// What ends it later, whoever holds it then.
     pub fn ending(&self) -> Ending {
-        Ending { launcher: Arc::clone(&self.launcher), tag: self.tag, gone: self.gone.clone() }
+        let Ends { launcher, tag } = &self.body.ends;
+        Ending { launcher: Arc::clone(launcher), tag: *tag, gone: self.body.gone.clone() }
     }
 }
 
@@ -116,11 +199,5 @@ impl Ending {
         self.launcher.end(self.tag);
         // An error means that the launcher is gone, and every sandbox with it.
         self.gone.wait_for(Option::is_some).await.ok();
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        self.give_up();
     }
 }

@@ -15,7 +15,9 @@ use crate::sandbox::enforcement::WallState;
 /// Groups of one session.
 #[derive(Debug)]
 pub struct SessionCgroup {
-    /// `cgroup.procs` files that take the pid of init (v1 hierarchies).
+    /// Files `tasks` that init moves itself into (v1 hierarchies). The kernel moves a thread that names itself without stopping
+    /// every fork, exec and exit of the host, which is a wait of several milliseconds after a quiet spell (`cgroup_procs_write_start` in
+    /// kernel/cgroup/cgroup.c, Linux 5.5); a pid in `cgroup.procs` has that wait on any kernel.
     pub join: Vec<PathBuf>,
     /// v2 group that init is born in (CLONE_INTO_CGROUP).
     pub born_in: Option<PathBuf>,
@@ -29,6 +31,7 @@ pub struct SessionCgroup {
     pub limits: Vec<WallState>,
     pub(super) memory: Option<PathBuf>,
     pub(super) pids: Option<PathBuf>,
+    pub(super) cpu: Option<PathBuf>,
     pub(super) cpuacct: Option<PathBuf>,
     pub(super) v2: Option<PathBuf>,
     remover: Remover,
@@ -71,6 +74,7 @@ impl SessionCgroup {
             limits: Vec::new(),
             memory: None,
             pids: None,
+            cpu: None,
             cpuacct: None,
             v2: None,
             remover: Remover::ThisValue,
@@ -119,6 +123,12 @@ impl SessionCgroup {
             memory_peak_bytes: self.memory.as_ref().and_then(|group| number(&group.join(memory_file))),
             pids_peak: self.pids.as_ref().and_then(|group| number(&group.join("pids.peak"))),
         }
+    }
+
+    /// What it holds now; none where the kernel does not tell.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        let file = if self.memory_is_v2() { "memory.current" } else { "memory.usage_in_bytes" };
+        self.memory.as_ref().and_then(|group| number(&group.join(file)))
     }
 
     /// Lets the memory peak count from now. v2 keeps a peak per open descriptor only, so there it stays the session's.

@@ -123,7 +123,7 @@ impl CgroupTree {
         for parent in self.v1_parents() {
             let group = parent.join(name);
             make_directory(&group)?;
-            session.join.push(group.join("cgroup.procs"));
+            session.join.push(group.join("tasks"));
             session.directories.push(group);
         }
         if let Some(parent) = &self.v2 {
@@ -135,6 +135,14 @@ impl CgroupTree {
         self.limit_io(name, &mut session);
         session.cpuacct = self.cpuacct.as_ref().map(|parent| parent.join(name));
         Ok(session)
+    }
+
+    /// Whether `pids.max` of a session's group bounds its processes.
+    pub fn bounds_processes(&self) -> bool {
+        match self.pids {
+            Place::V1(_) | Place::V2(_) => true,
+            Place::Absent(_) => false,
+        }
     }
 
     /// The server's own groups: what the launcher, which outlives the server, removes last.
@@ -215,23 +223,51 @@ impl CgroupTree {
                 return Ok(());
             }
         };
-        let controller = MemController::new(group.clone(), PathBuf::new(), v2);
-        let bytes = i64::try_from(limits.memory_bytes.get()).unwrap_or(i64::MAX);
-        let failed = |limit| {
-            let path = group.clone();
-            move |source| CgroupError::Limit { limit, path, source }
-        };
-        controller.set_limit(bytes).map_err(failed("memory"))?;
+        let bytes = limits.memory_bytes.get();
+        write_memory(&group, v2, bytes)?;
         let file = if v2 { "v2 memory.max" } else { "v1 memory.limit_in_bytes" };
         if self.swap == SwapAccounting::Counted {
-            // v1 counts memory and swap together, v2 swap alone: either way nothing is left for swap.
-            controller.set_memswap_limit(if v2 { 0 } else { bytes }).map_err(failed("swap"))?;
+            self.write_swap(&group, v2, bytes)?;
             session.limits.push(row("memory", WallStatus::Enforced, &format!("cgroup {file}, no swap{}", self.memory_peak)));
         } else {
             let detail = format!("cgroup {file}; the kernel does not count swap per group{}", self.memory_peak);
             session.limits.push(row("memory", WallStatus::Degraded, &detail));
         }
         session.memory = Some(group);
+        Ok(())
+    }
+
+    /// v1 counts memory and swap together, v2 swap alone: either way nothing is left for swap.
+    fn write_swap(&self, group: &Path, v2: bool, bytes: u64) -> Result<(), CgroupError> {
+        if self.swap == SwapAccounting::NotCounted {
+            return Ok(());
+        }
+        let bytes = if v2 { 0 } else { i64::try_from(bytes).unwrap_or(i64::MAX) };
+        let controller = MemController::new(group.to_owned(), PathBuf::new(), v2);
+        controller.set_memswap_limit(bytes).map_err(refused("swap", group))
+    }
+
+    /// Puts other limits in force for groups that exist: writes only what differs.
+    pub fn change(&self, session: &SessionCgroup, from: &Limits, to: &Limits) -> Result<(), CgroupError> {
+        let (before, after) = (from.memory_bytes.get(), to.memory_bytes.get());
+        if let Some(group) = session.memory.as_deref().filter(|_| before != after) {
+            let v2 = session.v2.as_deref() == Some(group);
+            // The limit on memory is never above the one on both together.
+            if after > before {
+                self.write_swap(group, v2, after)?;
+            }
+            write_memory(group, v2, after)?;
+            if after < before {
+                self.write_swap(group, v2, after)?;
+            }
+        }
+        if let Some(group) = session.pids.as_deref().filter(|_| from.pids != to.pids) {
+            write_pids(group, session.v2.as_deref() == Some(group), to.pids)?;
+        }
+        if let Some(group) = &session.cpu {
+            let v2 = session.v2.as_ref() == Some(group);
+            write_cpu(group, v2, (from.cpu_shares, from.cpu_cores), (to.cpu_shares, to.cpu_cores))?;
+        }
         Ok(())
     }
 
@@ -244,10 +280,7 @@ impl CgroupTree {
                 return Ok(());
             }
         };
-        let most = i64::try_from(limits.pids).unwrap_or(i64::MAX);
-        PidController::new(group.clone(), PathBuf::new(), version == "v2")
-            .set_pid_max(MaxValue::Value(most))
-            .map_err(|source| CgroupError::Limit { limit: "pids", path: group.clone(), source })?;
+        write_pids(&group, version == "v2", limits.pids)?;
         session.limits.push(row("pids", WallStatus::Enforced, &format!("cgroup {version} pids.max{}", self.pids_peak)));
         session.pids = Some(group);
         Ok(())
@@ -262,20 +295,10 @@ impl CgroupTree {
                 return Ok(());
             }
         };
-        let failed = |source| CgroupError::Limit { limit: "cpu", path: group.clone(), source };
-        let controller = CpuController::new(group.clone(), PathBuf::new(), v2);
-        let weight = if v2 { cpu_weight(limits.cpu_shares) } else { limits.cpu_shares };
-        let default_weight = if v2 { 100 } else { 1024 };
-        if weight != default_weight {
-            controller.set_shares(weight).map_err(failed)?;
-        }
-        if let Some(cores) = limits.cpu_cores {
-            // A new v1 group has this period already; on v2 one line holds both.
-            let period = v2.then_some(CPU_PERIOD_US);
-            controller.set_cfs_quota_and_period(Some(cpu_quota_us(cores)), period).map_err(failed)?;
-        }
+        write_cpu(&group, v2, CPU_OF_A_NEW_GROUP, (limits.cpu_shares, limits.cpu_cores))?;
         let words = if v2 { "cgroup v2 cpu.weight and cpu.max" } else { "cgroup v1 cpu.shares and cpu.cfs_quota_us" };
         session.limits.push(row("cpu", WallStatus::Enforced, words));
+        session.cpu = Some(group);
         Ok(())
     }
 
@@ -291,6 +314,44 @@ impl CgroupTree {
             Err(why) => row("io", WallStatus::Absent, &why),
         });
     }
+}
+
+fn refused(limit: &'static str, group: &Path) -> impl FnOnce(cgroups_rs::fs::error::Error) -> CgroupError {
+    let path = group.to_owned();
+    move |source| CgroupError::Limit { limit, path, source }
+}
+
+fn write_memory(group: &Path, v2: bool, bytes: u64) -> Result<(), CgroupError> {
+    let controller = MemController::new(group.to_owned(), PathBuf::new(), v2);
+    controller.set_limit(i64::try_from(bytes).unwrap_or(i64::MAX)).map_err(refused("memory", group))
+}
+
+fn write_pids(group: &Path, v2: bool, pids: u64) -> Result<(), CgroupError> {
+    let most = i64::try_from(pids).unwrap_or(i64::MAX);
+    let controller = PidController::new(group.to_owned(), PathBuf::new(), v2);
+    controller.set_pid_max(MaxValue::Value(most)).map_err(refused("pids", group))
+}
+
+/// Shares, and cores where there is a quota.
+type Cpu = (u64, Option<f64>);
+
+/// What a group has before anything is written to it.
+const CPU_OF_A_NEW_GROUP: Cpu = (1024, None);
+
+/// Writes what differs from what is in force.
+fn write_cpu(group: &Path, v2: bool, (shares, cores): Cpu, (wanted_shares, wanted_cores): Cpu) -> Result<(), CgroupError> {
+    let controller = CpuController::new(group.to_owned(), PathBuf::new(), v2);
+    if shares != wanted_shares {
+        let weight = if v2 { cpu_weight(wanted_shares) } else { wanted_shares };
+        controller.set_shares(weight).map_err(refused("cpu", group))?;
+    }
+    if cores != wanted_cores {
+        // A new v1 group has this period already; on v2 one line holds both. -1 is no quota.
+        let quota = wanted_cores.map_or(-1, cpu_quota_us);
+        let period = v2.then_some(CPU_PERIOD_US);
+        controller.set_cfs_quota_and_period(Some(quota), period).map_err(refused("cpu", group))?;
+    }
+    Ok(())
 }
 
 fn row(name: &str, state: WallStatus, detail: &str) -> WallState {

@@ -136,6 +136,33 @@ fn a_refused_fork_is_counted_and_without_the_limit_it_is_not() {
 }
 
 #[test]
+fn limits_of_groups_that_exist_are_lowered_and_raised() {
+    let Some(bed) = Bed::open("change") else { return };
+    let (tree, before) = (bed.tree(), limits());
+    let session = tree.create(&EnvironmentId::random(), &before).expect("created");
+    let number = |group: &Option<PathBuf>, files: [&str; 2]| {
+        let group = group.as_ref()?;
+        let text = files.iter().find_map(|file| fs::read_to_string(group.join(file)).ok())?;
+        text.trim().parse::<u64>().ok()
+    };
+    let in_force = || {
+        let memory = number(&session.memory, ["memory.max", "memory.limit_in_bytes"]);
+        (memory, number(&session.pids, ["pids.max", "pids.max"]), number(&session.cpu, ["cpu.weight", "cpu.shares"]))
+    };
+    let first = in_force();
+    let bytes = |factor: u64| before.memory_bytes.saturating_mul(NonZeroU64::new(factor).expect("not 0"));
+    let larger = Limits { memory_bytes: bytes(2), pids: before.pids * 2, cpu_shares: 2048, cpu_cores: None, ..before.clone() };
+    tree.change(&session, &before, &larger).expect("raised");
+    let second = in_force();
+    assert!(first.0.is_none() || second.0 == first.0.map(|bytes| bytes * 2), "{first:?} {second:?}");
+    assert!(first.1.is_none() || second.1 == first.1.map(|pids| pids * 2), "{first:?} {second:?}");
+    assert!(first.2.is_none() || second.2 > first.2, "{first:?} {second:?}");
+    tree.change(&session, &larger, &before).expect("lowered");
+    assert_eq!(in_force(), first);
+    session.remove().expect("nobody is in it");
+}
+
+#[test]
 fn groups_that_nobody_took_over_go_with_the_value_and_others_stay() {
     let Some(bed) = Bed::open("drop") else { return };
     let dropped = bed.tree().create(&EnvironmentId::random(), &limits()).expect("created");

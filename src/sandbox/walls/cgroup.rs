@@ -6,8 +6,8 @@ use crate::plan::{OutsideStep, ProgramStep, Step};
 use crate::sandbox::compile::{Draft, Ids, Spec};
 
 pub(in crate::sandbox) fn place(draft: &mut Draft, spec: &Spec<'_>) {
-    for procs in &spec.cgroup.join {
-        draft.outside.push(OutsideStep::JoinCgroup { procs: procs.to_string_lossy().into_owned() });
+    for tasks in &spec.cgroup.join {
+        draft.inside.push(Step::JoinCgroup { tasks: tasks.to_string_lossy().into_owned() });
     }
     // The kernel asks for write access to the target and to the common ancestor (cgroups(7), delegation containment). No program
     // of the session sees a cgroup file system, so this gives init a right and nobody else.

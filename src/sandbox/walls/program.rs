@@ -1,9 +1,10 @@
 //! What every program gives up between fork and exec: capabilities, users, privileges, system calls – in the order in which
 //! the kernel allows it. Dropping the bounding set after setuid is EPERM; a change of credentials disarms the death signal.
 
-use crate::plan::{ListenerAnswer, ProgramStep};
+use crate::plan::{ListenerAnswer, ProgramStep, Start};
 use crate::sandbox::compile::{Draft, Spec};
 use crate::sandbox::profile::Notifying;
+use crate::sys::start;
 
 /// `SECBIT_*` of linux/securebits.h: noroot, no setuid fix-up, keep-caps off and no ambient raise, each locked; keep-caps itself
 /// stays 0 and is locked.
@@ -60,6 +61,13 @@ fn filters(draft: &mut Draft, spec: &Spec<'_>) {
             draft.enforced("seccomp", format!("{count} stacked filters; {why}"));
         }
     }
+}
+
+/// An audit lets calls go on once init has heard of them, those that a program makes before it executes among them. And what could be
+/// traced between its change of user and its exec must have no more than a copy.
+pub(in crate::sandbox) fn start(spec: &Spec<'_>) -> Start {
+    let audits = spec.kernel.listener.is_some() && spec.profile.notifying.as_ref().is_some_and(Notifying::lets_go);
+    if start::POSSIBLE && spec.kernel.users_hide && !audits { Start::Shared } else { Start::Copied }
 }
 
 /// What an operator must not overlook.

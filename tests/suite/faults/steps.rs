@@ -74,7 +74,7 @@ fn outside_steps() {
     let mut bench = Bench::new();
     let mounts = host_mounts();
     control(&mut bench, &mounts);
-    let failing = OutsideStep::JoinCgroup { procs: "/proc/self/there-is-no-such-file".into() };
+    let failing = OutsideStep::OwnCgroup { procs: "/proc/self/there-is-no-such-file".into(), uid: 0 };
     for index in 0..steps(&bench).outside.len() {
         let (mut plan, cgroups) = plan(&bench);
         let place = plan.outside[index].to_string();

@@ -74,7 +74,7 @@ impl World {
     }
 
     fn start_in(directory: TempDir, walls: Option<String>) -> Self {
-        let server = Server::start_in(&Setup::plain(), directory);
+        let server = Server::start_in(&Setup::without_pool(), directory);
         let mut world = Self { server, trees: BTreeSet::new(), walls: String::new() };
         let mut client = world.client();
         let session = session(&mut client);

@@ -57,7 +57,7 @@ fn expect_closed(client: &mut Client, session: &Value, reason: &str) {
 }
 
 fn init_killed() {
-    let server = Server::start(&Setup::plain());
+    let server = Server::start(&Setup::without_pool());
     let mut other = Session::python(&server);
     let mut client = server.client();
     let before = inits(&server);

@@ -120,7 +120,7 @@ fn second_server() {
 }
 
 fn descriptors() {
-    let server = Server::start(&Setup::plain());
+    let server = Server::start(&Setup::without_pool());
     let work = || {
         let mut session = Session::python(&server);
         session.write("a", "b");

@@ -41,6 +41,11 @@ impl Setup {
         Self::plain().with_config(&format!("[runtimes]\n{}{}", place("deno"), place("bun")))
     }
 
+    /// Without ready sandboxes: for trials that count what a session takes.
+    pub fn without_pool() -> Self {
+        Self::plain().with_config("[pool]\nsandboxes_max = 0\n")
+    }
+
     /// Nothing but the defaults.
     pub fn bare() -> Self {
         Self::default()

@@ -150,7 +150,7 @@ pub(super) fn cgroup_namespace(plan: &mut Plan) {
 
 /// The sandbox stays in the launcher's groups, which have no limit of its own.
 pub(super) fn groups(plan: &mut Plan) {
-    lose(&mut plan.outside, |step| step.wall() == "cgroup");
+    lose(&mut plan.inside, |step| matches!(step, Step::JoinCgroup { .. }));
     plan.born_in = None;
 }
 

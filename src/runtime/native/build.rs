@@ -1,0 +1,153 @@
+//! A sandbox made from nothing: ids → group → `sandbox::compile` → the launcher → init's word that every wall stands.
+//!
+//! Invariant: nothing is left behind when a step fails.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use crate::id::EnvironmentId;
+use crate::image::ImageRoot;
+use crate::runtime::isolation::REQUIRED_WALLS;
+use crate::runtime::{InstanceConfig, Origin};
+use crate::sandbox::cgroups::SessionCgroup;
+use crate::sandbox::compile::{Ids, Placement, ProcessBound, compile};
+use crate::sandbox::enforcement::{Enforcement, WallState, WallStatus};
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::held;
+
+use super::control::InitClient;
+use super::launcher::{CreateFailure, Held, Launched, LauncherClient};
+use super::sandbox::{Body, Ends, HeldImage, Line, Sandbox};
+use super::{CREATE_TIME, NativeRuntime, exhausted, launcher_gone, not_standing, wall_error};
+
+impl NativeRuntime {
+    /// A new sandbox on this image, whose groups have this name.
+    pub(super) async fn make(
+        &self,
+        config: &InstanceConfig,
+        image: ImageRoot,
+        name: EnvironmentId,
+    ) -> Result<Sandbox, SandboxError> {
+        match tokio::time::timeout(CREATE_TIME, self.build(config, image, name)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(not_standing()),
+        }
+    }
+
+    async fn build(&self, config: &InstanceConfig, image: ImageRoot, name: EnvironmentId) -> Result<Sandbox, SandboxError> {
+        let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
+        let (ids, range) = match &self.works.uids {
+            Some(uids) => {
+                let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
+                (Ids::Range { start: range.start, count: range.count }, Some(range))
+            }
+            None => (self.own_ids(), None),
+        };
+        let mut cgroup = self.group(config, &name)?;
+        let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
+        let compiled = compile(&self.spec(config, &image, ids, placement));
+        self.required_walls(&compiled.walls)?;
+        let enforcement = self.enforcement(config, compiled.walls.clone(), cgroup.as_ref())?;
+        let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
+        let variables = image.env.clone();
+        let held_image = Arc::new(HeldImage::default());
+        held_image.hold(image);
+        let held: Held = Box::new((range, Arc::clone(&held_image)));
+        let launched = launcher.create(compiled.plan, directories, held).await.map_err(|failure| match failure {
+            CreateFailure::Step(failure) => wall_error(&failure),
+            CreateFailure::ControlLost => SandboxError::Busy { cause: "no descriptor was left for its control socket".into() },
+            CreateFailure::LauncherGone => launcher_gone(),
+            CreateFailure::Backlog => {
+                SandboxError::Busy { cause: "the control groups of closed sessions are still being removed".into() }
+            }
+        })?;
+        let Launched { tag, control, gone } = launched;
+        let ends = Ends { launcher, tag };
+        let init = match InitClient::connect(control).await {
+            Ok(init) => init,
+            Err(Ok(failure)) => return Err(wall_error(&failure)),
+            Err(Err(_)) => return Err(early_end(&ends.launcher, tag, gone).await),
+        };
+        let body = Body {
+            ends,
+            gone,
+            name,
+            origin: Origin::New,
+            cgroup,
+            walls: compiled.walls,
+            enforcement,
+            variables,
+            image: held_image,
+            way: None,
+            told: Mutex::default(),
+        };
+        Ok(Sandbox { line: Line::to(init), body })
+    }
+
+    /// What holds for a request in a sandbox that has these walls and this group.
+    pub(super) fn enforcement(
+        &self,
+        config: &InstanceConfig,
+        mut walls: Vec<WallState>,
+        cgroup: Option<&SessionCgroup>,
+    ) -> Result<Enforcement, SandboxError> {
+        let host = &self.works.parts.host;
+        let limits = held::rows(&config.limits, cgroup.map(|cgroup| cgroup.limits.as_slice()), host.nofile_hard);
+        held::refuse_named(config.named_limits, &limits)?;
+        walls.extend(config.permissions.as_ref().map(|permissions| self.flavour.permissions_row(permissions)));
+        let profile = config.profile.identity(host.seccomp_listener.waiting());
+        Ok(Enforcement { walls, limits, profile, rootless: !host.root })
+    }
+
+    fn group(&self, config: &InstanceConfig, name: &EnvironmentId) -> Result<Option<SessionCgroup>, SandboxError> {
+        let Some(tree) = &self.works.parts.cgroups else { return Ok(None) };
+        tree.create(name, &config.limits).map(Some).map_err(|error| {
+            exhausted(&error).unwrap_or_else(|| SandboxError::IsolationUnavailable {
+                wall: "cgroup".into(),
+                cause: error.to_string(),
+                mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
+            })
+        })
+    }
+
+    /// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
+    fn required_walls(&self, walls: &[WallState]) -> Result<(), SandboxError> {
+        for name in REQUIRED_WALLS {
+            let stands = walls.iter().any(|row| row.name == name && row.state != WallStatus::Absent);
+            if !stands && !self.works.parts.allow_degraded.iter().any(|allowed| allowed == name) {
+                return Err(SandboxError::IsolationUnavailable {
+                    wall: name.into(),
+                    cause: "it is not among the walls that this host can build".into(),
+                    mend: "run `codebeaker doctor`".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn placement(cgroup: &SessionCgroup, ids: &Ids) -> Placement {
+    let programs_born_in = match ids {
+        Ids::Range { .. } | Ids::Single { .. } => cgroup.run.clone(),
+        // Init is then another host user than the one the groups were delegated to, and may not move anything in them.
+        Ids::Helper { .. } => None,
+    };
+    let processes = if cgroup.bounds_processes() { ProcessBound::Group } else { ProcessBound::Rlimit };
+    Placement { join: cgroup.join.clone(), born_in: cgroup.born_in.clone(), programs_born_in, processes }
+}
+
+/// The launcher removes the groups from here on: it knows when nothing is in them.
+fn hand_over(cgroup: &mut SessionCgroup) -> Vec<String> {
+    cgroup.hand_over();
+    cgroup.directories.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
+/// Why an init ended before its walls stood: by itself, or with its launcher.
+async fn early_end(launcher: &LauncherClient, tag: u64, mut gone: watch::Receiver<Option<i32>>) -> SandboxError {
+    launcher.end(tag);
+    match gone.wait_for(Option::is_some).await {
+        Ok(_) => SandboxError::Internal("init ended before its walls stood".into()),
+        Err(_) => launcher_gone(),
+    }
+}

@@ -1,0 +1,273 @@
+//! Which ready sandboxes there shall be: shelves by kind, sized by what was asked for lately. No I/O.
+//!
+//! Invariants: a sandbox is given out once and never comes back; there are never more than the bounds say, those on their way
+//! included; a kind that nobody asked for lately has none. Read `ready` for what lies on a shelf and `keeper` for who fills them.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+/// Kinds that are remembered; past it the one asked for longest ago is forgotten.
+const KINDS_MAX: usize = 64;
+
+/// Bursts count for so long.
+const BURST_SECONDS: u64 = 60;
+
+/// After a request the cores belong to whoever made it, unless less than half of the shelf is left.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// After a filling that failed.
+const BACK_OFF: Duration = Duration::from_secs(2);
+
+/// How much may lie ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolBounds {
+    /// Sandboxes, of all kinds; 0: there is no pool.
+    pub sandboxes_max: usize,
+    /// Of a kind that was asked for lately, at least.
+    pub ready_min: usize,
+    /// Memory of all of them.
+    pub memory_bytes_max: u64,
+    /// How long a kind is kept ready after somebody asked for it.
+    pub keep: Duration,
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next<K, T> {
+    /// Make one of this kind and [`Shelves::put`] it, or say [`Shelves::failed`].
+    Fill(K),
+    /// End this one: it is in the way.
+    Drop(T),
+    /// Nothing before this time.
+    At(Instant),
+    /// Nothing until somebody asks.
+    Rest,
+}
+
+/// What a request found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<T> {
+    /// This one is the caller's.
+    Ready(T),
+    /// None that suits lies there, though some do lie there.
+    Unsuited,
+    /// The shelf is empty.
+    Nothing,
+}
+
+/// All shelves. `K` tells kinds apart, `R` says how one of a kind is made, `T` is a ready sandbox.
+#[derive(Debug)]
+pub struct Shelves<K, R, T> {
+    bounds: PoolBounds,
+    begin: Instant,
+    by_kind: HashMap<K, Shelf<R, T>>,
+}
+
+#[derive(Debug)]
+struct Shelf<R, T> {
+    recipe: R,
+    ready: VecDeque<Ready<T>>,
+    filling: usize,
+    asked: Instant,
+    /// Requests by second, the latest last.
+    bursts: VecDeque<(u64, usize)>,
+    /// The cores are the caller's until then.
+    not_before: Instant,
+    /// What failed is not tried again before.
+    retry_at: Instant,
+}
+
+#[derive(Debug)]
+struct Ready<T> {
+    sandbox: T,
+    memory_bytes: u64,
+}
+
+impl<R, T> Shelf<R, T> {
+    fn here(&self) -> usize {
+        self.ready.len() + self.filling
+    }
+
+    fn wanted(&self, bounds: &PoolBounds, now: Instant) -> usize {
+        if now.duration_since(self.asked) >= bounds.keep {
+            return 0;
+        }
+        let burst = self.bursts.iter().map(|(_, requests)| *requests).max().unwrap_or(0);
+        burst.clamp(bounds.ready_min.min(bounds.sandboxes_max), bounds.sandboxes_max)
+    }
+
+    fn note(&mut self, second: u64, now: Instant) {
+        self.asked = now;
+        match self.bursts.back_mut() {
+            Some((last, requests)) if *last == second => *requests += 1,
+            _ => self.bursts.push_back((second, 1)),
+        }
+        while self.bursts.front().is_some_and(|(first, _)| first + BURST_SECONDS <= second) {
+            self.bursts.pop_front();
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
+    /// Empty ones.
+    pub fn new(bounds: PoolBounds, now: Instant) -> Self {
+        Self { bounds, begin: now, by_kind: HashMap::new() }
+    }
+
+    /// Takes the oldest of that kind that `suits`, and remembers that the kind was asked for. `recipe` is called for a new kind.
+    pub fn take(&mut self, kind: &K, now: Instant, suits: impl Fn(&T) -> bool, recipe: impl FnOnce() -> R) -> Found<T> {
+        let second = now.duration_since(self.begin).as_secs();
+        if !self.by_kind.contains_key(kind) {
+            self.make_room();
+            let shelf = Shelf {
+                recipe: recipe(),
+                ready: VecDeque::new(),
+                filling: 0,
+                asked: now,
+                bursts: VecDeque::new(),
+                not_before: now,
+                retry_at: now,
+            };
+            self.by_kind.insert(kind.clone(), shelf);
+        }
+        let Some(shelf) = self.by_kind.get_mut(kind) else { return Found::Nothing };
+        shelf.note(second, now);
+        shelf.not_before = shelf.not_before.max(now + PAUSE);
+        match shelf.ready.iter().position(|ready| suits(&ready.sandbox)) {
+            Some(position) => shelf.ready.remove(position).map_or(Found::Nothing, |ready| Found::Ready(ready.sandbox)),
+            None if shelf.ready.is_empty() => Found::Nothing,
+            None => Found::Unsuited,
+        }
+    }
+
+    /// A new kind takes the place of the empty one that was asked for longest ago.
+    fn make_room(&mut self) {
+        if self.by_kind.len() < KINDS_MAX {
+            return;
+        }
+        let empty = self.by_kind.iter().filter(|(_, shelf)| shelf.here() == 0);
+        if let Some(oldest) = empty.min_by_key(|(_, shelf)| shelf.asked).map(|(kind, _)| kind.clone()) {
+            self.by_kind.remove(&oldest);
+        }
+    }
+
+    /// What is to be done now. A `Fill` counts as on its way.
+    pub fn next(&mut self, now: Instant) -> Next<K, T> {
+        if let Some(surplus) = self.surplus(now) {
+            return Next::Drop(surplus);
+        }
+        let bounds = self.bounds;
+        let short = self.by_kind.iter().filter(|(_, shelf)| shelf.here() < shelf.wanted(&bounds, now));
+        let ready_now = |shelf: &Shelf<R, T>| {
+            let little_left = shelf.here() * 2 < shelf.wanted(&bounds, now);
+            shelf.retry_at <= now && (shelf.not_before <= now || little_left)
+        };
+        let (due, later): (Vec<_>, Vec<_>) = short.partition(|(_, shelf)| ready_now(shelf));
+        let Some((kind, asked)) =
+            due.iter().max_by_key(|(_, shelf)| shelf.asked).map(|(kind, shelf)| ((*kind).clone(), shelf.asked))
+        else {
+            return later.iter().map(|(_, shelf)| shelf.not_before.max(shelf.retry_at)).min().map_or(Next::Rest, Next::At);
+        };
+        if !self.is_full(&kind) {
+            if let Some(shelf) = self.by_kind.get_mut(&kind) {
+                shelf.filling += 1;
+            }
+            return Next::Fill(kind);
+        }
+        self.older_than(asked, &kind).map_or(Next::Rest, Next::Drop)
+    }
+
+    /// One that nobody wants any more.
+    fn surplus(&mut self, now: Instant) -> Option<T> {
+        let bounds = self.bounds;
+        let shelf = self.by_kind.values_mut().find(|shelf| shelf.ready.len() > shelf.wanted(&bounds, now))?;
+        shelf.ready.pop_front().map(|ready| ready.sandbox)
+    }
+
+    fn is_full(&self, kind: &K) -> bool {
+        let here: usize = self.by_kind.values().map(Shelf::here).sum();
+        // One on its way is taken for as large as its neighbours.
+        let expected = self.by_kind.get(kind).and_then(|shelf| shelf.ready.back()).map_or(0, |ready| ready.memory_bytes);
+        here >= self.bounds.sandboxes_max || self.memory_bytes() + expected > self.bounds.memory_bytes_max
+    }
+
+    /// When there is no room: of the kind that was asked for longest ago, and before `asked`.
+    fn older_than(&mut self, asked: Instant, kind: &K) -> Option<T> {
+        // A kind that has some makes do with them.
+        if self.by_kind.get(kind).is_some_and(|shelf| shelf.here() > 0) {
+            return None;
+        }
+        let others = self.by_kind.values_mut().filter(|shelf| !shelf.ready.is_empty() && shelf.asked < asked);
+        others.min_by_key(|shelf| shelf.asked)?.ready.pop_front().map(|ready| ready.sandbox)
+    }
+
+    /// Lays down one that was to be made; it comes back when it is not wanted any more.
+    pub fn put(&mut self, kind: &K, sandbox: T, memory_bytes: u64, now: Instant) -> Option<T> {
+        // Two that grew larger than expected may be on their way at once.
+        let fits = self.memory_bytes() + memory_bytes <= self.bounds.memory_bytes_max;
+        let Some(shelf) = self.by_kind.get_mut(kind) else { return Some(sandbox) };
+        shelf.filling = shelf.filling.saturating_sub(1);
+        if !fits {
+            shelf.retry_at = now + BACK_OFF;
+            return Some(sandbox);
+        }
+        shelf.ready.push_back(Ready { sandbox, memory_bytes });
+        None
+    }
+
+    /// One could not be made.
+    pub fn failed(&mut self, kind: &K, now: Instant) {
+        if let Some(shelf) = self.by_kind.get_mut(kind) {
+            shelf.filling = shelf.filling.saturating_sub(1);
+            shelf.retry_at = now + BACK_OFF;
+            // A kind that can't be made must not be tried for ever, nor at once although its shelf is empty.
+            if shelf.here() == 0 {
+                shelf.bursts.clear();
+                shelf.asked = now.checked_sub(self.bounds.keep).unwrap_or(self.begin);
+            }
+        }
+    }
+
+    /// Takes a whole kind away: it means something else by now.
+    pub fn forget(&mut self, kind: &K) -> Vec<T> {
+        let shelf = self.by_kind.remove(kind);
+        shelf.map(|shelf| shelf.ready.into_iter().map(|ready| ready.sandbox).collect()).unwrap_or_default()
+    }
+
+    /// Takes away those that are of no use.
+    pub fn retain(&mut self, mut is_sound: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut gone = Vec::new();
+        for shelf in self.by_kind.values_mut() {
+            let (sound, unsound): (VecDeque<_>, VecDeque<_>) =
+                std::mem::take(&mut shelf.ready).into_iter().partition(|ready| is_sound(&ready.sandbox));
+            shelf.ready = sound;
+            gone.extend(unsound.into_iter().map(|ready| ready.sandbox));
+        }
+        gone
+    }
+
+    /// How one of a kind is made.
+    pub fn recipe(&self, kind: &K) -> Option<R> {
+        self.by_kind.get(kind).map(|shelf| shelf.recipe.clone())
+    }
+
+    /// Kinds that have something ready.
+    pub fn stocked(&self) -> Vec<K> {
+        self.by_kind.iter().filter(|(_, shelf)| !shelf.ready.is_empty()).map(|(kind, _)| kind.clone()).collect()
+    }
+
+    /// How many lie ready.
+    pub fn ready(&self) -> usize {
+        self.by_kind.values().map(|shelf| shelf.ready.len()).sum()
+    }
+
+    /// What they hold.
+    pub fn memory_bytes(&self) -> u64 {
+        self.by_kind.values().flat_map(|shelf| &shelf.ready).map(|ready| ready.memory_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -1,0 +1,172 @@
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn bounds() -> PoolBounds {
+    PoolBounds { sandboxes_max: 4, ready_min: 2, memory_bytes_max: 100 * MIB, keep: Duration::from_secs(600) }
+}
+
+type Numbers = Shelves<&'static str, (), u32>;
+
+fn ask(shelves: &mut Numbers, kind: &'static str, now: Instant) -> Found<u32> {
+    shelves.take(&kind, now, |_| true, || ())
+}
+
+/// Fills until nothing more is due; the kinds filled, in order.
+fn fill(shelves: &mut Numbers, now: Instant, memory_bytes: u64) -> Vec<&'static str> {
+    let mut filled = Vec::new();
+    while let Next::Fill(kind) = shelves.next(now) {
+        filled.push(kind);
+        assert!(filled.len() < 100, "it ends");
+        let number = filled.len() as u32;
+        assert_eq!(shelves.put(&kind, number, memory_bytes, now), None);
+    }
+    filled
+}
+
+#[test]
+fn nothing_is_made_ready_before_somebody_asks_and_then_it_is() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    assert_eq!(shelves.next(now), Next::Rest);
+    assert_eq!(ask(&mut shelves, "python", now), Found::Nothing);
+    assert_eq!(fill(&mut shelves, now + PAUSE, MIB), ["python", "python"]);
+    assert_eq!((shelves.ready(), shelves.memory_bytes()), (2, 2 * MIB));
+}
+
+#[test]
+fn each_is_given_out_once() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "python", now);
+    fill(&mut shelves, now + PAUSE, MIB);
+    let taken = [(); 3].map(|()| ask(&mut shelves, "python", now));
+    assert_eq!(taken, [Found::Ready(1), Found::Ready(2), Found::Nothing]);
+    assert_eq!(ask(&mut shelves, "bash", now), Found::Nothing, "another kind has none of these");
+}
+
+#[test]
+fn one_that_does_not_suit_stays_for_the_next() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "python", now);
+    fill(&mut shelves, now + PAUSE, MIB);
+    assert_eq!(shelves.take(&"python", now, |number| *number > 2, || ()), Found::Unsuited);
+    assert_eq!(shelves.take(&"python", now, |number| *number > 1, || ()), Found::Ready(2));
+    assert_eq!(ask(&mut shelves, "python", now), Found::Ready(1));
+}
+
+#[test]
+fn a_burst_is_kept_ready_for_within_the_bounds_and_is_forgotten_in_time() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    for _ in 0..3 {
+        ask(&mut shelves, "python", now);
+    }
+    assert_eq!(fill(&mut shelves, now + PAUSE, MIB).len(), 3);
+    for _ in 0..100 {
+        ask(&mut shelves, "python", now);
+    }
+    assert_eq!(fill(&mut shelves, now + PAUSE, MIB).len(), 4, "all that there may be");
+    let later = now + Duration::from_secs(BURST_SECONDS + 1);
+    ask(&mut shelves, "python", later);
+    let mut dropped = 0;
+    while let Next::Drop(_) = shelves.next(later) {
+        dropped += 1;
+    }
+    assert_eq!((dropped, shelves.ready()), (1, 2), "3 were left, 2 is the least that is kept");
+}
+
+#[test]
+fn a_kind_that_nobody_asks_for_any_more_has_none() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "python", now);
+    fill(&mut shelves, now + PAUSE, MIB);
+    let before = now + Duration::from_secs(599);
+    assert_eq!(shelves.next(before), Next::Rest, "the control: it is kept until then");
+    let after = now + Duration::from_secs(600);
+    assert!(matches!(shelves.next(after), Next::Drop(1)));
+    assert!(matches!(shelves.next(after), Next::Drop(2)));
+    assert_eq!(shelves.next(after), Next::Rest);
+}
+
+#[test]
+fn whoever_asked_last_gets_room_from_whoever_asked_longest_ago() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    let second = Duration::from_secs(1);
+    ask(&mut shelves, "oldest", now);
+    ask(&mut shelves, "older", now + second);
+    assert_eq!(fill(&mut shelves, now + 2 * second, MIB).len(), 4);
+    let then = now + 3 * second;
+    ask(&mut shelves, "new", then);
+    assert!(matches!(shelves.next(then + PAUSE), Next::Drop(_)));
+    assert_eq!(shelves.next(then + PAUSE), Next::Fill("new"));
+    assert_eq!(shelves.put(&"new", 9, MIB, then), None);
+    assert_eq!(shelves.next(then + PAUSE), Next::Rest, "with one of its own it makes do");
+    assert_eq!((ask(&mut shelves, "new", then), shelves.ready()), (Found::Ready(9), 3));
+}
+
+#[test]
+fn memory_is_bounded_and_what_does_not_fit_comes_back() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    for _ in 0..4 {
+        ask(&mut shelves, "large", now);
+    }
+    assert_eq!(fill(&mut shelves, now + PAUSE, 40 * MIB).len(), 2, "a third would be expected to pass the bound");
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "larger", now);
+    assert_eq!(shelves.next(now + PAUSE), Next::Fill("larger"));
+    assert_eq!(shelves.put(&"larger", 7, 101 * MIB, now + PAUSE), Some(7));
+    assert!(matches!(shelves.next(now + PAUSE), Next::At(_)), "and it is not tried again at once");
+}
+
+#[test]
+fn a_kind_that_can_t_be_made_is_left_alone_until_it_is_asked_for_again() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "broken", now);
+    assert_eq!(shelves.next(now + PAUSE), Next::Fill("broken"));
+    shelves.failed(&"broken", now + PAUSE);
+    assert_eq!(shelves.next(now + PAUSE), Next::Rest);
+    ask(&mut shelves, "broken", now + 2 * BACK_OFF);
+    assert!(matches!(shelves.next(now + 3 * BACK_OFF), Next::Fill("broken")));
+}
+
+#[test]
+fn right_after_a_request_nothing_is_filled_unless_little_is_left() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(PoolBounds { ready_min: 4, ..bounds() }, now);
+    ask(&mut shelves, "python", now);
+    fill(&mut shelves, now + PAUSE, MIB);
+    let then = now + Duration::from_secs(5);
+    ask(&mut shelves, "python", then);
+    assert_eq!(shelves.next(then), Next::At(then + PAUSE));
+    ask(&mut shelves, "python", then);
+    ask(&mut shelves, "python", then);
+    assert_eq!(shelves.next(then), Next::Fill("python"), "one of four is left");
+}
+
+#[test]
+fn a_kind_taken_away_gives_back_what_it_had_and_those_of_no_use_can_be_picked_out() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "python", now);
+    fill(&mut shelves, now + PAUSE, MIB);
+    assert_eq!(shelves.retain(|number| *number != 1), [1]);
+    assert_eq!(shelves.forget(&"python"), [2]);
+    assert_eq!((shelves.ready(), shelves.recipe(&"python")), (0, None));
+}
+
+#[test]
+fn kinds_are_bounded() {
+    let now = Instant::now();
+    let mut shelves: Shelves<usize, (), u32> = Shelves::new(bounds(), now);
+    for kind in 0..KINDS_MAX * 3 {
+        shelves.take(&kind, now + Duration::from_millis(kind as u64), |_| true, || ());
+    }
+    assert_eq!(shelves.by_kind.len(), KINDS_MAX);
+    assert!(shelves.recipe(&(KINDS_MAX * 3 - 1)).is_some() && shelves.recipe(&0).is_none());
+}
