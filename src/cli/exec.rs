@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::client::{Client, ServerArgs, block_on};
 use super::streams::{Interrupts, OutputPump, standard_input};
 use super::{CliError, CommonArgs, parse_variable};
-use stream::Execution;
+pub(super) use stream::Execution;
 
 /// Runs a program or code in a session of a running server
 ///

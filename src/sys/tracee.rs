@@ -33,11 +33,7 @@ pub fn seize(pid: i32) -> Result<Tracee, CallError> {
 impl Tracee {
     /// `PTRACE_INTERRUPT`: it will stop; [`wait_any`] tells when.
     pub fn interrupt(&self) -> Result<(), CallError> {
-        // SAFETY: no memory of this process is handed over.
-        match unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, self.0, 0, 0) } {
-            0 => Ok(()),
-            _ => Err(CallError::last("ptrace(PTRACE_INTERRUPT)")),
-        }
+        interrupt(self.0)
     }
 
     /// `PTRACE_SECCOMP_GET_FILTER`: the filter at this place, counted from the first that was installed; it must have stopped.
@@ -76,16 +72,35 @@ pub fn start_traced(command: &mut Command) -> std::io::Result<i32> {
     command.spawn().map(|child| child.id().cast_signed())
 }
 
+/// Children are traced too, and stops for calls are marked.
+const FOLLOW: libc::c_int = libc::PTRACE_O_TRACESYSGOOD
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC;
+
+/// `PTRACE_SEIZE` with the same options as [`follow`], but all go on when the tracing thread ends. It runs until [`interrupt`].
+pub fn seize_and_follow(pid: i32) -> Result<(), CallError> {
+    // SAFETY: options are a number, no memory is handed over.
+    match unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, FOLLOW) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("ptrace(PTRACE_SEIZE)")),
+    }
+}
+
+/// `PTRACE_INTERRUPT`: a seized process will stop; [`wait_any`] tells when.
+pub fn interrupt(pid: i32) -> Result<(), CallError> {
+    // SAFETY: no memory of this process is handed over.
+    match unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, pid, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(CallError::last("ptrace(PTRACE_INTERRUPT)")),
+    }
+}
+
 /// `PTRACE_SETOPTIONS`: children are traced too, stops for calls are marked, and all end with the tracer.
 pub fn follow(pid: i32) -> Result<(), CallError> {
-    let options = libc::PTRACE_O_EXITKILL
-        | libc::PTRACE_O_TRACESYSGOOD
-        | libc::PTRACE_O_TRACEFORK
-        | libc::PTRACE_O_TRACEVFORK
-        | libc::PTRACE_O_TRACECLONE
-        | libc::PTRACE_O_TRACEEXEC;
     // SAFETY: options are a number, no memory is handed over.
-    match unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options) } {
+    match unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, FOLLOW | libc::PTRACE_O_EXITKILL) } {
         0 => Ok(()),
         _ => Err(CallError::last("ptrace(PTRACE_SETOPTIONS)")),
     }

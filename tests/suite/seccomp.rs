@@ -4,11 +4,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::cli::{Invocation, codebeaker};
 use crate::support::fixture_user::directory_of;
-use crate::support::{Feature, eventually, host, page};
+use crate::support::{Feature, Session, Setup, eventually, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -24,6 +24,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("simulate shows the path through the filters", simulate),
             ("a broken file is one line with its place", broken),
             ("record writes a profile that the recorded run passes, and minimise tells what it did not use", record),
+            ("record follows a session of a running server, which goes on as before", record_session),
             ("the filters of a session's own program are read from outside and are the profile's", live),
         ],
     )
@@ -181,6 +182,25 @@ fn runs_under(place: &tempfile::TempDir, recorded: &str) {
     run("exec 3<>/dev/tcp/127.0.0.1/9 || exit 7").expect_code(7);
     let other = run("mkfifo f && echo made");
     assert_ne!((other.code, other.stdout.as_str()), (0, "made\n"), "the control: what was not recorded is refused");
+}
+
+fn record_session() {
+    host().need(Feature::Root);
+    let server = Setup::plain().shared();
+    let mut session = Session::open(&server, &json!({"language": "bash", "profile": "strict"}));
+    let place = directory_of(None);
+    let file = place.path().join("seen.json");
+    let path = file.to_str().expect("plain");
+    let call = ["seccomp", "record", "--session", &session.id, "--out", path, "--"];
+    let program = ["bash", "-c", "mkfifo left; unshare -r true; exit 7"];
+    let output = server.cli(&[&call[..], &program[..]].concat()).expect_code(7);
+    assert!(output.stderr.contains("refused and left out: unshare"), "by the session's own profile: {}", output.stderr);
+    let seen = std::fs::read_to_string(&file).expect("it is written");
+    assert!(seen.contains("\"mknodat\"") || seen.contains("\"mknod\""), "{seen}");
+    assert!(!seen.contains("\"recvmsg\""), "init's own calls are not the program's: {seen}");
+    assert_eq!(session.bash("ls; echo on"), "left\non", "the session goes on");
+    let output = server.cli(&["seccomp", "record", "--session", "ses_0", "--base", "strict", "--", "true"]).expect_code(125);
+    assert!(output.stderr.contains("ses_0") || output.stderr.contains("session"), "{}", output.stderr);
 }
 
 /// A `sleep` in a session of its own, which ends with the call that made it.

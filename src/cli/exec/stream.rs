@@ -16,7 +16,7 @@ use crate::cli::streams::{Interrupts, OutputPump};
 use crate::command::Stream;
 
 /// One streamed command.
-pub(super) struct Execution {
+pub(in crate::cli) struct Execution {
     session: String,
     id: Option<String>,
     pump: OutputPump,

@@ -10,8 +10,10 @@ mod explain;
 mod groups;
 mod live;
 mod record;
+mod session;
 mod show;
 mod source;
+mod tracer;
 mod verify;
 
 use clap::{Args, Subcommand};

@@ -1,19 +1,22 @@
 //! `codebeaker seccomp record` and `minimise`: what runs ask of the kernel.
 //!
-//! The recorder is a tracer around `codebeaker run`: its launcher, init and programs are followed from outside, and a process's calls
-//! count from the first filter it installs, which is the last thing before a program (docs/decisions/0040). It sees calls before filters
-//! do, also those that are refused.
+//! The recorder is a tracer around `codebeaker run`, or around the init of a server's session: processes are followed from outside, and
+//! a process's calls count from the first filter it installs, which is the last thing before a program (docs/decisions/0040). It sees
+//! calls before filters do, also those that are refused. Read `tracer` next, then `session`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
 use serde_json::json;
 
+use super::super::client::ServerArgs;
+use super::super::error::NOT_SET_UP;
 use super::super::output::{FormatArgs, OutputFormat, emit, emit_json, note};
 use super::super::{CliError, CommonArgs};
+use super::session;
 use super::source::{TargetArgs, load};
+use super::tracer::Tracer;
 use crate::seccomp::diff;
 use crate::seccomp::document::Document;
 use crate::seccomp::policy::Policy;
@@ -22,12 +25,13 @@ use crate::seccomp::resolve::Target;
 use crate::seccomp::ruleset::{Engine, Ruleset};
 use crate::seccomp::{Arch, write};
 use crate::sys::CallError;
-use crate::sys::tracee::{CallStop, Event, Patience, call_stop, event_process, follow, resume, start_traced, wait_any};
+use crate::sys::tracee::start_traced;
 
 /// Records the system calls of a run in a sandbox, as a profile with a reason per rule
 ///
-/// The command runs as with `codebeaker run`, followed by a tracer, which slows it down. What the profile refused is named on standard error
-/// and left out. One run shows one way through a program: merge several. The recorder observes and protects nothing.
+/// The command runs as with `codebeaker run`, or with --session in a session of a server on this host, followed by a tracer, which slows
+/// it down. What the profile refused is named on standard error and left out. One run shows one way through a program: merge several.
+/// The recorder observes and protects nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -35,15 +39,21 @@ Examples:
   codebeaker seccomp record --out py.json -- python3 -c 'import socket'
   codebeaker seccomp record --merge py.json --out py.json -- python3 -c 'import ssl'
   codebeaker seccomp record --base strict -- uname -a
+  codebeaker seccomp record --session ses_3f9c… --out job.json -- python3 job.py
 
 Exit codes: the command's own; 125 when it could not be set up")]
 pub(super) struct RecordArgs {
     /// Profile that the command runs under
-    #[arg(short, long, value_name = "P", default_value = "default")]
+    #[arg(short, long, value_name = "P", default_value = "default", conflicts_with = "session")]
     profile: String,
     /// Image to run on
-    #[arg(short, long, value_name = "I")]
+    #[arg(short, long, value_name = "I", conflicts_with = "session")]
     image: Option<String>,
+    /// Run it in this session of a running server instead, under the session's profile; takes root on the server's host
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// A recorded profile whose rules are kept, too
     #[arg(long, value_name = "FILE")]
     merge: Option<PathBuf>,
@@ -81,22 +91,22 @@ pub(super) struct MinimiseArgs {
     format: FormatArgs,
 }
 
+/// What was recorded.
+pub(super) struct Run {
+    pub recording: Recording,
+    /// The command's exit code.
+    pub code: u8,
+    /// Name of the profile that it ran under.
+    pub profile: String,
+}
+
 pub(super) fn record(common: &CommonArgs, args: &RecordArgs) -> Result<u8, CliError> {
-    let source = load(common, &args.profile, &args.target)?;
     let arch = Arch::native().ok_or_else(|| CliError::new("this machine's architecture has no table"))?;
-    let binary = std::env::current_exe().map_err(|error| CliError::new(format!("this program can't be found: {error}")))?;
-    let mut command = Command::new(binary);
-    command.args(["run", "--profile", &args.profile]);
-    if let Some(image) = &args.image {
-        command.args(["--image", image]);
-    }
-    command.arg("--").args(&args.command);
-    let failed = |error: CallError| {
-        CliError::new(format!("the run can't be followed: {error}"))
-            .hint("another tracer, or a seccomp filter around this process, forbids it")
+    let Run { recording, code, profile } = match &args.session {
+        Some(id) => session::record(common, &args.server, id, &args.command, arch)?,
+        None => alone(args, arch)?,
     };
-    let pid = start_traced(&mut command).map_err(|error| CliError::new(format!("the run can't be started: {error}")))?;
-    let (recording, code) = Tracer::new(arch).follow(pid).map_err(failed)?;
+    let source = load(common, &profile, &args.target)?;
     let run = args.command.join(" ");
     let refused = recording.refused(&source.policy);
     if !refused.is_empty() {
@@ -120,12 +130,37 @@ pub(super) fn record(common: &CommonArgs, args: &RecordArgs) -> Result<u8, CliEr
                 emit(&format!("{} ({})\n", difference.call, difference.kind.word()))?;
             }
         }
-        (None, Some(path)) => std::fs::write(path, write::oci(&document).text)
-            .map_err(|error| CliError::new(format!("writing {} failed: {error}", path.display())))?,
+        (None, Some(path)) => save(path, &document)?,
         (None, None) => {}
     }
     note(&format!("{} calls recorded\n", recording.total()));
     Ok(code)
+}
+
+fn save(path: &Path, document: &Document) -> Result<(), CliError> {
+    std::fs::write(path, write::oci(document).text)
+        .map_err(|error| CliError::new(format!("writing {} failed: {error}", path.display())))
+}
+
+/// In a sandbox of its own, followed from the first instruction of the `codebeaker run` that makes it.
+fn alone(args: &RecordArgs, arch: Arch) -> Result<Run, CliError> {
+    let binary = std::env::current_exe().map_err(|error| CliError::new(format!("this program can't be found: {error}")))?;
+    let mut command = Command::new(binary);
+    command.args(["run", "--profile", &args.profile]);
+    if let Some(image) = &args.image {
+        command.args(["--image", image]);
+    }
+    command.arg("--").args(&args.command);
+    let pid = start_traced(&mut command).map_err(|error| CliError::new(format!("the run can't be started: {error}")))?;
+    let (recording, code) = Tracer::new(arch).follow_all(pid).map_err(not_followed)?;
+    Ok(Run { recording, code: code.unwrap_or(NOT_SET_UP), profile: args.profile.clone() })
+}
+
+/// What is told when the kernel lets nobody follow.
+pub(super) fn not_followed(error: CallError) -> CliError {
+    CliError::new(format!("the run can't be followed: {error}")).hint(
+        "it takes root on the server's host for a session; another tracer, or a seccomp filter around this process, forbids it",
+    )
 }
 
 fn policy(document: &Document, target: Target<'_>) -> Policy {
@@ -144,97 +179,4 @@ pub(super) fn minimised(common: &CommonArgs, args: &MinimiseArgs) -> Result<(), 
     }
     note(&format!("allowed but never used ({}): {}\n", unused.len(), unused.join(", ")));
     emit(&write::oci(&least).text)
-}
-
-/// Follows every process below one.
-struct Tracer {
-    arch: Arch,
-    recording: Recording,
-    /// Processes that are known, and whether their calls count.
-    known: BTreeMap<i32, Stage>,
-    /// Those that stood still before their parent's event was seen.
-    early: BTreeSet<i32>,
-}
-
-/// How far a process is on its way to being a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Ours: the server's part, the launcher, init.
-    Before,
-    /// It has begun to install filters; so have its children.
-    Filtered,
-}
-
-impl Tracer {
-    fn new(arch: Arch) -> Self {
-        Self { arch, recording: Recording::default(), known: BTreeMap::new(), early: BTreeSet::new() }
-    }
-
-    /// Until everything has ended; the exit code is the first process's.
-    fn follow(mut self, first: i32) -> Result<(Recording, u8), CallError> {
-        let mut code = super::super::error::NOT_SET_UP;
-        let mut options_set = false;
-        self.known.insert(first, Stage::Before);
-        while let Some((pid, event)) = wait_any(-1, Patience::Wait)? {
-            if !options_set && pid == first {
-                // The stop of its exec: from here on children are followed.
-                options_set = true;
-                follow(first)?;
-                resume(first, 0);
-                continue;
-            }
-            match event {
-                Event::Ended(ended) => {
-                    self.known.remove(&pid);
-                    if pid == first {
-                        code = u8::try_from(ended).unwrap_or(u8::MAX);
-                    }
-                }
-                Event::Call => {
-                    self.call(pid);
-                    resume(pid, 0);
-                }
-                Event::Forked => {
-                    self.forked(pid);
-                    resume(pid, 0);
-                }
-                Event::Executed => resume(pid, 0),
-                Event::Signal(signal) => self.signal(pid, signal),
-            }
-        }
-        Ok((self.recording, code))
-    }
-
-    fn call(&mut self, pid: i32) {
-        let Ok(CallStop::Entry { arch, number, args }) = call_stop(pid) else { return };
-        let installs = self.arch.number("seccomp").map(u64::from) == Some(number);
-        let stage = self.known.entry(pid).or_insert(Stage::Before);
-        if installs {
-            *stage = Stage::Filtered;
-        }
-        match stage {
-            Stage::Before => {}
-            Stage::Filtered => self.recording.add(self.arch, arch, number as u32, args),
-        }
-    }
-
-    /// A child is what its parent is.
-    fn forked(&mut self, parent: i32) {
-        let stage = self.known.get(&parent).copied().unwrap_or(Stage::Before);
-        let Ok(child) = event_process(parent) else { return };
-        self.known.insert(child, stage);
-        if self.early.remove(&child) {
-            resume(child, 0);
-        }
-    }
-
-    /// A new process begins with a stop of its own, which is no signal for it.
-    fn signal(&mut self, pid: i32, signal: i32) {
-        const SIGSTOP: i32 = 19;
-        match self.known.get(&pid) {
-            None if signal == SIGSTOP => drop(self.early.insert(pid)),
-            _ if signal == SIGSTOP => resume(pid, 0),
-            _ => resume(pid, signal),
-        }
-    }
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
-use super::table::Language;
+use super::Under;
 use crate::support::trial::skip;
 use crate::support::{Feature, Host, Session, Setup, host, page};
 
@@ -98,7 +98,8 @@ fn tarballs(directory: &Path) {
 }
 
 /// One package of a language that has any; the others say that they have none.
-pub(super) fn of_language(language: &Language) {
+pub(super) fn of_language(under: &Under) {
+    let language = under.language;
     let (package, code, says) = match language.name {
         "python" => {
             need_pip();
@@ -123,7 +124,8 @@ pub(super) fn of_language(language: &Language) {
         }
     };
     let server = with_directory().shared();
-    let mut session = Session::open(&server, &json!({"language": language.name, "packages": [package]}));
+    let mut session =
+        Session::open(&server, &json!({"language": language.name, "packages": [package], "profile": under.profile}));
     assert_eq!(session.ok(&json!({"type": "execute_code", "code": code}))["stdout"], says);
 }
 
