@@ -96,7 +96,7 @@ impl Manager {
         let needed: &[CommandKind] = if request.packages.is_empty() { &[] } else { &[CommandKind::InstallPackages] };
         let opening = self.prepare(principal, &request, needed, Visibility::Principal)?;
         let session = opening::open_detached(&self.shared, opening).await?;
-        Ok(session.view())
+        Ok(session.row())
     }
 
     /// Takes the place in the session's queue before it returns; never waits.
@@ -174,7 +174,7 @@ impl Manager {
         };
         let sessions = self.shared.book.all();
         let mut views: Vec<SessionView> =
-            sessions.iter().filter(|session| own(session)).map(|session| session.view()).filter(wanted).collect();
+            sessions.iter().filter(|session| own(session)).map(|session| session.row()).filter(wanted).collect();
         views.sort_by(|a, b| a.created_at.cmp(&b.created_at).then_with(|| a.session_id.cmp(&b.session_id)));
         views
     }

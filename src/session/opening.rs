@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
-use crate::command::{Command, CommandOutput, CommandResult, InstallPackages};
+use crate::command::{Command, CommandOutput, CommandResult, InstallPackages, Usage};
 use crate::id::{ExecutionId, SessionId};
 use crate::runtime::{Instance, InstanceConfig, Runtime};
 
@@ -119,7 +119,7 @@ fn describe(shared: &Shared, opening: Opening, instance: &Arc<dyn Instance>) -> 
         lifetime: settings.lifetime,
         config: settings,
         enforcement: instance.enforcement(),
-        usage: instance.usage(),
+        usage: Usage::default(),
         metadata,
     };
     let bounds = &shared.config.session;

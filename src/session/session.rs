@@ -373,14 +373,19 @@ impl Session {
 
     /// A snapshot.
     pub(super) fn view(&self) -> SessionView {
-        let inner = locked(&self.inner);
-        let mut view = inner.view.clone();
-        view.state = inner.state();
-        let instance = inner.instance.clone();
-        drop(inner);
+        let instance = locked(&self.inner).instance.clone();
+        let mut view = self.row();
         if let Some(instance) = instance {
             view.usage = instance.usage();
         }
+        view
+    }
+
+    /// A snapshot without what the kernel would have to be asked for: its usage is that of the session's end, or none yet.
+    pub(super) fn row(&self) -> SessionView {
+        let inner = locked(&self.inner);
+        let mut view = inner.view.clone();
+        view.state = inner.state();
         view
     }
 
