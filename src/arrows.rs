@@ -26,7 +26,8 @@ const ARROWS: [(&str, &[&str]); 18] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 17] = [
+const OWNERS: [(&str, &[&str]); 18] = [
+    ("bollard", &["runtime/docker"]),
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
     ("hyper", &["rpc/", "runtime/egress"]),

@@ -1,5 +1,5 @@
-//! The one binary. `codebeaker launcher` is the maker of sandboxes and `codebeaker unpack` reads images: both run before any thread
-//! exists, and nothing of the command line is set up for them.
+//! The one binary. `codebeaker launcher` is the maker of sandboxes, `codebeaker unpack` reads images, and `codebeaker contained` is
+//! the first process of an engine's container: they run before any thread exists, and nothing of the command line is set up for them.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,10 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(call) if call == "launcher" => ExitCode::from(codebeaker::launcher::main()),
         Some(call) if call == "unpack" => ExitCode::from(codebeaker::image::unpack_main()),
+        Some(call) if call == "contained" => {
+            let control = std::env::args_os().nth(2).map(std::path::PathBuf::from);
+            ExitCode::from(codebeaker::init::contained::main(control.as_deref()))
+        }
         _ => codebeaker::cli::main(),
     }
 }

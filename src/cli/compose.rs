@@ -28,6 +28,7 @@ use crate::language::engines::Engine;
 use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
 use crate::rpc::server::{Authentication, Pulse, Server, ServerParts};
+use crate::runtime::docker::{self, DockerRuntime};
 use crate::runtime::egress::NetworkGrant;
 use crate::runtime::engine::find::Place;
 use crate::runtime::engine::{self, EnginePlaces};
@@ -182,11 +183,22 @@ fn engine_places(config: &Config) -> EnginePlaces {
     }
 }
 
+/// The Docker engine that the configuration names, else the one that `DOCKER_HOST` or its usual place leads to.
+fn docker_runtime(config: &Config, native: &Arc<NativeRuntime>) -> Result<Arc<DockerRuntime>, CliError> {
+    let server = ServerId::current().map_err(|error| failed(&error))?;
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let place = docker::find::Place::parse(&config.runtimes.docker, std::env::var("DOCKER_HOST").ok(), runtime_dir);
+    // The engine has another working directory.
+    let state_dir = std::path::absolute(&config.state_dir).map_err(|error| failed(&error))?;
+    DockerRuntime::start(Arc::clone(native), place, server, state_dir).map_err(|error| failed(&error))
+}
+
 /// Every runtime of this build, behind one launcher.
 fn registry(config: &Config, native: Arc<NativeRuntime>) -> Result<Registry, CliError> {
     let engines = engine::runtimes(&native, &engine_places(config), &Arc::new(store(config)?));
+    let docker: Arc<dyn Runtime> = docker_runtime(config, &native)?;
     let all = std::iter::once(native).chain(engines).map(|runtime| runtime as Arc<dyn Runtime>);
-    Ok(Registry::new(all.collect()))
+    Ok(Registry::new(all.chain([docker]).collect()))
 }
 
 /// With what was measured here before, and with the walls that stand under the profile that a request gets unasked.
@@ -195,10 +207,10 @@ fn compared(config: &Config, registry: Registry, profiles: &Profiles) -> Registr
     registry.with(Figures::load(&config.state_dir.join(FIGURES_FILE)), profile.as_deref())
 }
 
-fn manager(config: &Config, registry: Registry, profiles: Arc<Profiles>) -> Result<Arc<Manager>, CliError> {
+fn manager(config: &Config, registry: Arc<Registry>, profiles: Arc<Profiles>) -> Result<Arc<Manager>, CliError> {
     Ok(Manager::new(ManagerParts {
         config: Arc::new(config.clone()),
-        registry: Arc::new(registry),
+        registry,
         languages: load_languages(config)?,
         profiles,
         images: Arc::new(store(config)?),
@@ -217,9 +229,9 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     }
     state.note_group_bases(&cgroup.bases())?;
     let native = native(config, state.server_id())?;
-    let _ends = EndsWith(Arc::clone(&native));
     let profiles = load_profiles(config)?;
-    let registry = compared(config, registry(config, Arc::clone(&native))?, &profiles);
+    let registry = Arc::new(compared(config, registry(config, Arc::clone(&native))?, &profiles));
+    let _ends = EndsWith(Arc::clone(&registry));
     let manager = manager(config, registry, profiles)?;
     let authentication = if config.server.no_auth {
         Authentication::Off
@@ -251,8 +263,8 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     served.and(told)
 }
 
-/// The runtime's end comes with the server's, also with one that never listened: whoever else still holds it.
-struct EndsWith(Arc<NativeRuntime>);
+/// The end of all runtimes comes with the server's, also with one that never listened: whoever else still holds them.
+struct EndsWith(Arc<Registry>);
 
 impl Drop for EndsWith {
     fn drop(&mut self) {
@@ -305,15 +317,14 @@ pub fn languages(config: &Config) -> Result<Vec<Arc<Language>>, CliError> {
 /// The rows of `language.list`: each language that has its programs is asked for its version, in a sandbox.
 pub fn language_rows(config: &Config) -> Result<Vec<LanguageRow>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
-    let runtime = native(config, &id)?;
     let profiles = load_profiles(config)?;
-    let registry = compared(config, registry(config, Arc::clone(&runtime))?, &profiles);
-    let manager = manager(config, registry, profiles)?;
+    let registry = Arc::new(compared(config, registry(config, native(config, &id)?)?, &profiles));
+    let manager = manager(config, Arc::clone(&registry), profiles)?;
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let tokio = tokio.map_err(|error| failed(&error))?;
     let rows = tokio.block_on(manager.probed_languages());
     tokio.shutdown_timeout(Duration::from_secs(1));
-    runtime.end();
+    registry.end();
     Ok(rows)
 }
 
@@ -352,6 +363,7 @@ pub fn runtime(
 ) -> Result<Arc<dyn Runtime>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
     let registry = registry(config, native(config, &id)?)?;
+    let unasked = kind.is_none();
     let kind = kind.unwrap_or_else(|| {
         let in_image = store(config).is_ok_and(|store| store.missing_programs(image, language).is_empty());
         registry.running(&language.name, InImage::of(in_image)).first().copied().unwrap_or(RuntimeKind::NativeProcess)
@@ -360,7 +372,12 @@ pub fn runtime(
     let hint = "`codebeaker runtimes` lists what is, and why the rest is not";
     let runtime = registry.get(kind).ok_or_else(|| absent().hint(hint))?;
     match runtime.availability() {
-        Availability::Available => Ok(runtime),
+        Availability::Available => {
+            if unasked && kind == RuntimeKind::Docker {
+                eprintln!("warning: this runs in a container of the Docker engine, for the OS sandbox can't be built here");
+            }
+            Ok(runtime)
+        }
         Availability::Unavailable(reason) if kind == RuntimeKind::NativeProcess => {
             Err(CliError::new(reason).hint("run `codebeaker doctor`"))
         }

@@ -58,6 +58,14 @@ fn runtimes(runtimes: &RuntimesConfig) -> Result<(), Complaint> {
             return complain(key, format!("is `{place}`, which is no place"), mend);
         }
     }
+    let docker = runtimes.docker.as_str();
+    if !(docker.is_empty() || docker == "off" || docker.strip_prefix("unix://").unwrap_or(docker).starts_with('/')) {
+        return complain(
+            "runtimes.docker",
+            format!("is `{docker}`, which is no Unix socket of this host"),
+            "write the absolute path of the engine's socket, or `off`; leave it empty to have an engine looked for",
+        );
+    }
     Ok(())
 }
 
@@ -255,6 +263,17 @@ mod tests {
     fn only_required_walls_can_be_allowed_to_degrade() {
         assert_eq!(complaint(|config| config.sandbox.allow_degraded = vec!["seccomp".into()]), None);
         assert_eq!(complaint(|config| config.sandbox.allow_degraded = vec!["secomp".into()]), Some("sandbox.allow_degraded"));
+    }
+
+    #[test]
+    fn an_engine_is_a_socket_of_this_host() {
+        let refused = |place: &str| complaint(|config| config.runtimes.docker = place.into());
+        for place in ["", "off", "/var/run/docker.sock", "unix:///run/podman/podman.sock"] {
+            assert_eq!(refused(place), None, "{place}");
+        }
+        for place in ["tcp://127.0.0.1:2375", "docker.sock", "unix://docker.sock"] {
+            assert_eq!(refused(place), Some("runtimes.docker"), "{place}");
+        }
     }
 
     #[test]

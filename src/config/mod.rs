@@ -191,6 +191,9 @@ pub struct RuntimesConfig {
     pub bun: String,
     /// Node.js.
     pub nodejs: String,
+    /// The socket of a Docker engine, or of Podman: a path, with or without `unix://`; `off`: not used. Empty: `DOCKER_HOST`, else the
+    /// usual places.
+    pub docker: String,
     /// Whether start-up time and memory of each runtime are measured at the start.
     pub measure: bool,
 }
@@ -345,7 +348,7 @@ impl Default for PoolConfig {
 
 impl Default for RuntimesConfig {
     fn default() -> Self {
-        Self { deno: String::new(), bun: String::new(), nodejs: String::new(), measure: true }
+        Self { deno: String::new(), bun: String::new(), nodejs: String::new(), docker: String::new(), measure: true }
     }
 }
 

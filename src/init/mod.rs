@@ -2,8 +2,10 @@
 //! until the socket closes: programs, file commands, signals.
 //!
 //! Invariants: no program runs before every step has succeeded; nothing outlives the control socket; init itself can't be
-//! signalled, traced or read by what it starts (pid 1 of its namespace, not dumpable). Read `steps`, then `serve`.
+//! signalled, traced or read by what it starts (pid 1 of its namespace, not dumpable). Read `steps`, then `serve`; `contained` is
+//! the same in a container that an engine has built.
 
+pub mod contained;
 pub mod files;
 
 mod door;
@@ -13,7 +15,7 @@ mod serve;
 mod steps;
 mod watch;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::plan::messages::{Go, InitMessage};
 use crate::plan::{Plan, StepFailure};
@@ -38,16 +40,20 @@ fn start(plan: &Plan, control: OwnedFd) -> Result<(), channel::ChannelError> {
     std::mem::forget(control);
     process::close_from(CONTROL + 1)?;
     let control = process::adopt_descriptor(CONTROL)?;
-    let go = channel::receive::<Go>(control.as_fd(), Wait::Yes)?;
-    let ready = prepare(plan, go).and_then(|built| {
-        serve::prepare(plan, built, control.as_fd()).map_err(|error| failure("init", "prepare to serve", error))
-    });
+    serve_from(plan, control.as_fd())
+}
+
+/// From the word that it may go on to the end of its control socket.
+fn serve_from(plan: &Plan, control: BorrowedFd<'_>) -> Result<(), channel::ChannelError> {
+    let go = channel::receive::<Go>(control, Wait::Yes)?;
+    let ready = prepare(plan, go)
+        .and_then(|built| serve::prepare(plan, built, control).map_err(|error| failure("init", "prepare to serve", error)));
     match ready {
         Ok((init, children)) => {
-            channel::send(control.as_fd(), &InitMessage::Ready, &[])?;
+            channel::send(control, &InitMessage::Ready, &[])?;
             serve::run(init, &children)
         }
-        Err(failure) => channel::send(control.as_fd(), &InitMessage::Failed(failure), &[]),
+        Err(failure) => channel::send(control, &InitMessage::Failed(failure), &[]),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::PollFlags;
 
@@ -84,7 +84,7 @@ impl Reaper {
     }
 
     /// Reaps all that ended; gives the executions that are over.
-    pub fn reap(&mut self, steps: &[ProgramStep], quota: Option<BorrowedFd<'_>>) -> Result<Vec<(Tag, ProgramEnd)>, CallError> {
+    pub fn reap(&mut self, steps: &[ProgramStep], quotas: &[OwnedFd]) -> Result<Vec<(Tag, ProgramEnd)>, CallError> {
         let more = self.collect()?;
         if self.ended.is_empty() {
             return Ok(Vec::new());
@@ -96,7 +96,7 @@ impl Reaper {
         if std::mem::take(&mut self.stopped) {
             process::kill(-1, libc::SIGCONT).ok();
         }
-        let quota_full = quota.is_some_and(|quota| mount::is_full(quota).unwrap_or(false));
+        let quota_full = quotas.iter().any(|quota| mount::is_full(quota.as_fd()).unwrap_or(false));
         let over = std::mem::take(&mut self.ended);
         Ok(over.into_iter().map(|(running, ended)| (running.execution, end_of(running, ended, steps, quota_full))).collect())
     }

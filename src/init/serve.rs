@@ -116,7 +116,11 @@ impl Init<'_> {
                 Ok(())
             }
             InitRequest::Quota(tag) => {
-                let quota = self.built.quota.as_ref().ok_or(CallError { call: "plan", errno: rustix::io::Errno::BADF });
+                // Several have no common size.
+                let quota = match self.built.quotas.as_slice() {
+                    [quota] => Ok(quota),
+                    _ => Err(CallError { call: "plan", errno: rustix::io::Errno::BADF }),
+                };
                 // Init itself may not change a file system any more once Landlock holds for it.
                 match quota.and_then(|quota| mount::pick(quota.as_fd())) {
                     Ok(context) => channel::send(self.control, &InitMessage::Quota(tag, Ok(())), &[context.as_fd()]),
@@ -131,8 +135,7 @@ impl Init<'_> {
     }
 
     fn reap(&mut self) -> Result<(), ChannelError> {
-        let quota = self.built.quota.as_ref().map(AsFd::as_fd);
-        for (execution, end) in self.reaper.reap(&self.plan.program, quota)? {
+        for (execution, end) in self.reaper.reap(&self.plan.program, &self.built.quotas)? {
             self.send(&InitMessage::Ended { execution, end })?;
         }
         Ok(())

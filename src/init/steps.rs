@@ -19,8 +19,8 @@ use crate::sys::{CallError, credentials, landlock, mount, network, process};
 pub struct Built {
     /// The sandbox's `/`.
     pub root: OwnedFd,
-    /// Something on the file system that carries the quota.
-    pub quota: Option<OwnedFd>,
+    /// Something on each file system that carries the quota.
+    pub quotas: Vec<OwnedFd>,
     /// Landlock rules for programs.
     pub rules: Option<OwnedFd>,
     /// Group that programs are born in.
@@ -32,7 +32,7 @@ pub struct Built {
 struct Builder {
     slots: BTreeMap<Slot, OwnedFd>,
     root: Option<OwnedFd>,
-    quota: Option<OwnedFd>,
+    quotas: Vec<OwnedFd>,
     rules: Option<OwnedFd>,
     installers_view: Option<OwnedFd>,
 }
@@ -47,14 +47,14 @@ pub fn run(plan: &Plan, go: Received<Go>) -> Result<Built, StepFailure> {
         .transpose()
         .map_err(|error| super::failure("cgroup", "open the programs' group", error))?;
     let slots = go.message.slots.into_iter().zip(go.descriptors).collect();
-    let mut builder = Builder { slots, root: None, quota: None, rules: None, installers_view: None };
+    let mut builder = Builder { slots, root: None, quotas: Vec::new(), rules: None, installers_view: None };
     for step in &plan.inside {
         builder.step(step).map_err(|error| super::failure(step.wall(), &step.to_string(), error))?;
     }
     let root = builder.root.ok_or_else(|| super::failure("mount", "take the root", missing_slot()))?;
     process::hide_from_tracers().map_err(|error| super::failure("pid", "hide init from tracers", error))?;
-    let Builder { quota, rules, installers_view, .. } = builder;
-    Ok(Built { root, quota, rules, programs_born_in, installers_view })
+    let Builder { quotas, rules, installers_view, .. } = builder;
+    Ok(Built { root, quotas, rules, programs_born_in, installers_view })
 }
 
 /// A plan's strings hold no NUL: `sandbox` built them. One that does is cut there and then not found.
@@ -104,8 +104,12 @@ impl Builder {
                 self.root = Some(self.slots.remove(slot).ok_or_else(missing_slot)?);
                 Ok(())
             }
+            Step::TakeOwnRoot => {
+                self.root = Some(mount::open_directory(c"/")?);
+                Ok(())
+            }
             Step::WatchQuota { path } => {
-                self.quota = Some(self.open_directory(path)?);
+                self.quotas.push(self.open_directory(path)?);
                 Ok(())
             }
             Step::PivotRoot => {

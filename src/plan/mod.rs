@@ -173,7 +173,9 @@ pub enum Step {
         /// Which.
         slot: Slot,
     },
-    /// Keep a descriptor of a path: its file system is the session's quota.
+    /// Take the root that this process already has: somebody else has built it.
+    TakeOwnRoot,
+    /// Keep a descriptor of a path: its file system is the session's quota, or a part of it.
     WatchQuota {
         /// Where.
         path: Place,

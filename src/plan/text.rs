@@ -98,6 +98,7 @@ impl Step {
             | Self::File { .. }
             | Self::Symlink { .. }
             | Self::TakeRoot { .. }
+            | Self::TakeOwnRoot
             | Self::WatchQuota { .. }
             | Self::PivotRoot
             | Self::InstallersView { .. }
@@ -143,6 +144,7 @@ impl fmt::Display for Step {
             Self::File { path } => write!(f, "create {path}"),
             Self::Symlink { target, path } => write!(f, "symlink {path} -> {target}"),
             Self::TakeRoot { slot } => write!(f, "take #{slot} as the root"),
+            Self::TakeOwnRoot => f.write_str("take this process's own root as the root"),
             Self::WatchQuota { path } => write!(f, "watch the quota of {path}"),
             Self::PivotRoot => f.write_str("pivot_root, detach the host's"),
             Self::Restrict { path, attributes } => write!(f, "mount_setattr {path}{}", Attributes(*attributes)),

@@ -1,8 +1,9 @@
 //! What runs code: the two traits every runtime implements.
 //!
 //! Invariant: a runtime never runs anything outside a sandbox; when it can't build one it is unavailable and says why.
-//! Every runtime gives the same result shapes (`command`). Read `native` next, then `engine` and `registry`.
+//! Every runtime gives the same result shapes (`command`). Read `native` next, then `engine`, `docker` and `registry`.
 
+pub mod docker;
 pub mod egress;
 pub mod engine;
 pub mod features;
@@ -177,6 +178,10 @@ pub trait Runtime: Send + Sync {
     /// What it stands on when that is no image of the request's choice.
     fn own_root(&self) -> Option<String> {
         None
+    }
+    /// Whether it may have images that the store has not: then what `create` says counts.
+    fn brings_images(&self) -> bool {
+        false
     }
     /// Makes an environment; nothing is left behind when it fails.
     fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>>;

@@ -60,6 +60,11 @@ impl Registry {
         self.runtimes.iter().find(|runtime| runtime.kind() == kind).cloned()
     }
 
+    /// Ends all of them: `Runtime::end`.
+    pub fn end(&self) {
+        self.runtimes.iter().for_each(|runtime| runtime.end());
+    }
+
     /// Those that can run that language on this host now, where the image it would have holds its programs or not.
     pub fn running(&self, language: &str, in_image: InImage) -> Vec<RuntimeKind> {
         let runs = |runtime: &&Arc<dyn Runtime>| {
@@ -168,8 +173,8 @@ mod tests {
 
     /// The table of docs/runtimes.md, from what is declared.
     fn table() -> String {
-        let kinds = [RuntimeKind::NativeProcess, RuntimeKind::Deno, RuntimeKind::Bun, RuntimeKind::NodeJs];
-        let row = |begin: &str, cells: [String; 4]| format!("{begin}{}", cells.concat());
+        let kinds = [RuntimeKind::NativeProcess, RuntimeKind::Deno, RuntimeKind::Bun, RuntimeKind::NodeJs, RuntimeKind::Docker];
+        let row = |begin: &str, cells: [String; 5]| format!("{begin}{}", cells.concat());
         let mut lines = vec![row("| command |", kinds.map(|kind| format!(" `{}` |", kind.name())))];
         lines.push(row("| --- |", kinds.map(|_| " --- |".to_owned())));
         lines.extend(CommandKind::ALL.into_iter().map(|command| {

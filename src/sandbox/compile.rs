@@ -191,6 +191,11 @@ impl Draft {
         self.walls.push(WallState { name: name.into(), state, detail });
     }
 
+    /// The rows so far.
+    pub(super) fn rows(&mut self) -> Vec<WallState> {
+        std::mem::take(&mut self.walls)
+    }
+
     /// A number for another detached mount.
     pub(super) fn slot(&mut self) -> Slot {
         self.slots += 1;

@@ -4,6 +4,7 @@
 
 pub mod cgroups;
 pub mod compile;
+pub mod contained;
 pub mod doctor;
 pub mod enforcement;
 pub mod error;

@@ -11,6 +11,7 @@ mod file;
 mod tests;
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::spec::Limits;
@@ -19,6 +20,7 @@ pub use load::{ProfileError, Profiles};
 
 use super::enforcement::ProfileIdentity;
 use crate::plan::ListenerAnswer;
+use crate::seccomp::model::SeccompProfile;
 use crate::sys::seccomp::Waiting;
 
 /// A named set of walls, seccomp filters and default limits.
@@ -44,6 +46,8 @@ pub struct Profile {
     pub network: Network,
     /// What install steps may reach.
     pub installs: Installs,
+    /// Its seccomp file, for engines that make filters of their own of it.
+    pub document: Arc<SeccompProfile>,
     /// The compiled seccomp filters, in the order they are installed: the allow-list first, the deny-list last.
     /// Each is an array of `struct sock_filter`, 8 bytes an instruction, native byte order.
     pub seccomp: Vec<Vec<u8>>,

@@ -36,6 +36,7 @@ fn profile(root_filesystem: RootFilesystem, network: Network) -> Profile {
         root_filesystem,
         network,
         installs: Installs::Offline,
+        document: std::sync::Arc::new(serde_json::from_str(r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#).expect("a document")),
         seccomp: vec![vec![0; 16], vec![0; 8]],
         notifying: Some(Notifying {
             filter: vec![0; 32],

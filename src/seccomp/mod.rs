@@ -9,6 +9,7 @@
 //! match no rule and so get the default action, which may not be an allowing one. Read `resolve` next.
 
 pub mod arch;
+pub mod around;
 pub mod audit;
 pub mod bpf;
 pub mod compile;

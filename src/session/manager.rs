@@ -255,7 +255,7 @@ impl Manager {
         let profile = self.profile(&request.profile)?;
         let (settings, named_limits) = admission::settle(request, &profile, &shared.config.session)?;
         let network = network::grant(Asked::by(request.permissions.as_ref()), &profile, &shared.config)?;
-        let image = self.image(request.image.as_deref(), &language)?;
+        let image = self.image(request, &language)?;
         let (selection, runtime) = self.choose(request, &language, &image, needed)?;
         admission::check_packages("packages", &language, &request.packages)?;
         if !request.packages.is_empty() && !request.persist_filesystem {
@@ -355,9 +355,13 @@ impl Manager {
         profile.ok_or_else(|| admission::profile_denied(name, offered))
     }
 
-    fn image(&self, named: Option<&str>, language: &Language) -> Result<String, SessionError> {
-        match named {
-            Some(image) if image == HOST_IMAGE || self.shared.images.installed(image) => Ok(image.to_owned()),
+    fn image(&self, request: &CreateSession, language: &Language) -> Result<String, SessionError> {
+        let elsewhere = || {
+            let named = request.runtime.and_then(|kind| self.shared.registry.get(kind));
+            named.is_some_and(|runtime| runtime.brings_images())
+        };
+        match request.image.as_deref() {
+            Some(image) if image == HOST_IMAGE || self.shared.images.installed(image) || elsewhere() => Ok(image.to_owned()),
             Some(image) => Err(SessionError::Sandbox(SandboxError::ImageNotFound { image: image.to_owned() })),
             None => Ok(self.default_image(language)),
         }

@@ -134,6 +134,12 @@ pub fn kill_pidfd(pidfd: BorrowedFd<'_>) -> Result<(), CallError> {
     rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL).named("pidfd_send_signal")
 }
 
+/// `pidfd_open(2)`, closed by exec: readable when the process has ended.
+pub fn open_pidfd(pid: i32) -> Result<OwnedFd, CallError> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(CallError { call: "pidfd_open", errno: Errno::SRCH })?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK).named("pidfd_open")
+}
+
 /// `prctl(PR_SET_PDEATHSIG)`: SIGKILL when the parent's thread ends.
 pub fn die_with_parent() -> Result<(), CallError> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).named("prctl(PR_SET_PDEATHSIG)")

@@ -2,13 +2,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use super::error::{CallError, Named};
@@ -19,6 +20,37 @@ pub const DESCRIPTORS_MAX: usize = 128;
 /// A pair of connected sockets, closed by exec.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), CallError> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).named("socketpair")
+}
+
+/// A socket that one peer can connect to, as `name` in `directory`, open to every user who reaches it. An address holds 107 bytes
+/// and a directory's path may be longer, so it is named by its descriptor.
+pub fn listen(directory: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, CallError> {
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())).named("bind")?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).named("socket")?;
+    rustix::net::bind(&socket, &address).named("bind")?;
+    rustix::fs::chmodat(directory, name, rustix::fs::Mode::from_raw_mode(0o666), rustix::fs::AtFlags::empty())
+        .named("fchmodat")?;
+    rustix::net::listen(&socket, 1).named("listen")?;
+    Ok(socket)
+}
+
+/// The peer that has connected, and its process number as seen from here; EAGAIN when none has yet.
+pub fn accept(listener: BorrowedFd<'_>) -> Result<(OwnedFd, i32), CallError> {
+    let socket = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).named("accept4")?;
+    // A peer of a pid namespace that can't be seen from here has the number 0.
+    let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)
+        .map_err(|errno| CallError { call: "getsockopt(SO_PEERCRED)", errno: Errno::from_raw_os_error(errno as i32) })?;
+    Ok((socket, peer.pid()))
+}
+
+/// Connects to what [`listen`] made.
+pub fn connect(path: &Path) -> Result<OwnedFd, CallError> {
+    let address = SocketAddrUnix::new(path).named("connect")?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).named("socket")?;
+    rustix::net::connect(&socket, &address).named("connect")?;
+    Ok(socket)
 }
 
 /// `setsockopt(TCP_USER_TIMEOUT)`: how long bytes that were sent, or wait for room at the peer, may stay without progress. What

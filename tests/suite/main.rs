@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 mod conformance;
 mod delegation;
+mod docker;
 mod egress;
 mod escape;
 mod faults;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     trials.extend(recipes::trials());
     trials.extend(languages::trials());
     trials.extend(egress::trials());
+    trials.extend(docker::trials());
     trials.extend(cli::trials());
     trials.extend(seccomp::trials());
     trials.extend(seccomp_oracle::trials());

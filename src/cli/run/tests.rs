@@ -54,6 +54,7 @@ fn profile() -> Profile {
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
         installs: Installs::Offline,
+        document: std::sync::Arc::new(serde_json::from_str(r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#).expect("a document")),
         seccomp: vec![],
         notifying: None,
         defaults: limits(512 << 20, 30),

@@ -8,18 +8,17 @@ use tokio::sync::watch;
 
 use crate::id::EnvironmentId;
 use crate::image::ImageRoot;
-use crate::runtime::isolation::REQUIRED_WALLS;
 use crate::runtime::{InstanceConfig, Origin};
 use crate::sandbox::cgroups::SessionCgroup;
 use crate::sandbox::compile::{Ids, Placement, ProcessBound, compile};
-use crate::sandbox::enforcement::{Enforcement, WallState, WallStatus};
+use crate::sandbox::enforcement::{Enforcement, WallState};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::held;
 
 use super::control::InitClient;
 use super::launcher::{CreateFailure, Held, Launched, LauncherClient};
-use super::sandbox::{Body, Ends, HeldImage, Line, Sandbox};
-use super::{CREATE_TIME, NativeRuntime, exhausted, launcher_gone, not_standing, wall_error};
+use super::sandbox::{AtLauncher, Body, Ends, HeldImage, Line, Sandbox};
+use super::{CREATE_TIME, NativeRuntime, exhausted, launcher_gone, not_standing, required_walls, wall_error};
 
 impl NativeRuntime {
     /// A new sandbox on this image, whose groups have this name.
@@ -47,7 +46,7 @@ impl NativeRuntime {
         let mut cgroup = self.group(config, &name)?;
         let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
         let compiled = compile(&self.spec(config, &image, ids, placement));
-        self.required_walls(&compiled.walls)?;
+        required_walls(&compiled.walls, &self.works.parts.allow_degraded)?;
         let enforcement = self.enforcement(config, compiled.walls.clone(), cgroup.as_ref())?;
         let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
         let variables = image.env.clone();
@@ -63,11 +62,11 @@ impl NativeRuntime {
             }
         })?;
         let Launched { tag, control, gone } = launched;
-        let ends = Ends { launcher, tag };
+        let ends = Ends(Arc::new(AtLauncher { launcher: Arc::clone(&launcher), tag }));
         let init = match InitClient::connect(control).await {
             Ok(init) => init,
             Err(Ok(failure)) => return Err(wall_error(&failure)),
-            Err(Err(_)) => return Err(early_end(&ends.launcher, tag, gone).await),
+            Err(Err(_)) => return Err(early_end(&launcher, tag, gone).await),
         };
         let body = Body {
             ends,
@@ -109,21 +108,6 @@ impl NativeRuntime {
                 mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
             })
         })
-    }
-
-    /// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
-    fn required_walls(&self, walls: &[WallState]) -> Result<(), SandboxError> {
-        for name in REQUIRED_WALLS {
-            let stands = walls.iter().any(|row| row.name == name && row.state != WallStatus::Absent);
-            if !stands && !self.works.parts.allow_degraded.iter().any(|allowed| allowed == name) {
-                return Err(SandboxError::IsolationUnavailable {
-                    wall: name.into(),
-                    cause: "it is not among the walls that this host can build".into(),
-                    mend: "run `codebeaker doctor`".into(),
-                });
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! One environment of the native runtime: its sandbox, and each command carried out in it.
+//! One environment with an init: its sandbox, and each command carried out in it.
 //!
 //! `persistFilesystem: false` replaces the sandbox: the first command after an execution that could change something gets a
 //! new one, so the files written between two executions are there for the second, and nothing else is. An execution that
@@ -21,10 +21,10 @@ use crate::language::Language;
 use crate::plan::files::FileCommand;
 use crate::plan::messages::{ExecuteRequest, ProgramNetwork, View};
 use crate::runtime::egress::{self, NetworkGrant, User};
-use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, Runtime, RuntimeKind};
+use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
-use super::NativeRuntime;
+use super::Maker;
 use super::files;
 use super::program::{DriveError, Feed, Held, Program, drive};
 use super::sandbox::{Ending, Sandbox};
@@ -41,7 +41,7 @@ const WORKSPACE: &str = "/workspace";
 
 /// An environment.
 pub struct NativeInstance {
-    pub(super) runtime: Arc<NativeRuntime>,
+    pub(super) runtime: Arc<dyn Maker>,
     pub(super) config: InstanceConfig,
     current: tokio::sync::Mutex<Arc<Sandbox>>,
     /// For what can't wait: the same as `current`.
@@ -58,7 +58,7 @@ pub struct NativeInstance {
 
 impl NativeInstance {
     /// Around a sandbox that is ready.
-    pub fn new(runtime: Arc<NativeRuntime>, config: InstanceConfig, sandbox: Sandbox) -> Arc<Self> {
+    pub fn new(runtime: Arc<dyn Maker>, config: InstanceConfig, sandbox: Sandbox) -> Arc<Self> {
         let sandbox = Arc::new(sandbox);
         let instance = Arc::new_cyclic(|itself| Self {
             runtime,
@@ -82,11 +82,9 @@ impl NativeInstance {
         let mut gone = sandbox.gone();
         let sandbox = Arc::downgrade(sandbox);
         tokio::spawn(async move {
-            let reason = match gone.wait_for(Option::is_some).await {
-                Ok(_) => "its init ended",
-                Err(_) => "the launcher ended",
-            };
+            let known = gone.wait_for(Option::is_some).await.is_ok();
             let (Some(instance), Some(sandbox)) = (instance.upgrade(), sandbox.upgrade()) else { return };
+            let reason = if known { sandbox.why_gone() } else { "the launcher ended" };
             if Arc::ptr_eq(&instance.latest(), &sandbox) {
                 instance.gone.send_replace(Some(reason.to_owned()));
             }
@@ -307,7 +305,7 @@ impl Instance for NativeInstance {
     }
 
     fn kind(&self) -> RuntimeKind {
-        self.runtime.kind()
+        self.runtime.made_as()
     }
 
     fn execute(&self, request: ExecutionRequest) -> BoxFuture<'_, CommandResult> {

@@ -6,18 +6,19 @@
 mod ask;
 mod build;
 mod code;
-mod control;
+pub(in crate::runtime) mod control;
 mod files;
 mod flavour;
 mod install;
-mod instance;
+pub(in crate::runtime) mod instance;
 mod keeper;
 mod launcher;
 mod launchers;
+mod maker;
 mod pool;
 mod program;
 mod ready;
-mod sandbox;
+pub(in crate::runtime) mod sandbox;
 mod verdict;
 
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
 use crate::sandbox::cgroups::CgroupTree;
 use crate::sandbox::compile::{Compiled, Ids, Kernel, PACKAGES, Placement, Root, Spec, compile};
-use crate::sandbox::enforcement::WallState;
+use crate::sandbox::enforcement::{WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
 use crate::sandbox::profile::Profile;
@@ -43,12 +44,14 @@ use crate::sys::error::describe;
 
 use super::egress::{Egress, NetworkGrant};
 use super::features::Features;
+use super::isolation::REQUIRED_WALLS;
 use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind, Wants};
 pub use flavour::Flavour;
 use flavour::Images;
 use instance::NativeInstance;
 use keeper::Pool;
 use launchers::{AtEnd, Launchers};
+pub use maker::Maker;
 pub use pool::PoolBounds;
 use sandbox::Sandbox;
 
@@ -132,18 +135,9 @@ impl NativeRuntime {
         Self::on(Arc::clone(&self.works), flavour)
     }
 
-    /// The language of that name as this runtime runs it under these permissions.
-    pub(in crate::runtime::native) fn language(&self, name: &str, permissions: &Permissions) -> Option<Arc<Language>> {
-        self.flavour.language(&self.works.parts.languages.get(name)?, permissions)
-    }
-
-    pub(in crate::runtime::native) fn step_timeout(&self) -> Duration {
-        self.works.parts.step_timeout
-    }
-
-    /// Where installers find packages, when the operator has given any.
-    pub(in crate::runtime::native) fn packages(&self) -> Option<&'static str> {
-        self.works.parts.package_dir.as_ref().map(|_| PACKAGES)
+    /// What it was started with, for runtimes that build no walls of their own.
+    pub(in crate::runtime) fn parts(&self) -> &NativeParts {
+        &self.works.parts
     }
 
     /// The ways out of sandboxes.
@@ -166,7 +160,7 @@ impl NativeRuntime {
         }
     }
 
-    fn kernel(&self) -> Kernel {
+    pub(in crate::runtime) fn kernel(&self) -> Kernel {
         let host = &self.works.parts.host;
         Kernel {
             time_namespace: host.time_namespace,
@@ -206,26 +200,9 @@ impl NativeRuntime {
         }
     }
 
-    /// A sandbox whose walls stand, one that is ready where there is one; `generation` counts those that an instance has had.
-    pub(in crate::runtime::native) async fn sandbox(
-        &self,
-        config: &InstanceConfig,
-        generation: u64,
-    ) -> Result<Sandbox, SandboxError> {
-        let standing = async {
-            let mut sandbox = self.ready_or_new(config, generation).await?;
-            self.connect(config, &mut sandbox).await?;
-            Ok(sandbox)
-        };
-        match tokio::time::timeout(CREATE_TIME, standing).await {
-            Ok(answer) => answer,
-            Err(_) => Err(not_standing()),
-        }
-    }
-
     /// Gives programs the way out that their session was granted.
     async fn connect(&self, config: &InstanceConfig, sandbox: &mut Sandbox) -> Result<(), SandboxError> {
-        let egress = self.egress();
+        let egress = &self.works.parts.egress;
         egress.tell(&mut sandbox.body.enforcement.walls, config.network);
         if config.network != NetworkGrant::Programs {
             return Ok(());
@@ -295,7 +272,61 @@ impl NativeRuntime {
     }
 }
 
-fn wall_error(failure: &StepFailure) -> SandboxError {
+/// The walls that must stand whatever the host: SECURITY and DESIGN section 3.
+pub(in crate::runtime) fn required_walls(walls: &[WallState], allow_degraded: &[String]) -> Result<(), SandboxError> {
+    for name in REQUIRED_WALLS {
+        let row = walls.iter().find(|row| row.name == name);
+        let stands = row.is_some_and(|row| row.state != WallStatus::Absent);
+        if !stands && !allow_degraded.iter().any(|allowed| allowed == name) {
+            let cause = row.map_or("it is not among the walls that this host can build", |row| &row.detail);
+            return Err(SandboxError::IsolationUnavailable {
+                wall: name.into(),
+                cause: cause.into(),
+                mend: "run `codebeaker doctor`".into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Maker for NativeRuntime {
+    fn made_as(&self) -> RuntimeKind {
+        self.kind()
+    }
+
+    fn language(&self, name: &str, permissions: &Permissions) -> Option<Arc<Language>> {
+        self.flavour.language(&self.works.parts.languages.get(name)?, permissions)
+    }
+
+    fn step_timeout(&self) -> Duration {
+        self.works.parts.step_timeout
+    }
+
+    fn egress(&self) -> &Arc<Egress> {
+        &self.works.parts.egress
+    }
+
+    fn packages(&self) -> Option<&'static str> {
+        self.works.parts.package_dir.as_ref().map(|_| PACKAGES)
+    }
+
+    fn sandbox<'a>(&'a self, config: &'a InstanceConfig, generation: u64) -> BoxFuture<'a, Result<Sandbox, SandboxError>> {
+        async move {
+            let standing = async {
+                let mut sandbox = self.ready_or_new(config, generation).await?;
+                self.connect(config, &mut sandbox).await?;
+                Ok(sandbox)
+            };
+            match tokio::time::timeout(CREATE_TIME, standing).await {
+                Ok(answer) => answer,
+                Err(_) => Err(not_standing()),
+            }
+        }
+        .boxed()
+    }
+}
+
+pub(in crate::runtime) fn wall_error(failure: &StepFailure) -> SandboxError {
     if let Some(busy) = out_of(failure.errno) {
         return busy;
     }

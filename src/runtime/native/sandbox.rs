@@ -1,6 +1,6 @@
-//! One sandbox as the server holds it: a control socket, a number at the launcher, a group to read counters from.
+//! One sandbox as the server holds it: a control socket, somebody who can end it, a group to read counters from.
 //!
-//! Invariant: dropping it ends it. What it holds on the host is released by the launcher's word, not by ours. Read `ready` for
+//! Invariant: dropping it ends it. What it holds on the host is released by its holder's word, not by ours. Read `ready` for
 //! one that nobody uses yet.
 
 use std::collections::BTreeMap;
@@ -20,6 +20,48 @@ use crate::sandbox::enforcement::{Enforcement, WallState};
 use super::control::InitClient;
 use super::launcher::LauncherClient;
 use super::verdict::Counters;
+
+/// Who can end a sandbox from outside.
+pub trait Holder: Send + Sync {
+    /// Has it ended, without waiting for that.
+    fn end(&self);
+    /// Why it has ended when nobody asked for it.
+    fn why_gone(&self) -> &'static str;
+}
+
+/// The launcher, and the number it knows the sandbox by.
+pub(super) struct AtLauncher {
+    pub(super) launcher: Arc<LauncherClient>,
+    pub(super) tag: Tag,
+}
+
+impl Holder for AtLauncher {
+    fn end(&self) {
+        self.launcher.end(self.tag);
+    }
+
+    fn why_gone(&self) -> &'static str {
+        "its init ended"
+    }
+}
+
+/// What a sandbox is made of that was built outside of this module, and never lies ready.
+pub struct Standing {
+    /// Who can end it.
+    pub holder: Arc<dyn Holder>,
+    /// Its init, which has said that every wall stands.
+    pub init: InitClient,
+    /// Becomes something when no process of it lives and nothing of it is left; its sender's end says that whoever knows is gone.
+    pub gone: watch::Receiver<Option<i32>>,
+    /// The environment's.
+    pub name: EnvironmentId,
+    /// Where its processes are counted.
+    pub cgroup: Option<SessionCgroup>,
+    /// What holds.
+    pub enforcement: Enforcement,
+    /// The image's environment.
+    pub environment: BTreeMap<String, String>,
+}
 
 /// A sandbox whose walls stand.
 pub struct Sandbox {
@@ -46,6 +88,26 @@ pub(super) struct Body {
     pub(super) told: Mutex<CgroupEvents>,
 }
 
+impl From<Standing> for Sandbox {
+    fn from(standing: Standing) -> Self {
+        let Standing { holder, init, gone, name, cgroup, enforcement, environment } = standing;
+        let body = Body {
+            ends: Ends(holder),
+            gone,
+            name,
+            origin: Origin::New,
+            cgroup,
+            walls: enforcement.walls.clone(),
+            enforcement,
+            variables: environment,
+            image: Arc::default(),
+            way: None,
+            told: Mutex::default(),
+        };
+        Self { line: Line::to(init), body }
+    }
+}
+
 /// Keeps the image of a sandbox in the store, as long as the sandbox may run anything.
 #[derive(Default)]
 pub(super) struct HeldImage(Mutex<Option<ImageRoot>>);
@@ -62,14 +124,11 @@ impl HeldImage {
 }
 
 /// Has the sandbox ended when it is dropped.
-pub(super) struct Ends {
-    pub(super) launcher: Arc<LauncherClient>,
-    pub(super) tag: Tag,
-}
+pub(super) struct Ends(pub(super) Arc<dyn Holder>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        self.launcher.end(self.tag);
+        self.0.end();
     }
 }
 
@@ -108,6 +167,11 @@ impl Body {
 }
 
 impl Sandbox {
+    /// Why it has ended when nobody asked for it.
+    pub fn why_gone(&self) -> &'static str {
+        self.body.ends.0.why_gone()
+    }
+
     /// Its init.
     pub fn init(&self) -> &InitClient {
         self.line.init()
@@ -170,21 +234,19 @@ impl Sandbox {
 
     /// Has it ended without waiting for that.
     pub fn give_up(&self) {
-        self.body.ends.launcher.end(self.body.ends.tag);
+        self.body.ends.0.end();
         self.init().hang_up();
     }
 
     /// What ends it later, whoever holds it then.
     pub fn ending(&self) -> Ending {
-        let Ends { launcher, tag } = &self.body.ends;
-        Ending { launcher: Arc::clone(launcher), tag: *tag, gone: self.body.gone.clone() }
+        Ending { holder: Arc::clone(&self.body.ends.0), gone: self.body.gone.clone() }
     }
 }
 
 /// The end of a sandbox, for somebody who does not hold it.
 pub struct Ending {
-    launcher: Arc<LauncherClient>,
-    tag: Tag,
+    holder: Arc<dyn Holder>,
     gone: watch::Receiver<Option<i32>>,
 }
 
@@ -196,7 +258,7 @@ impl Ending {
 
     /// Ends it; returns when no process of it lives.
     pub async fn end(mut self) {
-        self.launcher.end(self.tag);
+        self.holder.end();
         // An error means that the launcher is gone, and every sandbox with it.
         self.gone.wait_for(Option::is_some).await.ok();
     }

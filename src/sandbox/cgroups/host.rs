@@ -178,6 +178,16 @@ impl Mount {
     }
 }
 
+/// The groups of the process whose `/proc/PID/cgroup` this is: of each v1 controller, and of the v2 tree.
+pub(super) fn groups_of(mountinfo: &str, membership: &str) -> (Vec<(&'static str, PathBuf)>, Option<PathBuf>) {
+    let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let of = |controller: &'static str| v1_group(&mounts, membership, controller).map(|group| (controller, group));
+    let path = membership.lines().find_map(|line| line.strip_prefix("0::"));
+    let is_v2 = |mount: &&Mount| matches!(mount.version, Version::V2);
+    let v2 = path.and_then(|path| mounts.iter().filter(is_v2).find_map(|mount| mount.locate(Path::new(path))));
+    (["memory", "pids", "cpuacct"].into_iter().filter_map(of).collect(), v2)
+}
+
 /// This process's group of a v1 controller.
 fn v1_group(mounts: &[Mount], membership: &str, controller: &str) -> Option<PathBuf> {
     let path = membership.lines().find_map(|line| {

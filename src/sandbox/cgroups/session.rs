@@ -81,6 +81,24 @@ impl SessionCgroup {
         }
     }
 
+    /// The groups that somebody else has put a process in, to read counters from; `cgroup` and `mountinfo` are the texts of
+    /// `/proc/PID/cgroup` and of our own mount table.
+    pub fn observed(cgroup: &str, mountinfo: &str) -> Self {
+        let (v1, v2) = super::host::groups_of(mountinfo, cgroup);
+        let has = |group: &PathBuf, file: &str| group.join(file).exists();
+        let of = |controller: &str, file: &str| {
+            let by_v2 = || v2.clone().filter(|group| has(group, file));
+            v1.iter().find(|(name, _)| *name == controller).map(|(_, group)| group.clone()).or_else(by_v2)
+        };
+        let mut observed = Self::empty();
+        observed.remover = Remover::SomebodyElse;
+        observed.memory = of("memory", "memory.max");
+        observed.pids = of("pids", "pids.max");
+        observed.cpuacct = of("cpuacct", "cpu.stat");
+        observed.v2 = v2.clone().filter(|group| has(group, "cpu.stat") && has(group, "memory.max"));
+        observed
+    }
+
     /// From now on somebody else (the launcher, who ends the processes) removes `directories`.
     pub fn hand_over(&mut self) {
         self.remover = Remover::SomebodyElse;

@@ -276,7 +276,8 @@ fn parse(name: &str, text: &str) -> Result<ProfileFile, ProfileError> {
 }
 
 fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Profile, ProfileError> {
-    let resolved = resolve_for(&file, seccomp, host)?;
+    let document = model(&file.name, seccomp)?;
+    let resolved = resolve_for(&file, &document, host)?;
     let failed = |source| ProfileError::Compile { name: file.name.clone(), source };
     let filters = compile(&resolved).map_err(failed)?;
     let notifying = if file.audit_only {
@@ -293,6 +294,7 @@ fn build(file: ProfileFile, text: &str, seccomp: &str, host: Host) -> Result<Pro
         root_filesystem: file.root_filesystem.into(),
         network: file.network.into(),
         installs: file.installs.into(),
+        document: Arc::new(document),
         seccomp: filters,
         notifying,
         defaults: file.defaults.into(),
@@ -323,12 +325,14 @@ fn with_listener(filters: Vec<Vec<u8>>, answer: ListenerAnswer) -> Option<Notify
     filters.next().map(|filter| Notifying { filter, answer, others: filters.collect(), bpf_sha256 })
 }
 
-fn resolve_for(file: &ProfileFile, seccomp: &str, host: Host) -> Result<Resolved, ProfileError> {
+fn model(name: &str, seccomp: &str) -> Result<SeccompProfile, ProfileError> {
+    serde_json::from_str(seccomp).map_err(|source| ProfileError::Json { name: name.to_owned(), source })
+}
+
+fn resolve_for(file: &ProfileFile, document: &SeccompProfile, host: Host) -> Result<Resolved, ProfileError> {
     let name = &file.name;
-    let model: SeccompProfile =
-        serde_json::from_str(seccomp).map_err(|source| ProfileError::Json { name: name.clone(), source })?;
     let target = Target { arch: host.arch, kernel: host.kernel, capabilities: &file.capabilities };
-    let resolved = resolve(&model, target).map_err(|source| ProfileError::Resolve { name: name.clone(), source })?;
+    let resolved = resolve(document, target).map_err(|source| ProfileError::Resolve { name: name.clone(), source })?;
     floor::check(&resolved).map_err(|source| ProfileError::Floor { name: name.clone(), source })?;
     Ok(resolved)
 }
@@ -349,6 +353,6 @@ fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
 pub(crate) fn built_in_rules(name: &str, arch: Arch, kernel: KernelVersion) -> (Resolved, SeccompProfile) {
     let (_, text, seccomp) = BUILT_IN.into_iter().find(|(known, _, _)| *known == name).expect("a built-in profile");
     let file = parse(name, text).expect("the profile parses");
-    let resolved = resolve_for(&file, seccomp, Host { arch, kernel }).expect("the rules resolve");
-    (resolved, serde_json::from_str(seccomp).expect("the seccomp file parses"))
+    let document = model(name, seccomp).expect("the seccomp file parses");
+    (resolve_for(&file, &document, Host { arch, kernel }).expect("the rules resolve"), document)
 }

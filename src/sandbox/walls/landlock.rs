@@ -28,7 +28,7 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
 }
 
 /// Just before seccomp.
-pub(super) fn apply(draft: &mut Draft, spec: &Spec<'_>) {
+pub(in crate::sandbox) fn apply(draft: &mut Draft, spec: &Spec<'_>) {
     if spec.kernel.landlock_abi > 0 {
         draft.program.push(ProgramStep::Landlock);
     }

@@ -316,6 +316,7 @@ pub(crate) fn profile() -> Profile {
         root_filesystem: RootFilesystem::Overlay,
         network: Network::Loopback,
         installs: Installs::Offline,
+        document: std::sync::Arc::new(serde_json::from_str(r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#).expect("a document")),
         seccomp: Vec::new(),
         notifying: None,
         maximum: ProfileLimits {

@@ -35,6 +35,9 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             }),
             ("Bun takes part, in JavaScript and TypeScript", || takes_part(Feature::Bun, "Bun", &["javascript", "typescript"])),
             ("Node takes part, in JavaScript", || takes_part(Feature::Node, "NodeJs", &["javascript"])),
+            ("Docker takes part, in every language of the matrix", || {
+                takes_part(Feature::Dockerd, "Docker", &["python", "bash"]);
+            }),
             ("a runtime carries out exactly the commands that it declares", declared),
             ("file commands give the same results on every runtime", files),
             ("a program gets input, arguments and variables on every runtime, and its exit code is told", programs),
@@ -44,6 +47,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("execute_shell runs what is there and tells what is not, on every runtime that has it", shell),
             ("executions without persistence see nothing of the one before, on every runtime", fresh),
             ("execution.run gives its result on every runtime", run_once),
+            ("one client script sees the same on every runtime", same_everywhere),
             ("a runtime that is named is taken, or refused with its reason", forced),
             ("a program that is no engine is refused once it was asked, and an engine that is switched off says so", no_engine),
             ("a session of no stated preference stands on an image, and every candidate has its reason", unasked),
@@ -275,6 +279,24 @@ fn run_once() {
         let status = super::methods::finished(&mut client, &reply["executionId"]);
         assert_eq!((&status["status"], &status["stdout"]), (&json!("completed"), &json!("42\n")), "{status}");
     });
+}
+
+fn same_everywhere() {
+    host().need(Feature::Python);
+    let server = Setup::engines().shared();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python/same_everywhere.py");
+    let url = format!("ws://{}", server.address);
+    for row in rows(&mut server.client(), "language.list", "languages").iter().filter(|row| row["installed"] == true) {
+        let Some(language @ ("javascript" | "python" | "bash")) = row["name"].as_str() else { continue };
+        let output =
+            std::process::Command::new("/usr/bin/python3").args(["-B", script, &url, &server.token, language]).output();
+        let output = output.expect("python3 is there");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        for runtime in words(&row["runtimes"]) {
+            assert!(said.contains(&format!("{language} on {runtime}: the ")), "{runtime}: {said}");
+        }
+    }
 }
 
 fn forced() {

@@ -48,7 +48,7 @@ pub fn layout() -> &'static Path {
 }
 
 /// A root file system of a few Debian packages, kept between runs below the build directory.
-fn debian() -> Option<PathBuf> {
+pub fn debian() -> Option<PathBuf> {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
     let kept = place.join("bookworm-extract.tar");
     if kept.is_file() {

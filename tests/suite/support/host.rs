@@ -41,6 +41,10 @@ pub enum Feature {
     UnifiedCgroups,
     /// `skopeo`, `umoci`, `docker-registry` and `mmdebstrap`.
     ImageTools,
+    /// A Docker engine that the suite can start for itself, as root.
+    Dockerd,
+    /// Podman, with the programs of that engine.
+    Podman,
 }
 
 impl Feature {
@@ -63,6 +67,8 @@ impl Feature {
             Self::Systemd => "systemd",
             Self::UnifiedCgroups => "unified_cgroups",
             Self::ImageTools => "image_tools",
+            Self::Dockerd => "dockerd",
+            Self::Podman => "podman",
         }
     }
 }
@@ -144,6 +150,10 @@ impl Host {
             }
             Feature::Systemd => (machine() && Path::new("/run/systemd/system").is_dir(), "this is not the machine's systemd"),
             Feature::UnifiedCgroups => (machine() && unified(), "this is not the machine's unified cgroup tree"),
+            Feature::Podman => (Path::new("/usr/bin/podman").exists(), "there is no podman"),
+            Feature::Dockerd => {
+                (engine_of_its_own(), "there is no dockerd that the suite could start, as root (package docker.io)")
+            }
             Feature::ImageTools => {
                 let there = ["skopeo", "umoci", "docker-registry", "mmdebstrap"]
                     .iter()
@@ -153,6 +163,12 @@ impl Host {
         };
         (!there).then_some(reason)
     }
+}
+
+/// Not in the emulated machine, which has no package of it and takes minutes for what takes seconds here.
+fn engine_of_its_own() -> bool {
+    let programs = ["/usr/sbin/dockerd", "/usr/bin/docker", "/usr/bin/nsenter", "/usr/bin/unshare"];
+    nix::unistd::geteuid().is_root() && !machine() && programs.iter().all(|path| Path::new(path).exists())
 }
 
 /// The emulated machine: its init leaves this file, and what is changed in it is thrown away.

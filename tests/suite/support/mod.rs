@@ -4,6 +4,7 @@
 //! are failures. Read `trial` for how a test is written, `server` for the fixture, `residue` for what must not be left.
 
 pub mod cli;
+pub mod dockerd;
 pub mod fixture_user;
 pub mod host;
 pub mod http;

@@ -230,6 +230,10 @@ fn command(setup: &Setup, directory: &Path) -> Command {
     command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", directory);
     // What runtimes cost is measured only where a trial asks for it: it takes sandboxes that the others would have to wait for.
     command.env("CODEBEAKER_RUNTIMES_MEASURE", "false");
+    if !setup.config.contains("docker = ") {
+        // The host may have an engine of somebody else's.
+        command.env("CODEBEAKER_RUNTIMES_DOCKER", "off");
+    }
     command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.expect("the fixture's directory is writable"));
     if let Some(uid) = setup.uid {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::{Server, host};
+use super::{Server, dockerd, host};
 
 /// One configuration of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,11 +34,16 @@ impl Setup {
         Self { config: "[sandbox]\nprofiles = [\"default\", \"strict\", \"permissive\"]\n".into(), ..Self::default() }
     }
 
-    /// With every engine that was installed for tests, and Node where the host has it.
+    /// With every engine that was installed for tests, Node where the host has it, and the Docker engine of the suite.
     pub fn engines() -> Self {
         let place =
             |engine: &str| host::engine(engine).map(|path| format!("{engine} = \"{}\"\n", path.display())).unwrap_or_default();
-        Self::plain().with_config(&format!("[runtimes]\n{}{}", place("deno"), place("bun")))
+        let docker = if host::Host::has(host::Feature::Dockerd) {
+            format!("docker = \"{}\"\n", dockerd::dockerd().socket().display())
+        } else {
+            String::new()
+        };
+        Self::plain().with_config(&format!("[runtimes]\n{}{}{docker}", place("deno"), place("bun")))
     }
 
     /// Without ready sandboxes: for trials that count what a session takes.
@@ -102,5 +107,6 @@ pub fn end_shared() -> Vec<String> {
         left.extend(server.end_and_check());
     }
     left.extend(super::residue::groups_left());
+    left.extend(dockerd::end_shared());
     left
 }
