@@ -18,7 +18,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -33,6 +34,10 @@ use super::{DEFAULT_PATH, ImageError, ImageName, ImageReference, ImageRoot, Sett
 
 /// The record of an image, below its name.
 const RECORD: &str = "image.json";
+
+/// A sandbox that is being made ready for nobody in particular holds its image for so long at most, as a rule; a session holds it longer.
+const BEING_MADE_WAIT: Duration = Duration::from_secs(3);
+const BEING_MADE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where an image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,10 +264,14 @@ impl Store {
     fn claim(&self, name: &ImageName) -> Result<Lock, ImageError> {
         let image_dir = self.image_dir(name);
         let guard = open_lock(&image_dir.join("lock"))?;
-        match rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(guard),
-            Err(Errno::WOULDBLOCK) => Err(ImageError::InUse { name: name.to_string() }),
-            Err(errno) => Err(ImageError::errno("locking", image_dir)(errno)),
+        let deadline = Instant::now() + BEING_MADE_WAIT;
+        loop {
+            match rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(guard),
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(BEING_MADE_PAUSE),
+                Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse { name: name.to_string() }),
+                Err(errno) => return Err(ImageError::errno("locking", image_dir)(errno)),
+            }
         }
     }
 

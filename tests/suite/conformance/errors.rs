@@ -113,7 +113,7 @@ fn rate_limited() {
     let mut client = server.client();
     let mut limited = None;
     for _ in 0..12 {
-        if let Err(codebeaker_client::Error::Rpc(error)) = client.call("language.list", &json!({})) {
+        if let Err(codebeaker_client::Error::Rpc(error)) = client.call("session.list", &json!({})) {
             limited.get_or_insert(error);
         }
     }
@@ -122,11 +122,11 @@ fn rate_limited() {
     let wait = error.data["retryAfterMs"].as_u64().expect("a time to wait");
     assert!((1..=1000).contains(&wait), "{wait} ms");
     // A batch is no way round.
-    let call = |id| json!({"jsonrpc": "2.0", "id": id, "method": "language.list"});
+    let call = |id| json!({"jsonrpc": "2.0", "id": id, "method": "session.list"});
     let replies = client.raw(&(0..12).map(call).collect::<Value>().to_string());
     assert!(replies.as_array().is_some_and(|list| list.iter().any(|reply| reply["error"]["code"] == 1301)), "{replies}");
     std::thread::sleep(Duration::from_secs(1));
-    client.ok("language.list", &json!({}));
+    client.ok("session.list", &json!({}));
 }
 
 fn internal() {
