@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -172,8 +173,13 @@ impl InitClient {
 }
 
 impl Resting {
-    /// Listens again, on the runtime that calls.
+    /// Listens again, on the runtime that calls. Init owes no answer, so whatever can be heard now is its end, of which the launcher's
+    /// word may still be on its way.
     pub fn wake(self) -> Result<InitClient, Gone> {
+        let mut ended = [PollFd::new(&self.control, PollFlags::IN)];
+        if rustix::event::poll(&mut ended, Some(&Timespec::default())) != Ok(0) {
+            return Err(Gone);
+        }
         Ok(InitClient::listening(Shared::new(self.control, self.next)?))
     }
 }
