@@ -234,6 +234,10 @@ fn command(setup: &Setup, directory: &Path) -> Command {
         // The host may have an engine of somebody else's.
         command.env("CODEBEAKER_RUNTIMES_DOCKER", "off");
     }
+    if std::env::var_os("CODEBEAKER_TEST_POOL").is_some_and(|word| word == "off") && !setup.config.contains("[pool]") {
+        // Where a sandbox takes long, those that nobody takes are most of the work.
+        command.env("CODEBEAKER_POOL_SANDBOXES_MAX", "0");
+    }
     command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.expect("the fixture's directory is writable"));
     if let Some(uid) = setup.uid {
