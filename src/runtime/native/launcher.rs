@@ -361,6 +361,11 @@ mod tests {
         }
     }
 
+    /// The end of a launcher, also while a process that another test forks holds a copy of its socket.
+    fn end(socket: &OwnedFd) {
+        rustix::net::shutdown(socket, rustix::net::Shutdown::Both).expect("an own socket");
+    }
+
     #[tokio::test]
     async fn a_sandbox_asked_of_a_launcher_that_is_gone_leaves_no_group() {
         let parent = tempfile::tempdir().expect("a temporary directory");
@@ -372,7 +377,7 @@ mod tests {
             let asked = client.create(nothing(), vec![group.to_string_lossy().into_owned()], Box::new(())).await;
             assert!(matches!(asked, Err(CreateFailure::LauncherGone)) && !group.exists(), "{name}");
         };
-        drop(theirs);
+        end(&theirs);
         ask("its socket is closed").await;
         client.release(Proof::AllEnded);
         ask("its end is known").await;
@@ -391,7 +396,7 @@ mod tests {
         let asked = client.create(nothing(), vec![group.to_string_lossy().into_owned()], Box::new(())).await;
         assert!(matches!(asked, Err(CreateFailure::Backlog)) && !group.exists());
         std::fs::remove_dir(&leaving).expect("an own directory");
-        drop(theirs);
+        end(&theirs);
         let asked = client.create(nothing(), Vec::new(), Box::new(())).await;
         assert!(matches!(asked, Err(CreateFailure::LauncherGone)), "the control: it is asked once they are gone");
     }
