@@ -5,7 +5,7 @@
 //! transfer ends with the task that serves the way out.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -41,7 +41,7 @@ const HEADERS_MAX: usize = 100;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What concerns one connection only and is never handed on (RFC 9110, 7.6.1), and what is ours to say.
-const NOT_HANDED_ON: [HeaderName; 9] = [
+const NOT_HANDED_ON: [HeaderName; 10] = [
     header::CONNECTION,
     header::TE,
     header::TRAILER,
@@ -51,6 +51,7 @@ const NOT_HANDED_ON: [HeaderName; 9] = [
     header::PROXY_AUTHORIZATION,
     header::CONTENT_LENGTH,
     HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
 ];
 
 /// Accepts until it is dropped; past the bounds connections wait. All of them are part of this one future, so that they end the
@@ -58,12 +59,17 @@ const NOT_HANDED_ON: [HeaderName; 9] = [
 pub(super) async fn serve(listener: TcpListener, realm: Arc<Realm>) {
     let mut connections = FuturesUnordered::new();
     loop {
-        tokio::select! {
-            Some(()) = connections.next() => {}
-            accepted = accept(&listener, &realm) => match accepted {
-                Some((stream, places)) => connections.push(connection(stream, &realm, places)),
-                None => return,
-            },
+        // It outlives the turns of the loop below it: one that waits for a place has its connection already.
+        let mut next = pin!(accept(&listener, &realm));
+        let accepted = loop {
+            tokio::select! {
+                Some(()) = connections.next() => {}
+                accepted = &mut next => break accepted,
+            }
+        };
+        match accepted {
+            Some((stream, places)) => connections.push(connection(stream, &realm, places)),
+            None => return,
         }
     }
 }
@@ -71,19 +77,21 @@ pub(super) async fn serve(listener: TcpListener, realm: Arc<Realm>) {
 /// Places that a connection takes, of its way out and of the server.
 type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
-/// The next connection, when there is a place for it; none when there never will be.
+/// The next connection, when there is a place for it; none when there never will be. Of the server's places a way out takes none
+/// before somebody connects, so that those who are silent leave them to the others.
 async fn accept(listener: &TcpListener, realm: &Realm) -> Option<(TcpStream, Places)> {
     let own = Arc::clone(&realm.slots).acquire_owned().await.ok()?;
-    let place = Arc::clone(&realm.egress.connections).acquire_owned().await.ok()?;
-    loop {
+    let stream = loop {
         match listener.accept().await {
-            Ok((stream, _)) => return Some((stream, (own, place))),
+            Ok((stream, _)) => break stream,
             Err(error) => {
                 tracing::debug!(%error, "a sandbox's listener");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
+    };
+    let place = Arc::clone(&realm.egress.connections).acquire_owned().await.ok()?;
+    Some((stream, (own, place)))
 }
 
 /// A tunnel that was granted, waiting for the connection to become one.

@@ -24,6 +24,11 @@ impl Bed {
         if let Some(api) = api {
             egress.set_api(api);
         }
+        Self::of(egress).await
+    }
+
+    /// One of several that share what a server has.
+    pub(super) async fn of(egress: Arc<Egress>) -> Self {
         let realm = Arc::new(Realm {
             list: egress.of_programs(),
             user: User::Programs,

@@ -105,7 +105,7 @@ async fn what_a_request_says_of_framing_host_and_connection_is_written_anew() {
     let smuggled = format!(
         "POST http://{0}/one HTTP/1.1\r\nHost: elsewhere.example\r\nContent-Length: 60\r\nTransfer-Encoding: chunked\r\n\
          Connection: x-secret, close\r\nX-Secret: s\r\nProxy-Authorization: Basic eA==\r\nTE: trailers\r\nUpgrade: h2c\r\n\
-         Keep-Alive: 5\r\nX-Kept: k\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET http://{0}/two HTTP/1.1\r\nHost: x\r\n\r\n",
+         Keep-Alive: 5\r\nProxy-Connection: keep-alive\r\nX-Kept: k\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET http://{0}/two HTTP/1.1\r\nHost: x\r\n\r\n",
         web.address
     );
     bed.say(&smuggled).await;
@@ -114,7 +114,17 @@ async fn what_a_request_says_of_framing_host_and_connection_is_written_anew() {
     let text = seen[0].to_lowercase();
     assert!(text.starts_with("post /one http/1.1\r\n"), "{text}");
     assert!(text.contains(&format!("host: {}\r\n", web.address)) && text.contains("x-kept: k\r\n"), "{text}");
-    for gone in ["elsewhere", "x-secret", "proxy-authorization", "te:", "upgrade", "keep-alive", "content-length: 60", "/two"] {
+    for gone in [
+        "elsewhere",
+        "x-secret",
+        "proxy-authorization",
+        "te:",
+        "upgrade",
+        "keep-alive",
+        "proxy-connection",
+        "content-length: 60",
+        "/two",
+    ] {
         assert!(!text.contains(gone), "{gone} in {text}");
     }
     assert_eq!(text.matches("transfer-encoding: chunked").count() + text.matches("content-length: 3").count(), 1, "{text}");
@@ -211,6 +221,31 @@ async fn connections_past_the_bound_wait_until_another_one_ends() {
     assert!(waits.is_err(), "it is not served while two are open: {waits:?}");
     drop(first);
     let answer = tokio::time::timeout(Duration::from_secs(20), until_end(&mut third)).await.expect("its turn comes");
+    assert!(answer.ends_with("hello"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_way_out_that_nobody_uses_takes_no_place_of_the_server_and_one_that_is_used_does() {
+    let web = Web::answering(OK).await;
+    let egress = Egress::new(bounded(&web, EgressBounds { connections_max: 1, ..EgressBounds::default() }));
+    let (quiet, busy) = (Bed::of(Arc::clone(&egress)).await, Bed::of(egress).await);
+    let request = format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", web.address);
+    let long = Duration::from_secs(20);
+    // Twice each, so that whoever waits for the only place without a connection is in the other one's way.
+    for bed in [&quiet, &quiet, &busy, &busy, &quiet] {
+        let answer = tokio::time::timeout(long, bed.say(&request)).await.expect("the other one is silent");
+        assert!(answer.ends_with("hello"), "{answer}");
+    }
+    // The control: the only place is taken by a connection that is open, and free when that has ended.
+    let mut held = quiet.connect().await;
+    held.write_all(format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\n\r\n", web.address).as_bytes()).await.expect("sent");
+    tokio::time::timeout(long, held.read_u8()).await.expect("it has its place").expect("an answer");
+    let mut waiting = busy.connect().await;
+    waiting.write_all(request.as_bytes()).await.expect("sent");
+    let waits = tokio::time::timeout(Duration::from_millis(300), until_end(&mut waiting)).await;
+    assert!(waits.is_err(), "it is not served while the other one is open: {waits:?}");
+    drop(held);
+    let answer = tokio::time::timeout(long, until_end(&mut waiting)).await.expect("its turn comes");
     assert!(answer.ends_with("hello"), "{answer}");
 }
 
