@@ -1,7 +1,7 @@
 //! The answer to a registry's challenge: name and password themselves, or a token that they get from the realm that it names.
 //!
-//! Invariant: a password is sent in the clear only to a registry that is spoken to without TLS anyway; what comes as a token is bounded and
-//! can't be more than one header's value.
+//! Invariant: a password is sent in the clear only to whom the operator lets hear it ([`Registry::may_hear`]); what comes as a token
+//! is bounded and can't be more than one header's value.
 
 use base64::Engine as _;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
@@ -80,8 +80,11 @@ async fn token(registry: &Registry, realm: &str, service: Option<&str>) -> Resul
     }
     let mut url =
         Url::parse(realm).map_err(|error| registry.failed(OPERATION, format!("the realm of its tokens is none: {error}")))?;
-    if !(url.scheme() == "https" || registry.is_plain() && url.scheme() == "http") {
-        return Err(registry.failed(OPERATION, "it sends for a token to a place without TLS"));
+    if !registry.may_hear(&url) {
+        let place = super::fault::printable(url.host_str().unwrap_or_default());
+        let cause =
+            format!("it sends for a token to a place without TLS, `{place}`, which images.plain_http_registries does not name");
+        return Err(registry.failed(OPERATION, cause));
     }
     url.query_pairs_mut().append_pair("scope", &format!("repository:{}:pull", registry.repository));
     if let Some(service) = service {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use oci_spec::distribution::Reference;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderName, HeaderValue, RANGE};
-use reqwest::{Client, Response, StatusCode, redirect};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
 
 use super::credentials::Credentials;
 use super::fault::{self, printable};
@@ -42,6 +42,8 @@ pub(super) struct Registry {
     /// As the user wrote it, completed.
     pub(super) shown: String,
     pub(super) credentials: Credentials,
+    /// Hosts (`HOST[:PORT]`) that the operator lets be spoken to without TLS.
+    plain_http: Vec<String>,
     /// What answered the last challenge.
     authorization: Mutex<Option<HeaderValue>>,
     document_bytes_max: u64,
@@ -74,6 +76,7 @@ impl Registry {
             repository: reference.repository().to_owned(),
             shown: reference.whole(),
             credentials,
+            plain_http: request.plain_http.to_vec(),
             authorization: Mutex::new(None),
             document_bytes_max: request.bounds.document_bytes_max,
         };
@@ -90,9 +93,18 @@ impl Registry {
         Ok(registry)
     }
 
-    /// True when whoever is on the way can read what is said.
-    pub(super) fn is_plain(&self) -> bool {
-        self.origin.starts_with("http://")
+    /// True where a password may go: with TLS anywhere; without it, and where the registry has none either, to loopback and to whom
+    /// the operator has named. That a registry on loopback needs no TLS says nothing of the realm that it names.
+    pub(super) fn may_hear(&self, url: &Url) -> bool {
+        let without_port = |host: &str| host.strip_suffix(":80").unwrap_or(host).to_owned();
+        match (url.scheme(), url.host_str(), url.port()) {
+            ("https", ..) => true,
+            ("http", Some(host), port) if self.origin.starts_with("http://") => {
+                let named = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+                is_loopback(&named) || self.plain_http.iter().any(|listed| without_port(listed) == named)
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn failed(&self, operation: &'static str, cause: impl Into<String>) -> ImageError {
@@ -221,7 +233,9 @@ impl Registry {
 }
 
 fn client(host: &str, roots: Vec<reqwest::Certificate>, plain: bool) -> Result<Client, ImageError> {
-    Client::builder()
+    // A proxy would hear what is meant for this machine, and could not reach it.
+    let builder = if is_loopback(host) { Client::builder().no_proxy() } else { Client::builder() };
+    builder
         .https_only(!plain)
         .tls_certs_merge(roots)
         .connect_timeout(CONNECT_TIME)
@@ -265,6 +279,24 @@ fn first_byte(range: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn request<'a>(
+        reference: &'a str,
+        plain_http: &'a [String],
+        choice: &'a crate::image::Choice,
+        cancel: &'a std::sync::atomic::AtomicBool,
+    ) -> PullRequest<'a> {
+        PullRequest {
+            reference,
+            name: None,
+            choice,
+            taken: crate::image::Taken::Refuse,
+            bounds: crate::image::Bounds::default(),
+            plain_http,
+            ca_file: None,
+            cancel,
+        }
+    }
+
     #[test]
     fn loopback_is_known_in_every_spelling_and_nothing_else_is() {
         for registry in ["127.0.0.1", "127.0.0.1:5000", "localhost", "localhost:5000", "[::1]:5000", "127.8.8.8:1"] {
@@ -277,20 +309,37 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_password_is_heard_with_tls_or_by_whom_the_operator_lets_hear_it() {
+        let choice = crate::image::Choice::native();
+        let cancel = std::sync::atomic::AtomicBool::new(false);
+        let hears = async |reference: &str, plain_http: &[&str], realm: &str| {
+            let plain_http: Vec<String> = plain_http.iter().map(|host| (*host).to_owned()).collect();
+            let request = request(reference, &plain_http, &choice, &cancel);
+            let reference: Reference = reference.parse().expect("a reference");
+            let registry = Registry::open(&reference, &request, Credentials::None).await.expect("nothing is sent yet");
+            registry.may_hear(&realm.parse().expect("an address"))
+        };
+        let (tls, plain) = ("registry.example.org:80/tool", &["registry.example.org:80", "token.example.org:81"]);
+        assert!(hears(tls, &[], "https://elsewhere.example.org/token").await);
+        assert!(!hears(tls, &[], "http://registry.example.org/token").await, "it speaks TLS");
+        for realm in
+            ["https://x.example.org/", "http://registry.example.org/", "http://token.example.org:81/", "http://127.0.0.1:9/"]
+        {
+            assert!(hears(tls, plain, realm).await, "{realm}");
+        }
+        for realm in
+            ["http://x.example.org/", "http://token.example.org/", "http://registry.example.org:81/", "ftp://127.0.0.1/"]
+        {
+            assert!(!hears(tls, plain, realm).await, "{realm}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_never_ends_is_given_up_and_one_that_comes_late_is_not() {
         let (plain_http, choice) = ([String::from("127.0.0.1:1")], crate::image::Choice::native());
         let cancel = std::sync::atomic::AtomicBool::new(false);
-        let request = PullRequest {
-            reference: "127.0.0.1:1/tool",
-            name: None,
-            choice: &choice,
-            taken: crate::image::Taken::Refuse,
-            bounds: crate::image::Bounds::default(),
-            plain_http: &plain_http,
-            ca_file: None,
-            cancel: &cancel,
-        };
+        let request = request("127.0.0.1:1/tool", &plain_http, &choice, &cancel);
         let reference: Reference = request.reference.parse().expect("a reference");
         let registry = Registry::open(&reference, &request, Credentials::None).await.expect("nothing is sent yet");
         let late = registry.in_time("asking for", async {

@@ -193,15 +193,18 @@ pub enum Reply {
 pub struct Hostile {
     listener: Listener,
     sent: Arc<AtomicU64>,
+    heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Hostile {
     /// Answers every path as `says`, which is told its own address too.
     pub fn start(says: impl Fn(&str, &str) -> Reply + Send + Sync + 'static) -> Self {
         let sent = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&sent);
+        let heads = Arc::<Mutex<Vec<String>>>::default();
+        let (counted, kept) = (Arc::clone(&sent), Arc::clone(&heads));
         let listener = Listener::start(move |mut stream| {
             let Some(head) = head(&mut stream) else { return };
+            kept.lock().expect("no holder panics").push(head.to_ascii_lowercase());
             let address = stream.local_addr().expect("connected").to_string();
             let reply = says(&path(&head), &address);
             let (start, body, endless) = match &reply {
@@ -216,7 +219,12 @@ impl Hostile {
                 good = good && all < ENDLESS_BYTES_MAX;
             }
         });
-        Self { listener, sent }
+        Self { listener, sent, heads }
+    }
+
+    /// What it was asked so far, in lower case: request line and headers.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().expect("no holder panics").clone()
     }
 
     /// Where it listens.

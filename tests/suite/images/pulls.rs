@@ -33,7 +33,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
 }
 
 /// A directory with a docker configuration.
-fn docker(text: &Value) -> TempDir {
+pub fn docker(text: &Value) -> TempDir {
     let directory = directory_of(None);
     std::fs::write(directory.path().join("config.json"), text.to_string()).expect("an own directory");
     directory

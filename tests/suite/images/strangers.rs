@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
 use super::front::{Hostile, Reply};
 use super::made::{blobs, marked, sha256};
 use super::puller::{Puller, Told};
+use super::pulls::docker;
 use crate::support::{Feature, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
@@ -16,6 +18,8 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         &[
             ("a registry that sends without end fills no memory and is told", endless),
             ("what a hostile registry says is an error with its reason", hostile),
+            ("a password goes to nobody that a registry sends to, by a redirect or for a token without TLS", password),
+            ("a registry on loopback is spoken to past the proxies of the environment, and others through them", proxies),
             ("of an index the image of this platform is pulled, and another when it is asked for", platforms),
         ],
     )
@@ -148,6 +152,58 @@ fn hostile() {
         told.bad(&[words]);
         assert!(!told.stderr.contains('\u{1b}'), "nothing of a registry moves the terminal: {told:?}");
     }
+}
+
+/// What a registry says that wants a name and a password.
+const BASIC: &str = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"";
+
+fn password() {
+    let knowing = |registry: &Hostile| {
+        // base64 of user:secret.
+        let configuration = docker(&json!({"auths": {registry.address(): {"auth": "dXNlcjpzZWNyZXQ="}}}));
+        let puller = Puller::new().with("DOCKER_CONFIG", configuration.path());
+        (puller, configuration)
+    };
+    let has_password = |head: &String| head.contains("\r\nauthorization: basic dxnlcjpzzwnyzxq=\r\n");
+    let elsewhere = Hostile::start(|_, _| Reply::Whole("HTTP/1.1 404 Not Found".into(), Vec::new()));
+    let to = elsewhere.address().to_owned();
+    let asked = AtomicUsize::new(0);
+    let registry = Hostile::start(move |_, _| match asked.fetch_add(1, Ordering::Relaxed) {
+        0 => Reply::Whole(BASIC.into(), Vec::new()),
+        _ => Reply::Whole(format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: http://{to}/elsewhere"), Vec::new()),
+    });
+    let (puller, _configuration) = knowing(&registry);
+    puller.pull(&format!("{}/team/tool:v1", registry.address())).bad(&["the registry answered 404"]);
+    assert!(registry.heads().iter().any(has_password), "the control: the registry hears it: {:?}", registry.heads());
+    let heads = elsewhere.heads();
+    assert!(heads.len() == 1 && heads[0].starts_with("get /elsewhere ") && !heads[0].contains("authorization"), "{heads:?}");
+    // A realm that would hear it in the clear is not even looked up; one on loopback hears it.
+    let realm = |url: &str| format!("HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"{url}\"");
+    let registry = Hostile::start(move |_, _| Reply::Whole(realm("http://token.example.org/token"), Vec::new()));
+    let (puller, _configuration) = knowing(&registry);
+    let words = ["a place without TLS, `token.example.org`", "images.plain_http_registries"];
+    puller.pull(&format!("{}/team/tool:v1", registry.address())).bad(&words);
+    let registry = Hostile::start(|_, address| Reply::Whole(wants_token(address), Vec::new()));
+    let (puller, _configuration) = knowing(&registry);
+    puller.pull(&format!("{}/team/tool:v1", registry.address())).bad(&["to the user `user`"]);
+    assert!(
+        registry.heads().iter().any(|head| head.starts_with("get /token?") && has_password(head)),
+        "{:?}",
+        registry.heads()
+    );
+}
+
+fn proxies() {
+    let nothing = || Hostile::start(|_, _| Reply::Whole("HTTP/1.1 404 Not Found".into(), Vec::new()));
+    let (registry, proxy) = (nothing(), nothing());
+    let address = PathBuf::from(format!("http://{}", proxy.address()));
+    let variables = ["http_proxy", "https_proxy", "all_proxy"];
+    let puller = variables.into_iter().fold(Puller::new(), |puller, name| puller.with(name, &address));
+    puller.pull(&format!("{}/team/tool:v1", registry.address())).bad(&["the registry answered 404"]);
+    assert_eq!((registry.heads().len(), proxy.heads().len()), (1, 0), "{:?}", proxy.heads());
+    // The control: a registry elsewhere is asked through the proxy.
+    puller.call(&["pull", "registry.example.org/team/tool:v1", "--plain-http"]).bad(&["the registry answered 404"]);
+    assert!(proxy.heads()[0].starts_with("get http://registry.example.org/v2/team/tool/manifests/v1 "), "{:?}", proxy.heads());
 }
 
 /// The digest that a layout's index names.
