@@ -4,6 +4,7 @@
 
 use std::process::ExitCode;
 
+use super::output::printable;
 use crate::config::ConfigError;
 use crate::sandbox::error::SandboxError;
 
@@ -86,7 +87,7 @@ impl CliError {
 }
 
 fn one_line(text: &str) -> String {
-    text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    printable(text).split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// An error with its chain of sources, as one line; what a foreign error already says of its source is not said twice.
@@ -135,6 +136,12 @@ mod tests {
         let error = CliError::new("first\n  second").hint("do this");
         assert_eq!(error.text(), "error: first; second\nhint: do this\n");
         assert_eq!(error.exit_code(), FAILED);
+    }
+
+    #[test]
+    fn nothing_in_an_error_acts_on_a_terminal() {
+        let error = CliError::new("a \u{1b}[2Jkind\r\u{202e}dnik\tü").hint("\u{9b}1m b");
+        assert_eq!(error.text(), "error: a \u{fffd}[2Jkind\u{fffd}\u{fffd}dnik\tü\nhint: \u{fffd}1m b\n");
     }
 
     #[test]

@@ -45,7 +45,14 @@ pub fn note(text: &str) {
 
 /// A `warning: …` line on standard error.
 pub fn warn(text: &str) {
-    note(&format!("warning: {text}\n"));
+    note(&format!("warning: {}\n", printable(text)));
+}
+
+/// Text in which somebody else's words may stand, for a terminal: nothing in it moves the cursor or turns the line round.
+pub fn printable(text: &str) -> String {
+    let acts =
+        |c: char| c.is_control() && !matches!(c, '\n' | '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if acts(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Prints JSON, indented, with a newline at the end.
@@ -68,7 +75,7 @@ fn plain_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.iter().map(|title| Cell::new(title.to_uppercase())));
-    table.add_rows(rows);
+    table.add_rows(rows.into_iter().map(|row| row.iter().map(|cell| printable(cell)).collect::<Vec<_>>()));
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

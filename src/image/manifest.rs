@@ -82,7 +82,11 @@ impl Choice {
 }
 
 fn document<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &'static str) -> Result<T, ImageError> {
-    serde_json::from_slice(bytes).map_err(|error| ImageError::Document { what: what.into(), reason: error.to_string() })
+    serde_json::from_slice(bytes).map_err(|error| wrong(what, super::entry::show(error.to_string().as_bytes())))
+}
+
+fn other_type(found: &str, expected: &'static str) -> ImageError {
+    ImageError::MediaType { found: super::entry::show(found.as_bytes()), expected: expected.into() }
 }
 
 fn wrong(what: &'static str, reason: impl Into<String>) -> ImageError {
@@ -126,12 +130,11 @@ pub fn top(bytes: &[u8], media_type: Option<&str>) -> Result<Top, ImageError> {
             other => match MediaType::from(other) {
                 MediaType::ImageIndex => true,
                 MediaType::ImageManifest => false,
-                _ => return Err(ImageError::MediaType { found: other.into(), expected: "an image manifest or index".into() }),
+                _ => return Err(other_type(other, "an image manifest or index")),
             },
         };
         if says_index != index {
-            let expected = if index { "an image index" } else { "an image manifest" };
-            return Err(ImageError::MediaType { found: named.into(), expected: expected.into() });
+            return Err(other_type(named, if index { "an image index" } else { "an image manifest" }));
         }
     }
     Ok(if index {
@@ -247,7 +250,7 @@ pub fn from_descriptor(
 fn from_manifest(members: &Members, manifest: &ImageManifest, bytes: Vec<u8>, bounds: &Bounds) -> Result<Resolved, ImageError> {
     let kind = manifest.config().media_type().to_string();
     if kind != DOCKER_CONFIG && *manifest.config().media_type() != MediaType::ImageConfig {
-        return Err(ImageError::MediaType { found: kind, expected: "an image configuration".into() });
+        return Err(other_type(&kind, "an image configuration"));
     }
     let config = blob(members, manifest.config(), bounds)?;
     let diff_ids = diff_ids(&config, manifest.layers().len(), bounds)?;
@@ -275,7 +278,7 @@ fn packing(media_type: &str) -> Result<Packing, ImageError> {
             Some("") => Ok(Packing::Plain),
             Some(".gzip") => Ok(Packing::Gzip),
             Some(".zstd") => Ok(Packing::Zstd),
-            _ => Err(ImageError::MediaType { found: media_type.into(), expected: "a tar layer, plain, gzip or zstd".into() }),
+            _ => Err(other_type(media_type, "a tar layer, plain, gzip or zstd")),
         },
     }
 }

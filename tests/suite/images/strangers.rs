@@ -99,7 +99,7 @@ fn endless() {
 }
 
 fn hostile() {
-    let cases: [(Says, &str); 8] = [
+    let cases: [(Says, &str); 9] = [
         (|_, address| Reply::Whole(format!("HTTP/1.1 302 Found\r\nLocation: http://{address}/again"), Vec::new()), "redirect"),
         (
             |path, address| {
@@ -129,6 +129,13 @@ fn hostile() {
                 )
             },
             "a place without TLS",
+        ),
+        (
+            |_, _| {
+                let text = json!({"schemaVersion": 2, "mediaType": "\u{1b}[2J\nhint: run this", "layers": []});
+                Reply::Whole(OK.into(), text.to_string().into_bytes())
+            },
+            "something of the type `",
         ),
         (|_, _| Reply::Whole("HTTP/1.1 401 Unauthorized".into(), Vec::new()), "a kind of login that is not understood"),
         (

@@ -247,6 +247,12 @@ fn confused_media_types_are_refused() {
     for kind in [LAYER.to_owned(), format!("{LAYER}+zstd"), "text/html".into(), format!("{LAYER}+encrypted")] {
         refused(|layout| layout.manifest["layers"][0]["mediaType"] = json!(kind), confused);
     }
+    // What an image calls a layer is told, and neither fills a terminal nor acts on it.
+    let hostile = format!("\u{1b}[2J{}", "x".repeat(100_000));
+    refused(
+        |layout| layout.manifest["layers"][0]["mediaType"] = json!(hostile),
+        |error| confused(error) && error.to_string().len() < 1000 && !error.to_string().contains('\u{1b}'),
+    );
     refused(|layout| layout.index_media_type = INDEX, confused);
     refused(|layout| layout.manifest["mediaType"] = json!(INDEX), confused);
     refused(
