@@ -157,11 +157,29 @@ fn record() {
     let raw = codebeaker(&["seccomp", "explain", &path("one.json"), "socket", "AF_PACKET", "SOCK_RAW"]).expect_code(0);
     assert!(raw.stdout.contains("errno ENOSYS"), "what was not seen is not allowed: {}", raw.stdout);
     call(&["seccomp", "record", "--base", "strict"]).expect_code(7);
+    merged(&path("two.json"));
     let minimised =
         codebeaker(&["seccomp", "minimise", "default", "--run", &path("one.json"), "-o", "json"]).expect_code(0).json();
     let unused = minimised["unused"].as_array().expect("a list");
     assert!(unused.iter().any(|name| name == "mq_open") && unused.iter().all(|name| name != "execve"), "{minimised}");
     runs_under(&place, &path("one.json"));
+}
+
+/// What an earlier run asked is kept beside what another one asks.
+fn merged(file: &str) {
+    let record = |merge: &[&str], code: &str| {
+        codebeaker(&[&["seccomp", "record", "--out", file], merge, &["--", "bash", "-c", code]].concat()).expect_code(0);
+    };
+    let allows = |calls: [&str; 2]| {
+        calls
+            .into_iter()
+            .any(|call| codebeaker(&["seccomp", "explain", file, call]).stdout.starts_with(&format!("{call}(): allow")))
+    };
+    let (pipes, links) = (["mknod", "mknodat"], ["symlink", "symlinkat"]);
+    record(&[], "mkfifo left");
+    assert_eq!((allows(pipes), allows(links)), (true, false), "the control: one run alone");
+    record(&["--merge", file], "ln -s left right");
+    assert_eq!((allows(pipes), allows(links)), (true, true));
 }
 
 /// The recorded profile is enough for the recorded run: as an operator's own profile it carries it out again.

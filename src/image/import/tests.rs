@@ -218,15 +218,7 @@ fn devices_and_set_id_bits_are_left_out_and_counted() {
     assert!(!lower.join("dev/null").exists() && lower.join("dev").is_dir());
 }
 
-#[test]
-fn attributes_of_the_overlay_and_of_the_kernel_are_dropped() {
-    let mut builder = Builder::new(Vec::new());
-    let attributes = [
-        ("SCHILY.xattr.user.overlay.opaque", b"y".as_slice()),
-        ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
-        ("SCHILY.xattr.security.capability", b"x"),
-    ];
-    builder.append_pax_extensions(attributes).expect("extensions");
+fn plain_directory() -> Header {
     let mut header = Header::new_ustar();
     header.set_entry_type(EntryType::Directory);
     header.set_mode(0o755);
@@ -234,9 +226,51 @@ fn attributes_of_the_overlay_and_of_the_kernel_are_dropped() {
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    builder.append_data(&mut header, "d", std::io::empty()).expect("an entry");
+    header
+}
+
+#[test]
+fn no_part_of_an_attribute_is_read_as_another_header() {
     let fixture = Fixture::new();
-    assert_eq!(fixture.import(&builder.into_inner().expect("an archive")).expect("an image").notes.xattrs_dropped, 3);
+    let with = |value: &[u8]| {
+        let mut builder = Builder::new(Vec::new());
+        builder.append_pax_extensions([("SCHILY.xattr.user.own", value)]).expect("extensions");
+        builder.append_data(&mut plain_directory(), "d", std::io::empty()).expect("an entry");
+        builder.into_inner().expect("an archive")
+    };
+    for value in [&b"x\n14 path=other\n"[..], b"\n14 path=other", b"\n"] {
+        let outcome = fixture.import(&with(value));
+        assert!(matches!(outcome, Err(ImageError::Archive { .. })), "{outcome:?}");
+        fixture.assert_nothing_stays();
+    }
+    fixture.import(&with(b"14 path=other")).expect("the control: on one line");
+    assert!(fixture.lower().join("d").is_dir() && !fixture.lower().join("other").exists());
+}
+
+#[test]
+fn attributes_of_users_are_kept_and_those_of_the_overlay_and_of_the_kernel_are_dropped() {
+    let mut builder = Builder::new(Vec::new());
+    let own = b"a\0\xff=".as_slice();
+    let attributes = [
+        ("SCHILY.xattr.user.overlay.opaque", b"y".as_slice()),
+        ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+        ("SCHILY.xattr.security.capability", b"x"),
+        ("SCHILY.xattr.user.own", own),
+    ];
+    builder.append_pax_extensions(attributes).expect("extensions");
+    builder.append_data(&mut plain_directory(), "d", std::io::empty()).expect("an entry");
+    let fixture = Fixture::new();
+    // A tmpfs before Linux 6.6 has none; what can't be stored is counted.
+    let has_any = rustix::fs::setxattr(fixture.dir.path(), "user.probe", b"x", rustix::fs::XattrFlags::empty()).is_ok();
+    let dropped = fixture.import(&builder.into_inner().expect("an archive")).expect("an image").notes.xattrs_dropped;
+    let of_directory = |root: &Path| {
+        let mut value = [0; 16];
+        rustix::fs::getxattr(root.join("d"), "user.own", &mut value).ok().map(|length| value[..length].to_vec())
+    };
+    let kept = has_any.then(|| own.to_vec());
+    assert_eq!((dropped, of_directory(&fixture.lower())), (if has_any { 3 } else { 4 }, kept.clone()));
+    fixture.take(&fixture.lower(), "copy").expect("a directory is a source too");
+    assert_eq!(of_directory(&fixture.store.resolve("copy").expect("the image").lower), kept);
 }
 
 #[test]
