@@ -133,6 +133,7 @@ fn broken() {
     std::fs::write(&file, "{\n  \"defaultAction\": \"SCMP_ACT_NONE\"\n}\n").expect("an own directory");
     let output = codebeaker(&["seccomp", "show", file.to_str().expect("plain")]).expect_code(1);
     assert!(output.stderr.contains("line 2, column ") && output.stderr.lines().count() == 2, "{}", output.stderr);
+    assert_eq!(output.stderr.matches("SCMP_ACT_NONE").count(), 1, "said once: {}", output.stderr);
     let output = Invocation::new(&["seccomp", "show", "-", "--from", "bpf"]).stdin(&[0; 12]).run().expect_code(1);
     assert!(output.stderr.contains("12 bytes"), "{}", output.stderr);
     assert!(codebeaker(&["seccomp", "show", "no-such-profile"]).expect_code(1).stderr.contains("hint: "));

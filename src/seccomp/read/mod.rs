@@ -29,7 +29,7 @@ pub enum ReadError {
     Text(usize),
     /// Not JSON of this form.
     #[error("line {}, column {}: {}", .0.line(), .0.column(), message(.0))]
-    Json(#[source] serde_json::Error),
+    Json(serde_json::Error),
     /// Not YAML of this form.
     #[error("{0}")]
     Yaml(String),
