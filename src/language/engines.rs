@@ -34,6 +34,19 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// A program that prints the version: an engine that only knows its number, and lacks what it runs programs with, must not
+    /// pass for one that works.
+    pub fn question(self) -> Vec<String> {
+        let words: &[&str] = match self {
+            Self::Deno => &["deno", "eval", "console.log(Deno.version.deno)"],
+            Self::Bun => &["bun", "-e", "console.log(Bun.version)"],
+            Self::NodeJs => &["node", "-p", "process.version"],
+        };
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+}
+
 /// Major, minor and patch of an engine's version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EngineVersion(pub u32, pub u32, pub u32);

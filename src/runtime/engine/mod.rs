@@ -131,7 +131,7 @@ impl Flavour for EngineFlavour {
         self.with(|state| match (&state.found, &state.version) {
             (Err(reason), _) => Availability::Unavailable(reason.clone()),
             (Ok(_), Version::Untold(cause)) => Availability::Unavailable(format!(
-                "it did not tell its version when it was asked in a sandbox: {cause}; name another one with `{}`",
+                "it did not tell its version when a program that prints it was run in a sandbox: {cause}; name another one with `{}`",
                 self.key
             )),
             (Ok(_), Version::Unknown | Version::Is(_)) => Availability::Available,
@@ -187,8 +187,7 @@ impl Flavour for EngineFlavour {
     fn question(&self) -> Option<Vec<String>> {
         self.with(|state| {
             self.refresh(state);
-            matches!((&state.found, &state.version), (Ok(_), Version::Unknown))
-                .then(|| vec![self.engine.program().to_owned(), "--version".to_owned()])
+            matches!((&state.found, &state.version), (Ok(_), Version::Unknown)).then(|| self.engine.question())
         })
     }
 
