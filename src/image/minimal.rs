@@ -1,7 +1,8 @@
-//! The root of an engine that needs no image: its program, the libraries that it names, and an `/etc` of a few lines.
+//! The root of an engine that needs no image: its program, the libraries that it names, the parts that its build left out, and an
+//! `/etc` of a few lines.
 //!
-//! Invariants: what an engine needs is read from its ELF headers, never found out by running it; nothing of the host but those
-//! files is in the root, each a read-only mount of its own. A root is never changed: another set of files is another skeleton.
+//! Invariants: what an engine needs is read from its files (`parts`, and ELF headers), never found out by running it; nothing of the
+//! host but those files is in the root, each a read-only mount of its own. A root is never changed: another set of files is another skeleton.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -14,6 +15,7 @@ use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
 use super::host::{give_to_user, make_directory, write_accounts};
+use super::parts;
 use super::root::ImageGuard;
 use super::staging::Staging;
 use super::store::{Store, digest_text};
@@ -78,6 +80,23 @@ impl MinimalRoot {
             files.insert(place_of(&library.path, &library.name)?, source);
         }
         Ok(Self { files, program, stamp })
+    }
+
+    /// With the files that the build has left out of the program, by options whose names begin with `mark`. One that is not there,
+    /// or that not everybody may read, stays out: the engine says then that it is missing.
+    #[must_use]
+    pub fn with_parts(mut self, mark: &str) -> Self {
+        let named = |file: &PathBuf| File::open(file).and_then(|file| parts::named_in(file, mark)).unwrap_or_default();
+        let places: BTreeSet<String> = self.files.values().flat_map(named).take(parts::PARTS_MAX).collect();
+        for place in places {
+            let source = Path::new(&place).canonicalize().ok().filter(|source| {
+                std::fs::metadata(source).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o004 != 0)
+            });
+            if let (Ok(target), Some(source)) = (resolved_directory(&place), source) {
+                self.files.entry(target).or_insert(source);
+            }
+        }
+        self
     }
 
     /// False when the program is another one by now.
@@ -176,7 +195,7 @@ fn resolved_directory(path: &str) -> Result<String, String> {
     if sound && !path.as_bytes().contains(&0) && Path::new(path).as_os_str().as_bytes().len() < 4096 {
         Ok(path.to_owned())
     } else {
-        Err(format!("it names {path:?}, which is no place for a library"))
+        Err(format!("it names {path:?}, which is no place in a root"))
     }
 }
 
@@ -226,6 +245,33 @@ mod tests {
         assert!(!minimal.is_current());
         std::fs::copy(PROGRAM, &path).expect("a copy");
         assert!(!minimal.is_current() && minimal.identity() != MinimalRoot::of(&path, "x").expect("it is there").identity());
+    }
+
+    #[test]
+    fn what_a_build_left_out_of_its_program_is_in_the_root() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&dir.path().join("state")).expect("a store");
+        let part = |name: &str, mode: u32| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "a part").expect("a file");
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("permissions");
+            path.display().to_string()
+        };
+        let (named, secret, other) = (part("named.js", 0o644), part("secret.js", 0o600), part("other.js", 0o644));
+        let program = dir.path().join("engine");
+        let options = format!(r#"["BUILTIN_A_PATH={named}", "BUILTIN_B_PATH={secret}", "BUILTIN_C_PATH=/absent.js"]"#);
+        let mut text = std::fs::read(PROGRAM).expect("a program");
+        text.extend(options.as_bytes());
+        std::fs::write(&program, text).expect("a program");
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("permissions");
+        let without = MinimalRoot::of(&program, "engine").expect("an ELF program");
+        let with = without.clone().with_parts("BUILTIN_");
+        let targets = |root: &MinimalRoot| root.files.keys().cloned().collect::<BTreeSet<String>>();
+        assert_eq!(targets(&with).difference(&targets(&without)).collect::<Vec<_>>(), [&named]);
+        let root = with.resolve(&store).expect("a root");
+        assert!(root.binds.iter().any(|bind| bind.target == named && bind.source == Path::new(&named)));
+        assert!(root.lower.join(named.trim_start_matches('/')).is_file() && !root.lower.join(&other[1..]).exists());
+        assert_ne!(without.resolve(&store).expect("a root").lower, root.lower, "another set of files is another skeleton");
     }
 
     #[test]

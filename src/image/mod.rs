@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod members;
 pub mod minimal;
 mod name;
+mod parts;
 pub mod pull;
 pub mod recipe;
 mod root;

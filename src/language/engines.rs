@@ -45,6 +45,15 @@ impl Engine {
         };
         words.iter().map(|word| (*word).to_owned()).collect()
     }
+
+    /// How the names of those build options begin that leave a part of the engine out of its program, and say where it stands
+    /// instead: `--shared-builtin-…` of Node's configure script.
+    pub fn parts_mark(self) -> Option<&'static str> {
+        match self {
+            Self::NodeJs => Some("NODE_SHARED_BUILTIN_"),
+            Self::Deno | Self::Bun => None,
+        }
+    }
 }
 
 /// Major, minor and patch of an engine's version.

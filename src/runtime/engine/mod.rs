@@ -109,8 +109,12 @@ impl EngineFlavour {
     }
 
     fn minimal(&self, root: &MinimalRoot) -> Result<ImageRoot, SandboxError> {
-        root.resolve(&self.store)
-            .map_err(|error| exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())))
+        match self.engine.parts_mark() {
+            Some(mark) => root.clone().with_parts(mark),
+            None => root.clone(),
+        }
+        .resolve(&self.store)
+        .map_err(|error| exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::host::node_parts;
 use crate::support::{Feature, Server, Session, Setup, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
@@ -10,6 +11,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         "escape",
         &[
             ("an engine stands on its own root and finds nothing of the host in it", roots),
+            ("Node finds the parts that its build left out of it, read-only, and nothing else that lies there", parts),
             ("no path of an engine's program reaches a canary of the host, and a path of the session is reached", canary),
             ("an engine's program has no capability, is filtered, and has no new privileges", identity),
             ("a loopback listener of the host is out of an engine's reach, one of its own is not", listener),
@@ -49,14 +51,36 @@ fn roots() {
     for engine in engines() {
         let mut session = open(&server, engine);
         assert_eq!(session.created["image"], "minimal", "{engine}");
-        let absent = "['/etc/shadow', '/usr/bin/env', '/bin/sh', '/usr/share', '/root', '/home/user/.bashrc', '/var/log', '/run', '/boot']";
+        let absent = "['/etc/shadow', '/usr/bin/env', '/bin/sh', '/usr/share/doc', '/root', '/home/user/.bashrc', '/var/log', '/run', '/boot']";
         let code = format!("console.log(JSON.stringify({absent}.filter((path) => fs.existsSync(path))));");
         assert_eq!(told(&mut session, &code), json!([]), "{engine}");
         let control = "console.log(JSON.stringify(fs.existsSync('/etc/passwd') && fs.readdirSync('/usr/local/bin').length));";
         assert_eq!(told(&mut session, control), json!(1), "the control: {engine} sees its root");
         let listed = session.ok(&json!({"type": "list_directory", "path": "/usr"}));
-        assert!(!listed.to_string().contains("share"), "{engine}: {listed}");
+        assert!(!listed.to_string().contains("sbin"), "{engine}: {listed}");
     }
+}
+
+fn parts() {
+    host().need(Feature::NodeParts);
+    let server = Setup::engines().shared();
+    let mut session = open(&server, "NodeJs");
+    let parts = node_parts();
+    let neighbours: Vec<String> = parts
+        .iter()
+        .filter_map(|part| std::fs::read_dir(std::path::Path::new(part).parent()?).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path().display().to_string()))
+        .filter(|path| !parts.iter().any(|part| part.starts_with(path.as_str())))
+        .collect();
+    assert!(!neighbours.is_empty(), "the control: other files lie beside them on the host");
+    let code = format!(
+        "const here = {}.filter((path) => fs.readFileSync(path).length > 0);\nconst written = here.filter((path) => {{\n  \
+         try {{ fs.appendFileSync(path, ' '); return true; }} catch {{ return false; }}\n}});\n\
+         console.log(JSON.stringify([here, written, {}.filter((path) => fs.existsSync(path)), typeof fetch]));",
+        json!(parts),
+        json!(neighbours)
+    );
+    assert_eq!(told(&mut session, &code), json!([parts, [], [], "function"]));
 }
 
 fn canary() {

@@ -17,6 +17,8 @@ pub enum Feature {
     Python,
     /// `/usr/bin/node`.
     Node,
+    /// A `/usr/bin/node` whose build left parts of it in files of their own: Debian's, which the emulated machine has.
+    NodeParts,
     /// Deno, where `scripts/test` installs it.
     Deno,
     /// Bun, where `scripts/test` installs it.
@@ -55,6 +57,7 @@ impl Feature {
             Self::OrdinaryUser => "ordinary_user",
             Self::Python => "python",
             Self::Node => "node",
+            Self::NodeParts => "node_parts",
             Self::Deno => "deno",
             Self::Bun => "bun",
             Self::Libseccomp => "libseccomp",
@@ -74,7 +77,8 @@ impl Feature {
 }
 
 /// What `all` does not stand for: no package makes a host have it.
-const OF_OTHER_HOSTS: [Feature; 4] = [Feature::Apparmor4, Feature::ApparmorUserns, Feature::Systemd, Feature::UnifiedCgroups];
+const OF_OTHER_HOSTS: [Feature; 5] =
+    [Feature::Apparmor4, Feature::ApparmorUserns, Feature::NodeParts, Feature::Systemd, Feature::UnifiedCgroups];
 
 /// The host, to ask.
 pub struct Host {
@@ -137,6 +141,7 @@ impl Host {
             Feature::OrdinaryUser => (ordinary_user(), "user namespaces are closed to ordinary users"),
             Feature::Python => (Path::new("/usr/bin/python3").exists(), "there is no /usr/bin/python3"),
             Feature::Node => (Path::new("/usr/bin/node").exists(), "there is no /usr/bin/node"),
+            Feature::NodeParts => (!node_parts().is_empty(), "there is no /usr/bin/node that has parts in files of their own"),
             Feature::Deno => (engine("deno").is_some(), "there is no target/engines/deno (scripts/test installs it)"),
             Feature::Bun => (engine("bun").is_some(), "there is no target/engines/bun (scripts/test installs it)"),
             Feature::Libseccomp => (libseccomp(), "python3 has no module `seccomp` (package python3-seccomp)"),
@@ -163,6 +168,15 @@ impl Host {
         };
         (!there).then_some(reason)
     }
+}
+
+/// The files that `/usr/bin/node` says its build left out of it.
+pub fn node_parts() -> Vec<String> {
+    let code = "(process.config.target_defaults?.defines ?? []).join('\\n')";
+    let Ok(output) = std::process::Command::new("/usr/bin/node").args(["-p", code]).output() else { return Vec::new() };
+    let options = String::from_utf8_lossy(&output.stdout).into_owned();
+    let parts = options.lines().filter_map(|option| option.strip_prefix("NODE_SHARED_BUILTIN_")?.split_once('='));
+    parts.map(|(_, path)| path.to_owned()).collect()
 }
 
 /// Not in the emulated machine, which has no package of it and takes minutes for what takes seconds here.
