@@ -44,6 +44,9 @@ const TARGET: &str = "codebeaker::audit";
 /// Lines that one way out may write into the audit log; what is beyond is counted only.
 const AUDIT_LINES_MAX: u64 = 200;
 
+/// Of what a program wrote for a destination, in one of those lines.
+const AUDIT_CHARS_MAX: usize = 300;
+
 /// Destinations that an install was refused and is told of.
 const DENIED_TOLD_MAX: usize = 4;
 
@@ -393,6 +396,7 @@ impl Realm {
         self.count("refused");
         if self.ledger.refused.fetch_add(1, Ordering::Relaxed) < AUDIT_LINES_MAX {
             let (environment, user) = (&self.environment, self.user.name());
+            let destination: String = destination.chars().take(AUDIT_CHARS_MAX).collect();
             tracing::warn!(target: TARGET, %environment, user, destination, %why, "a sandbox was refused a connection outwards");
         }
     }

@@ -133,6 +133,34 @@ async fn what_a_request_says_of_framing_host_and_connection_is_written_anew() {
     assert_eq!(web.requests().len(), 1);
 }
 
+/// What is logged, for a test to read.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no holder panics").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_a_program_writes_for_a_destination_does_not_fill_the_log() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let bed = Bed::listing(&["a.example"]).await;
+    assert_eq!(bed.status(&format!("GET ftp://a.example/{}", "x".repeat(20_000)), "").await, 400);
+    let text = String::from_utf8(log.0.lock().expect("no holder panics").clone()).expect("a text");
+    let line = text.lines().find(|line| line.contains("refused a connection outwards")).expect("a line");
+    assert!(line.contains("ftp://a.example/xxx") && line.len() < 1000, "{} bytes", line.len());
+}
+
 #[tokio::test]
 async fn each_request_of_a_connection_is_judged_by_itself() {
     let (web, other) = (Web::answering(OK).await, Web::answering(OK).await);
