@@ -150,14 +150,15 @@ make_payload() {
 # run_machine CACHE RELEASE WORK SECONDS CONSOLE: boots and waits for its end. The first serial line carries the kernel's messages,
 # the second what the guest says. The processes stand in vm_processes, for end_machine; none of them inherits the lock.
 # What costs an emulator time and has nothing to do with the claims is off: a fifth level of page tables, SMAP, and a clock that is
-# read from a device, because the emulated time stamp counter is not trusted otherwise.
+# read from a device, because the emulated time stamp counter is not trusted otherwise. One processor: where two are emulated side by
+# side, one can still run an instruction that the other has patched in the kernel, which then panics ("int3" in a static branch).
 run_machine() {
     local cache=$1 release=$2 work=$3 seconds=$4 console=$5 machine reader
     : >"$work/console"
     mkfifo "$work/serial"
-    (sed -u 's/\r$//' <"$work/serial" | tee "$work/results" >&2) 9>&- &
+    (sed -u 's/\r$//' <"$work/serial" | tee "$work/results" | sed -u "s/^/[$(basename "$work")] /" >&2) 9>&- &
     reader=$!
-    timeout --kill-after=5 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,la57=off,smap=off -m 2048 -smp 2 -no-reboot \
+    timeout --kill-after=5 "$seconds" qemu-system-x86_64 -accel tcg -cpu max,la57=off,smap=off -m 2048 -smp 1 -no-reboot \
         -nodefaults -nic none -display none -serial "file:$work/console" -serial stdio \
         -kernel "$cache/$release/vmlinuz" -initrd "$cache/$release/initrd" -append "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable" \
         -drive "file=$(root_image "$cache"),format=raw,if=virtio,snapshot=on" \

@@ -20,16 +20,19 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     )
 }
 
+/// Seconds for an interpreter to start, also where Node is emulated: as much as the default profile grants.
+const PATIENCE: u32 = 300;
+
 /// Runs `good`, which reads a word, prints it with an argument and a variable, and `bad`, which ends with 3.
 fn speaks(language: &str, good: &str, bad: &str) {
     let server = Setup::plain().shared();
     let mut session = Session::open(&server, &json!({"language": language}));
-    let command = json!({"type": "execute_code", "code": good, "stdin": "in\n", "args": ["a b"], "env": {"WORD": "ü"}, "timeoutSeconds": 30});
+    let command = json!({"type": "execute_code", "code": good, "stdin": "in\n", "args": ["a b"], "env": {"WORD": "ü"}, "timeoutSeconds": PATIENCE});
     assert_eq!(session.ok(&command)["stdout"], "in|a b|ü\n");
     let answer = session.fails(&json!({"type": "execute_code", "code": bad}), "nonzero_exit");
     assert_eq!(answer["result"]["exitCode"], 3, "{answer}");
     let large = format!("{good}\n{}", if language == "javascript" { "//" } else { "#" }.repeat(150_000));
-    let command = json!({"type": "execute_code", "code": large, "stdin": "in\n", "args": ["a b"], "env": {"WORD": "ü"}});
+    let command = json!({"type": "execute_code", "code": large, "stdin": "in\n", "args": ["a b"], "env": {"WORD": "ü"}, "timeoutSeconds": PATIENCE});
     assert_eq!(session.ok(&command)["stdout"], "in|a b|ü\n", "source longer than an argument may be");
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Session, Setup, page};
+use crate::support::{Session, Setup, pace, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -119,11 +119,11 @@ fn timeouts() {
     let mut session = Session::python(&server);
     for line in ["echo before; sleep 60", "trap '' TERM; echo before; while true; do :; done"] {
         let begin = Instant::now();
-        let command = json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", line], "timeoutSeconds": 1});
+        let command = json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", line], "timeoutSeconds": pace()});
         let answer = session.fails(&command, "timeout");
         assert_eq!((&answer["result"]["timedOut"], &answer["success"]), (&json!(true), &json!(false)), "{answer}");
         assert_eq!(answer["result"]["stdout"], "before\n", "what came before the end is kept");
-        assert!(begin.elapsed() < Duration::from_secs(15), "{line}: {:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(15) * pace(), "{line}: {:?}", begin.elapsed());
     }
     session.write("after", "the session lives on");
     let id = session.id.clone();
@@ -195,7 +195,7 @@ fn descendants_end() {
     let background = json!({"type": "execute_shell", "commandName": "sleep", "args": ["1111"], "background": true});
     let background = session.execute(&background)["executionId"].clone();
     session.bash("setsid sleep 2222 >/dev/null 2>&1 & (setsid sleep 3333 >/dev/null 2>&1 &) ; echo done");
-    let command = json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", "setsid sleep 4444 & sleep 60"], "timeoutSeconds": 1});
+    let command = json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", "setsid sleep 4444 & sleep 60"], "timeoutSeconds": pace()});
     session.fails(&command, "timeout");
     let left = running(&mut session);
     for gone in ["2222", "3333", "4444"] {
@@ -211,7 +211,7 @@ fn open_pipe() {
     let mut session = Session::python(&server);
     let begin = Instant::now();
     assert_eq!(session.bash("sleep 50 & echo parent"), "parent");
-    assert!(begin.elapsed() < Duration::from_secs(10), "it waited for the child's pipe: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(10) * pace(), "it waited for the child's pipe: {:?}", begin.elapsed());
 }
 
 fn not_persistent() {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Feature, Session, Setup, eventually, host, page};
+use crate::support::{Feature, Session, Setup, eventually, host, pace, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -106,7 +106,7 @@ fn growing() {
         let copy = session.execute(&json!({"type": "copy_file", "source": "growing", "destination": "copy"}));
         assert!(copy["success"] == true || copy["errorKind"] == "disk_full", "{copy}");
     }
-    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(20) * pace(), "{:?}", begin.elapsed());
     end(&mut session, &grower);
 }
 
@@ -150,7 +150,7 @@ fn leased() {
     ] {
         answers.push(session.execute(&command));
     }
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}: {answers:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(5) * pace(), "{:?}: {answers:?}", begin.elapsed());
     assert!(answers.iter().all(|answer| answer["success"] == false), "a lease is an answer of its own: {answers:?}");
     end(&mut session, &holder);
     let read = json!({"type": "read_file", "path": "held"});

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::server::refused_start;
-use crate::support::{Server, Session, Setup, eventually, page};
+use crate::support::{Server, Session, Setup, eventually, pace, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     let mut trials = page(
@@ -82,7 +82,7 @@ fn grace() {
     assert_eq!(client.wait(request).expect("an answer within the grace")["success"], true);
     let status = server.wait(Duration::from_secs(15)).expect("it ends");
     assert!(status.success(), "{status}");
-    assert!(begin.elapsed() < Duration::from_secs(10), "the grace is bounded: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(10) * pace(), "the grace is bounded: {:?}", begin.elapsed());
     let left = server.left_after(Duration::from_secs(1));
     assert!(left.is_empty(), "{}", left.join("; "));
 }

@@ -45,7 +45,7 @@ pub fn request(address: SocketAddr, target: &str, headers: &[(&str, &str)], body
 /// Sends these bytes and reads the answer to its end.
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(address).expect("the server listens");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout can be set");
+    stream.set_read_timeout(Some(Duration::from_secs(30) * super::pace())).expect("a timeout can be set");
     // A server may refuse from the head alone and close, so that the rest of a large body can't be written.
     let written = stream.write_all(bytes);
     let mut answer = Vec::new();

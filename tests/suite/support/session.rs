@@ -30,7 +30,7 @@ impl DerefMut for Client {
 impl Client {
     /// Wraps an open connection.
     pub fn new(mut client: codebeaker_client::Client) -> Self {
-        client.set_timeout(Duration::from_secs(90));
+        client.set_timeout(Duration::from_secs(90) * super::pace());
         Self(client)
     }
 
@@ -70,7 +70,8 @@ impl Client {
     #[track_caller]
     pub fn raw(&mut self, text: &str) -> Value {
         self.send_text(text).expect("the connection is open");
-        self.read(Duration::from_secs(30)).unwrap_or_else(|error| panic!("{}: {error}", &text[..text.len().min(200)]))
+        self.read(Duration::from_secs(30) * super::pace())
+            .unwrap_or_else(|error| panic!("{}: {error}", &text[..text.len().min(200)]))
     }
 
     /// All events of a streamed command up to `exited`.
