@@ -17,7 +17,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use package::{PACKAGES_MAX, PackageError, PackageSyntax, validate_package};
-pub use plan::{execution_plan, install_file_plan, install_plan, leftovers, source_path};
+pub use plan::{execution_plan, install_file_plan, install_plan, leftovers, run_command, source_path};
 
 /// Where sessions keep their files and where `execute_code` writes its source.
 pub const WORKSPACE: &str = "/workspace";
@@ -74,10 +74,20 @@ pub struct Language {
     pub env: BTreeMap<String, String>,
     /// Programs in a language of the image, passed as an argument: `{helper:NAME}`.
     pub helpers: BTreeMap<String, String>,
-    /// Modules the warm interpreter imports (issue of its own).
+    /// The interpreter that can be kept warm, if it is one.
+    pub warm: Option<WarmInterpreter>,
+    /// Modules that the warm interpreter loads where the image has them.
     pub preload: Vec<String>,
     /// How engines run it that need no image.
     pub engines: BTreeMap<engines::Engine, engines::EnginePlan>,
+}
+
+/// An interpreter of which a started one can be kept for programs to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WarmInterpreter {
+    /// `CPython` 3.
+    Python,
 }
 
 /// Why the languages could not be loaded, or a plan not made.

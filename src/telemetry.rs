@@ -57,6 +57,16 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     metrics::describe_counter!("codebeaker_connections_total", "Connections accepted.");
     metrics::describe_gauge!("codebeaker_websockets", "WebSockets open.");
     metrics::describe_counter!("codebeaker_unauthorized_total", "Requests without a valid token.");
+    metrics::describe_counter!("codebeaker_warm_interpreters_total", "Warm interpreters that got ready or were given up.");
+    metrics::describe_gauge!(
+        "codebeaker_warm_interpreter_bytes",
+        metrics::Unit::Bytes,
+        "Memory of the last warm interpreter that got ready, without what it shares with files."
+    );
+    metrics::describe_counter!(
+        "codebeaker_warm_programs_total",
+        "Programs offered to a warm interpreter, by what carried them out: it, a fresh one in its place, or a fresh one because none was ready."
+    );
     metrics::describe_gauge!("codebeaker_sessions", "Sessions open.");
     metrics::describe_counter!("codebeaker_sessions_created_total", "Sessions made.");
     metrics::describe_counter!(

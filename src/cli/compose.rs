@@ -33,7 +33,7 @@ use crate::runtime::egress::NetworkGrant;
 use crate::runtime::engine::find::Place;
 use crate::runtime::engine::{self, EnginePlaces};
 use crate::runtime::figures::Figures;
-use crate::runtime::native::{NativeParts, NativeRuntime, PoolBounds};
+use crate::runtime::native::{NativeParts, NativeRuntime, PoolBounds, WarmSettings};
 use crate::runtime::registry::{InImage, Registry};
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind, Wants};
 use crate::sandbox::cgroups::{CgroupTree, IoLimit};
@@ -131,6 +131,7 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
         languages: load_languages(config)?,
         cgroups: None,
         allow_degraded: config.sandbox.allow_degraded.clone(),
+        warm: WarmSettings { enabled: config.warm.enabled, at_create: config.warm.at_create, pooled: config.warm.pooled },
         package_dir: package_dir(config)?,
         egress: outwards::egress(config)?,
         step_timeout: profile(config, STEP_PROFILE)?.defaults.timeout,

@@ -39,6 +39,8 @@ pub struct Config {
     pub pool: PoolConfig,
     /// Runtimes with an engine of their own.
     pub runtimes: RuntimesConfig,
+    /// Interpreters that wait for their programs.
+    pub warm: WarmConfig,
     /// Images.
     pub images: ImagesConfig,
     /// Logs.
@@ -198,6 +200,18 @@ pub struct RuntimesConfig {
     pub measure: bool,
 }
 
+/// `[warm]`: interpreters that have started before their program is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WarmConfig {
+    /// Whether sessions have one, where their language can; default true.
+    pub enabled: bool,
+    /// Whether a session has it from its beginning, and not only after its first program; default false.
+    pub at_create: bool,
+    /// Whether sandboxes of the pool have it while they wait; default true.
+    pub pooled: bool,
+}
+
 /// `[images]`: how much an image may hold before its import is refused, and which registries are spoken to without TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -266,6 +280,7 @@ impl Default for Config {
             packages: PackagesConfig::default(),
             pool: PoolConfig::default(),
             runtimes: RuntimesConfig::default(),
+            warm: WarmConfig::default(),
             images: ImagesConfig::default(),
             log: LogConfig::default(),
         }
@@ -349,6 +364,12 @@ impl Default for PoolConfig {
 impl Default for RuntimesConfig {
     fn default() -> Self {
         Self { deno: String::new(), bun: String::new(), nodejs: String::new(), docker: String::new(), measure: true }
+    }
+}
+
+impl Default for WarmConfig {
+    fn default() -> Self {
+        Self { enabled: true, at_create: false, pooled: true }
     }
 }
 

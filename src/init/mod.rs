@@ -13,6 +13,7 @@ mod program;
 mod reaper;
 mod serve;
 mod steps;
+mod warm;
 mod watch;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -4,12 +4,15 @@
 
 use std::ffi::{CString, c_char};
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View};
+use crate::plan::messages::{
+    ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View, WARM_ARCHIVE, WARM_SOCKET,
+};
 use crate::plan::{Plan, ProgramStep, Start};
 use crate::sys::process::{self, Cloned, CloseOnExec};
 use crate::sys::seccomp::{self, Waiting};
@@ -36,17 +39,36 @@ pub struct Started {
     pub watch: Watch,
 }
 
+/// What a child becomes.
+#[derive(Debug, Clone, Copy)]
+pub enum Role<'a> {
+    /// A program, with nothing but its streams.
+    Program,
+    /// The warm interpreter, with its socket and its archive too.
+    Warm([BorrowedFd<'a>; 2]),
+}
+
 /// How long a child may take to execute where init sleeps meanwhile; somebody in the session who stops it holds init up no longer.
 const START_TIME: Duration = Duration::from_secs(5);
 
+/// What a sandbox starts its children with.
+pub struct Base<'a> {
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// What the steps left.
+    pub built: &'a Built,
+    /// Of one child after the other.
+    pub stack: &'a mut Stack,
+}
+
 /// Starts a child; `descriptors` are stdin, stdout, stderr, and what a network of its own is handed out through.
 pub fn start(
-    plan: &Plan,
-    built: &Built,
-    stack: &mut Stack,
+    base: Base<'_>,
     request: &ExecuteRequest,
     mut descriptors: Vec<OwnedFd>,
+    role: Role<'_>,
 ) -> Result<Started, ProgramEnd> {
+    let Base { plan, built, stack } = base;
     let fork_failed = |errno: i32| ProgramEnd::NotStarted(StartFailure { stage: StartStage::Fork, errno });
     let image = Image::prepare(request).ok_or_else(|| not_executable(Errno::INVAL))?;
     let door = match request.network {
@@ -56,7 +78,7 @@ pub fn start(
     let Ok::<[OwnedFd; 3], _>(streams) = descriptors.try_into() else { return Err(fork_failed(Errno::BADF.raw_os_error())) };
     let (ours, theirs) = socket::pair().map_err(|error| fork_failed(error.raw()))?;
     let execution = image.pointers();
-    let own = Own { streams: &streams, init: &theirs, door: door.as_ref() };
+    let own = Own { streams: &streams, init: &theirs, door: door.as_ref(), role };
     let child = || report(&child(plan, built, &image, &execution, &own));
     let group = built.programs_born_in.as_ref().map(AsFd::as_fd);
     let begin = Instant::now();
@@ -99,6 +121,7 @@ struct Own<'a> {
     init: &'a OwnedFd,
     /// Where the way out of a network namespace of its own is handed to.
     door: Option<&'a OwnedFd>,
+    role: Role<'a>,
 }
 
 /// Returns only when something failed.
@@ -124,6 +147,10 @@ fn child(plan: &Plan, built: &Built, image: &Image, execution: &Pointers, own: &
         {
             return failed(STAGE_DIRECTORY, 0, error);
         }
+        if let (Role::Warm(_), ProgramStep::AdoptOrphans) = (own.role, step) {
+            // Its forks must become children of init. It has no other descendants, and each fork takes this step itself.
+            continue;
+        }
         if let Err(error) = take(step) {
             return failed(STAGE_STEP, index, error);
         }
@@ -147,13 +174,17 @@ fn connect(own: &Own<'_>, built: &Built, view: View) -> Result<(), CallError> {
     if let (View::Installers, Some(namespace)) = (view, &built.installers_view) {
         process::enter_mount_namespace(namespace.as_fd())?;
     }
-    let Some(rules) = &built.rules else {
-        return process::close_from(RULES);
-    };
-    if rules.as_raw_fd() != RULES {
-        process::duplicate_to(rules.as_fd(), RULES, CloseOnExec::Yes)?;
+    match &built.rules {
+        None => process::close_number(RULES)?,
+        Some(rules) if rules.as_raw_fd() == RULES => {}
+        Some(rules) => process::duplicate_to(rules.as_fd(), RULES, CloseOnExec::Yes)?,
     }
-    process::close_from(RULES + 1)
+    let Role::Warm([socket, archive]) = own.role else {
+        return process::close_from(RULES + 1);
+    };
+    process::duplicate_to(socket, WARM_SOCKET, CloseOnExec::No)?;
+    process::duplicate_to(archive, WARM_ARCHIVE, CloseOnExec::No)?;
+    process::close_from(WARM_ARCHIVE + 1)
 }
 
 fn take(step: &ProgramStep) -> Result<(), CallError> {
@@ -187,12 +218,10 @@ fn take(step: &ProgramStep) -> Result<(), CallError> {
 /// Between the two calls nothing may be asked of the kernel but to send: a refusal would wait for a listener that nobody has.
 /// Profiles see to it that sending is never among the refusals that wait (`seccomp::notify`).
 fn install_heard(filter: &[u8], waiting: Waiting) -> Result<(), CallError> {
-    let init = process::adopt_descriptor(INIT_SOCKET)?;
+    // The number stays open until exec: this step or a later one may fail, and what failed is said through it.
+    let init = ManuallyDrop::new(process::adopt_descriptor(INIT_SOCKET)?);
     let listener = seccomp::install_with_listener(filter, waiting)?;
-    let sent = socket::send(init.as_fd(), &LISTENER_WORD, &[listener.as_fd()], Wait::Yes);
-    // The number stays open until exec: a later step may fail.
-    let _number = init.into_raw_fd();
-    match sent {
+    match socket::send(init.as_fd(), &LISTENER_WORD, &[listener.as_fd()], Wait::Yes) {
         // Somebody with the same host id holds all the descriptors in flight that one id may have (a host with a single id). The
         // program runs, its refusals are the kernel's own ENOSYS, and nobody names them.
         Err(error) if error.errno == Errno::TOOMANYREFS => Ok(()),

@@ -1,8 +1,8 @@
 //! Who still lives: children that were started, and orphans that became ours.
 //!
 //! Every program adopts its own orphans (`ProgramStep::AdoptOrphans`), so a child of init that was not started by init is a
-//! leftover of a program that has ended, and must end too. An execution is over when its program has ended and no leftover
-//! lives; other executions, background ones among them, are never touched.
+//! leftover of a program that has ended, and must end too, unless it belongs to the warm interpreter. An execution is over when
+//! its program has ended and no leftover lives; other executions, background ones among them, are never touched.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::sys::process::{self, Ended, Reaped};
 use crate::sys::{CallError, mount};
 
 use super::program;
-use super::watch::{Begin, Watch};
+use super::watch::{Begin, Heard, Watch};
 
 /// After this many rounds of killing leftovers one by one, everything is stopped first, so that none can fork away.
 const ROUNDS_BEFORE_STOP: u32 = 16;
@@ -36,14 +36,48 @@ pub struct Running {
 pub struct Reaper {
     running: BTreeMap<i32, Running>,
     ended: Vec<(Running, Ended)>,
+    /// Others that ended since this was asked.
+    others: Vec<i32>,
     rounds: u32,
     stopped: bool,
+}
+
+/// An execution that is over.
+#[derive(Debug)]
+pub struct Over {
+    /// The server's number.
+    pub execution: Tag,
+    /// How it ended.
+    pub end: ProgramEnd,
+    /// The warm interpreter that it came from is out of date.
+    pub outdated: bool,
 }
 
 impl Reaper {
     /// A program has been started.
     pub fn add(&mut self, pid: i32, running: Running) {
         self.running.insert(pid, running);
+    }
+
+    /// Whether this is a program that was started and has not ended.
+    pub fn runs(&self, pid: i32) -> bool {
+        self.running.contains_key(&pid)
+    }
+
+    /// Children that ended and were no programs.
+    pub fn take_others(&mut self) -> Vec<i32> {
+        std::mem::take(&mut self.others)
+    }
+
+    /// A call was refused to a program of the warm interpreter, or to a descendant of it; the execution when that is new.
+    pub fn add_blocked(&mut self, leader: i32, number: u32) -> Option<Tag> {
+        let running = self.running.get_mut(&leader)?;
+        (running.watch.is_of_a_fork() && running.watch.add_blocked(number)).then_some(running.execution)
+    }
+
+    /// True when no program of the warm interpreter runs to which that call would be refused for the first time.
+    pub fn all_know_blocked(&self, number: u32) -> bool {
+        self.running.values().filter(|running| running.watch.is_of_a_fork()).all(|running| running.watch.knows_blocked(number))
     }
 
     /// What to poll besides: one descriptor for each program that something is to be heard of.
@@ -83,13 +117,13 @@ impl Reaper {
         self.running.iter().find(|(_, running)| running.execution == execution).map(|(pid, _)| *pid)
     }
 
-    /// Reaps all that ended; gives the executions that are over.
-    pub fn reap(&mut self, steps: &[ProgramStep], quotas: &[OwnedFd]) -> Result<Vec<(Tag, ProgramEnd)>, CallError> {
+    /// Reaps all that ended; gives the executions that are over. `spared` are children that are no leftovers of any.
+    pub fn reap(&mut self, steps: &[ProgramStep], quotas: &[OwnedFd], spared: &[i32]) -> Result<Vec<Over>, CallError> {
         let more = self.collect()?;
         if self.ended.is_empty() {
             return Ok(Vec::new());
         }
-        if more && self.kill_leftovers()? {
+        if more && self.kill_leftovers(spared)? {
             return Ok(Vec::new());
         }
         self.rounds = 0;
@@ -98,18 +132,17 @@ impl Reaper {
         }
         let quota_full = quotas.iter().any(|quota| mount::is_full(quota.as_fd()).unwrap_or(false));
         let over = std::mem::take(&mut self.ended);
-        Ok(over.into_iter().map(|(running, ended)| (running.execution, end_of(running, ended, steps, quota_full))).collect())
+        Ok(over.into_iter().map(|(running, ended)| over_of(running, ended, steps, quota_full)).collect())
     }
 
     /// True when children are left.
     fn collect(&mut self) -> Result<bool, CallError> {
         loop {
             match process::reap(-1)? {
-                Reaped::Ended(ended) => {
-                    if let Some(running) = self.running.remove(&ended.pid) {
-                        self.ended.push((running, ended));
-                    }
-                }
+                Reaped::Ended(ended) => match self.running.remove(&ended.pid) {
+                    Some(running) => self.ended.push((running, ended)),
+                    None => self.others.push(ended.pid),
+                },
                 Reaped::StillRunning => return Ok(true),
                 Reaped::NoChild => return Ok(false),
             }
@@ -117,12 +150,13 @@ impl Reaper {
     }
 
     /// Kills what ended programs left behind; true when there was something, whose end will be a signal of its own.
-    fn kill_leftovers(&mut self) -> Result<bool, CallError> {
-        if self.running.is_empty() {
+    fn kill_leftovers(&mut self, spared: &[i32]) -> Result<bool, CallError> {
+        if self.running.is_empty() && spared.is_empty() {
             process::kill(-1, libc::SIGKILL)?;
             return Ok(true);
         }
-        let leftovers: Vec<i32> = children()?.into_iter().filter(|pid| !self.running.contains_key(pid)).collect();
+        let leftovers: Vec<i32> =
+            children()?.into_iter().filter(|pid| !self.running.contains_key(pid) && !spared.contains(pid)).collect();
         if leftovers.is_empty() {
             return Ok(false);
         }
@@ -140,15 +174,18 @@ impl Reaper {
     }
 }
 
-fn end_of(running: Running, ended: Ended, steps: &[ProgramStep], quota_full: bool) -> ProgramEnd {
-    if running.watch.begin() == Begin::Late && ended.status == libc::SIGKILL {
-        let errno = rustix::io::Errno::TIMEDOUT.raw_os_error();
-        return ProgramEnd::NotStarted(StartFailure { stage: StartStage::Fork, errno });
-    }
-    match running.watch.finish() {
-        (Some(record), _) => ProgramEnd::NotStarted(program::start_failure(record, steps)),
-        (None, blocked) => ProgramEnd::Ran { status: ended.status, cpu_us: ended.cpu_us, quota_full, blocked },
-    }
+fn over_of(running: Running, ended: Ended, steps: &[ProgramStep], quota_full: bool) -> Over {
+    let late = running.watch.begin() == Begin::Late && ended.status == libc::SIGKILL;
+    let Heard { failure, blocked, born, outdated } = running.watch.finish();
+    let end = match failure {
+        _ if late => {
+            let errno = rustix::io::Errno::TIMEDOUT.raw_os_error();
+            ProgramEnd::NotStarted(StartFailure { stage: StartStage::Fork, errno })
+        }
+        Some(record) => ProgramEnd::NotStarted(program::start_failure(record, steps)),
+        None => ProgramEnd::Ran { status: ended.status, cpu_us: ended.cpu_us, quota_full, blocked, born },
+    };
+    Over { execution: running.execution, end, outdated }
 }
 
 /// The children of init, from its own `/proc` (children lists are exact while nothing else reaps: proc_pid_children(5)).

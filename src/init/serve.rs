@@ -3,12 +3,13 @@
 //! Invariant: `Ended` is sent once for each execution that was asked for, and only when no descendant of it lives.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::plan::Plan;
 use crate::plan::files::{FileCommand, FileError, FileErrorKind, FileReply};
-use crate::plan::messages::{InitMessage, InitRequest, Tag};
+use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, Tag};
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::error::Named;
 use crate::sys::socket::Wait;
@@ -17,19 +18,24 @@ use crate::sys::{CallError, credentials, mount, process};
 
 use super::door;
 use super::files::{self, FileBounds, FileContext};
-use super::program;
-use super::reaper::{Reaper, Running};
+use super::program::{self, Base, Role};
+use super::reaper::{Over, Reaper, Running};
 use super::steps::Built;
+use super::warm::{News, Outcome, Warm};
 
 /// Where relative paths start.
 const WORKSPACE: &str = "/workspace";
+
+/// How long a program waits for a fork of the warm interpreter: less than an interpreter takes to start.
+const FORK_TIME: Duration = Duration::from_millis(10);
 
 /// Everything that serving takes and that can fail: a sandbox that could not serve must not be called ready.
 pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Result<(Init<'a>, OwnedFd), CallError> {
     let children = process::child_signals()?;
     let root = rustix::io::fcntl_dupfd_cloexec(&built.root, 0).named("fcntl(F_DUPFD_CLOEXEC)")?;
     let context = FileContext { root, working_directory: WORKSPACE.into(), bounds: FileBounds::default() };
-    Ok((Init { plan, control, context, built, reaper: Reaper::default(), stack: Stack::new()? }, children))
+    let (reaper, warm, waiting, stack) = (Reaper::default(), Warm::default(), Vec::new(), Stack::new()?);
+    Ok((Init { plan, control, context, built, reaper, warm, waiting, stack }, children))
 }
 
 /// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
@@ -48,6 +54,7 @@ pub fn run(mut init: Init<'_>, children: &OwnedFd) -> Result<(), ChannelError> {
                 Err(error) => return Err(error),
             }
         }
+        init.start_late()?;
     }
 }
 
@@ -57,6 +64,13 @@ struct Ready {
     child: bool,
 }
 
+/// A program that waits for a fork of the warm interpreter, which is being made.
+struct Waiting {
+    request: ExecuteRequest,
+    streams: Vec<OwnedFd>,
+    until: Instant,
+}
+
 /// An init whose walls stand.
 pub struct Init<'a> {
     plan: &'a Plan,
@@ -64,6 +78,8 @@ pub struct Init<'a> {
     context: FileContext,
     built: Built,
     reaper: Reaper,
+    warm: Warm,
+    waiting: Vec<Waiting>,
     /// Of programs until they execute.
     stack: Stack,
 }
@@ -73,38 +89,67 @@ impl Init<'_> {
     /// keeps requests or the ends of others waiting.
     fn wait(&mut self, children: BorrowedFd<'_>) -> Result<Ready, ChannelError> {
         let own = [self.control, children];
-        let mut waits: Vec<PollFd<'_>> =
-            own.into_iter().chain(self.reaper.waits_on()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        match rustix::event::poll(&mut waits, None) {
+        let programs = self.reaper.waits_on().count();
+        let all = own.into_iter().chain(self.reaper.waits_on()).chain(self.warm.waits_on());
+        let mut waits: Vec<PollFd<'_>> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let deadline = self.waiting.iter().map(|waiting| waiting.until).chain(self.warm.deadline()).min();
+        let rest = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let rest = rest.and_then(|rest| Timespec::try_from(rest).ok());
+        match rustix::event::poll(&mut waits, rest.as_ref()) {
             Ok(_) => {}
             Err(errno) if process::interrupted(errno) => return Ok(Ready { request: false, child: false }),
             Err(errno) => return Err(CallError { call: "poll", errno }.into()),
         }
         let events: Vec<PollFlags> = waits.iter().map(PollFd::revents).collect();
-        for (execution, number) in self.reaper.hear(events[own.len()..].iter().copied()) {
+        let (own, others) = events.split_at(own.len());
+        let (programs, warm) = others.split_at(programs);
+        for (execution, number) in self.reaper.hear(programs.iter().copied()) {
             self.send(&InitMessage::Blocked { execution, number })?;
         }
-        Ok(Ready { request: !events[0].is_empty(), child: !events[1].is_empty() })
+        let news = self.warm.hear(warm.iter().copied(), &mut self.reaper);
+        self.tell(news)?;
+        Ok(Ready { request: !own[0].is_empty(), child: !own[1].is_empty() })
+    }
+
+    /// Passes on what the warm interpreter said, and starts what waited for it.
+    fn tell(&mut self, news: News) -> Result<(), ChannelError> {
+        for (execution, number) in news.blocked {
+            self.send(&InitMessage::Blocked { execution, number })?;
+        }
+        if let Some(outcome) = news.outcome {
+            let bytes = match outcome {
+                Outcome::Ready(bytes) => Some(bytes),
+                Outcome::Lost => None,
+            };
+            self.send(&InitMessage::Warmed(bytes))?;
+        }
+        if news.settled && !self.waiting.is_empty() {
+            let Waiting { request, streams, .. } = self.waiting.remove(0);
+            self.execute_warm(request, streams)?;
+        }
+        Ok(())
     }
 
     fn request(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), ChannelError> {
         match request {
-            InitRequest::Execute(request) => {
-                let execution = request.execution;
-                match program::start(self.plan, &self.built, &mut self.stack, &request, descriptors) {
-                    Ok(started) => {
-                        self.reaper.add(started.pid, Running { execution, watch: started.watch });
-                        Ok(())
-                    }
-                    Err(end) => self.send(&InitMessage::Ended { execution, end }),
-                }
+            InitRequest::Execute(request) => self.execute(&request, descriptors),
+            InitRequest::ExecuteWarm(request) => self.execute_warm(request, descriptors),
+            InitRequest::Warm(request) => {
+                self.warm.want(*request);
+                self.start_warm()
+            }
+            InitRequest::Cool => {
+                self.warm.end();
+                self.start_waiting(|_| true)
             }
             InitRequest::File(tag, command) => self.file(tag, command),
             InitRequest::Signal(execution, signal) => {
+                self.start_waiting(|_| true)?;
                 self.reaper.signal(execution, signal);
                 Ok(())
             }
             InitRequest::End(execution) => {
+                self.start_waiting(|_| true)?;
                 self.reaper.end(execution);
                 Ok(())
             }
@@ -130,13 +175,80 @@ impl Init<'_> {
         }
     }
 
+    fn execute(&mut self, request: &ExecuteRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
+        let execution = request.execution;
+        match program::start(
+            Base { plan: self.plan, built: &self.built, stack: &mut self.stack },
+            request,
+            streams,
+            Role::Program,
+        ) {
+            Ok(started) => {
+                self.reaper.add(started.pid, Running { execution, watch: started.watch });
+                Ok(())
+            }
+            Err(end) => self.send(&InitMessage::Ended { execution, end }),
+        }
+    }
+
+    fn execute_warm(&mut self, request: ExecuteRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
+        match self.warm.take(request, streams, &self.reaper) {
+            Ok((pid, running)) => {
+                self.reaper.add(pid, running);
+                Ok(())
+            }
+            Err((request, streams)) if self.warm.is_about_to_fork() => {
+                self.waiting.push(Waiting { request, streams, until: Instant::now() + FORK_TIME });
+                Ok(())
+            }
+            Err((request, streams)) => self.execute(&request, streams),
+        }
+    }
+
+    fn start_warm(&mut self) -> Result<(), ChannelError> {
+        let news = self.warm.start(Base { plan: self.plan, built: &self.built, stack: &mut self.stack });
+        self.tell(news)
+    }
+
+    /// Starts what has waited long enough for the warm interpreter as it would be without it.
+    fn start_late(&mut self) -> Result<(), ChannelError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        self.start_waiting(|waiting| waiting.until <= now)
+    }
+
+    fn start_waiting(&mut self, which: impl Fn(&Waiting) -> bool) -> Result<(), ChannelError> {
+        let (late, early) = std::mem::take(&mut self.waiting).into_iter().partition(which);
+        self.waiting = early;
+        let late: Vec<Waiting> = late;
+        late.into_iter().try_for_each(|waiting| self.execute(&waiting.request, waiting.streams))
+    }
+
     fn send(&self, message: &InitMessage) -> Result<(), ChannelError> {
         channel::send(self.control, message, &[])
     }
 
     fn reap(&mut self) -> Result<(), ChannelError> {
-        for (execution, end) in self.reaper.reap(&self.plan.program, &self.built.quotas)? {
+        let mut news = News::default();
+        self.warm.hear_words(&mut news);
+        self.tell(news)?;
+        let over = self.reaper.reap(&self.plan.program, &self.built.quotas, &self.warm.spared())?;
+        for pid in self.reaper.take_others() {
+            let news = self.warm.ended(pid);
+            self.tell(news)?;
+        }
+        let some = !over.is_empty();
+        for Over { execution, end, outdated } in over {
             self.send(&InitMessage::Ended { execution, end })?;
+            if outdated {
+                self.warm.renew();
+            }
+        }
+        if some {
+            // One that has ended in between, or is out of date, is replaced when nobody waits for an answer.
+            self.start_warm()?;
         }
         Ok(())
     }

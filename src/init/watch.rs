@@ -1,4 +1,5 @@
-//! What init hears of one program: its listener, why it could not start, and which calls were refused to it.
+//! What init hears of one program: its listener, why it could not start, and which calls were refused to it. A program of the warm
+//! interpreter has that one's listener (`warm` finds out whose a call is) and only the rest of its own.
 //!
 //! Invariants: every call that reaches a listener gets the plan's one answer, whatever it is; nothing here waits; and what one turn
 //! of init's loop does for one program is one notice. When the listener is closed, the kernel refuses with ENOSYS.
@@ -8,8 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::PollFlags;
 
+use crate::plan::messages::Born;
 use crate::plan::{ListenerAnswer, ProgramStep};
-use crate::sys::seccomp;
+use crate::sys::CallError;
+use crate::sys::seccomp::{self, Notice};
 use crate::sys::socket::{self, Wait};
 
 /// Kinds of calls that are remembered for one program, more than any profile here refuses.
@@ -21,6 +24,10 @@ pub const LISTENER_WORD: [u8; 1] = [0];
 /// Bytes of a failure, as `program` writes it.
 pub const FAILURE_BYTES: usize = 6;
 
+/// In the place of a failure's stage: a fork of the warm interpreter executes a fresh one. The byte after it is 1 when the warm one
+/// is out of date, and another one would not be.
+const PASSED: u8 = 9;
+
 /// One program, from its fork to the end of its last descendant.
 #[derive(Debug)]
 pub struct Watch {
@@ -31,6 +38,9 @@ pub struct Watch {
     failure: Option<[u8; FAILURE_BYTES]>,
     blocked: BTreeSet<u32>,
     begin: Begin,
+    born: Born,
+    /// The warm interpreter that it came from is out of date.
+    outdated: bool,
 }
 
 /// Whether the child had executed in the time that it had for that.
@@ -40,6 +50,19 @@ pub enum Begin {
     InTime,
     /// No: the kernel has killed it.
     Late,
+}
+
+/// All that was heard of a program that has ended.
+#[derive(Debug)]
+pub struct Heard {
+    /// What the child could not do.
+    pub failure: Option<[u8; FAILURE_BYTES]>,
+    /// The numbers of the calls refused.
+    pub blocked: Vec<u32>,
+    /// What carried it out.
+    pub born: Born,
+    /// The warm interpreter that it came from is out of date.
+    pub outdated: bool,
 }
 
 /// What is waited for.
@@ -67,12 +90,34 @@ impl Watch {
             failure: None,
             blocked: BTreeSet::new(),
             begin,
+            born: Born::Fresh,
+            outdated: false,
         }
     }
 
     /// See [`Begin`].
     pub fn begin(&self) -> Begin {
         self.begin
+    }
+
+    /// Of a fork of the warm interpreter that has the other end of `socket`.
+    pub fn of_a_fork(socket: OwnedFd) -> Self {
+        Self { born: Born::Warm, ..Self::new(socket, &[], Begin::InTime) }
+    }
+
+    /// Whether it is a fork of the warm interpreter.
+    pub fn is_of_a_fork(&self) -> bool {
+        self.born == Born::Warm
+    }
+
+    /// A call was refused to it; true when that is new.
+    pub fn add_blocked(&mut self, number: u32) -> bool {
+        self.blocked.len() < KINDS_MAX && self.blocked.insert(number)
+    }
+
+    /// True when that call was refused to it before, or is one too many to remember.
+    pub fn knows_blocked(&self, number: u32) -> bool {
+        self.blocked.len() >= KINDS_MAX || self.blocked.contains(&number)
     }
 
     /// What to poll for input.
@@ -86,26 +131,34 @@ impl Watch {
 
     /// Does one thing that `events` of [`Self::waits_on`] announce; the number of a call that was not refused before.
     pub fn hear(&mut self, events: PollFlags) -> Option<u32> {
+        let mut heard = None;
+        self.hear_with(events, |notice| heard = Some(notice.number));
+        heard.filter(|number| self.add_blocked(*number))
+    }
+
+    /// The same, for whom each refused call is told to `told` while its maker waits.
+    pub fn hear_with(&mut self, events: PollFlags, told: impl FnOnce(Notice)) {
         match &self.hearing {
             Hearing::Child => self.hear_child(),
-            Hearing::Calls(listener) if events.contains(PollFlags::IN) => match answer(listener.as_fd(), self.answer) {
-                Ok(Some(number)) if self.blocked.len() < KINDS_MAX => {
-                    return self.blocked.insert(number).then_some(number);
+            Hearing::Calls(listener) if events.contains(PollFlags::IN) => {
+                if answer(listener.as_fd(), self.answer, told).is_err() {
+                    self.hearing = Hearing::Nothing;
                 }
-                Ok(_) => {}
-                Err(_) => self.hearing = Hearing::Nothing,
-            },
+            }
             // Nothing that has the filter lives any more (Linux 5.9); to ask for a notice now would wait for ever.
             Hearing::Calls(_) if events.intersects(PollFlags::HUP | PollFlags::NVAL) => self.hearing = Hearing::Nothing,
             Hearing::Calls(_) | Hearing::Nothing => {}
         }
-        None
     }
 
     /// Takes one message of the child, if there is one.
     fn hear_child(&mut self) {
         let mut bytes = [0; FAILURE_BYTES];
         match socket::receive(self.socket.as_fd(), &mut bytes, Wait::No) {
+            Ok(packet) if packet.bytes == FAILURE_BYTES && bytes[0] == PASSED => {
+                self.born = Born::Passed;
+                self.outdated = bytes[1] == 1;
+            }
             Ok(packet) if packet.bytes == FAILURE_BYTES => {
                 self.failure = Some(bytes);
                 self.hearing = Hearing::Nothing;
@@ -116,24 +169,26 @@ impl Watch {
         }
     }
 
-    /// The end: what the child could not do, and the numbers of the calls refused.
-    pub fn finish(mut self) -> (Option<[u8; FAILURE_BYTES]>, Vec<u32>) {
-        // At most a listener nobody heard and a failure: then the end of the socket, which all that held it have closed.
+    /// The end.
+    pub fn finish(mut self) -> Heard {
+        // At most a listener nobody heard (or a fork's word that it passes) and a failure: then the end of the socket, which all
+        // that held it have closed.
         for _ in 0..2 {
             if self.failure.is_none() {
                 self.hear_child();
             }
         }
-        (self.failure, self.blocked.into_iter().collect())
+        let Self { failure, blocked, born, outdated, .. } = self;
+        Heard { failure, blocked: blocked.into_iter().collect(), born, outdated }
     }
 }
 
-/// The number of a call that waited and is answered now; none when it is gone.
-fn answer(listener: BorrowedFd<'_>, answer: ListenerAnswer) -> Result<Option<u32>, crate::sys::CallError> {
-    let Some(notice) = seccomp::next_notice(listener)? else { return Ok(None) };
+/// Answers the call that waits, after it has been told; nothing when it is gone.
+fn answer(listener: BorrowedFd<'_>, answer: ListenerAnswer, told: impl FnOnce(Notice)) -> Result<(), CallError> {
+    let Some(notice) = seccomp::next_notice(listener)? else { return Ok(()) };
+    told(notice);
     match answer {
-        ListenerAnswer::Refuse(errno) => seccomp::refuse(listener, notice, errno)?,
-        ListenerAnswer::LetGo => seccomp::let_go(listener, notice)?,
+        ListenerAnswer::Refuse(errno) => seccomp::refuse(listener, notice, errno),
+        ListenerAnswer::LetGo => seccomp::let_go(listener, notice),
     }
-    Ok(Some(notice.number))
 }

@@ -8,13 +8,15 @@ use serde::Deserialize;
 
 use super::engines::{self, Engine, EnginePlan};
 use super::plan::{FILE, OUTPUT, PACKAGES, helper_name};
-use super::{Language, LanguageError, Languages, PackageSyntax};
+use super::{Language, LanguageError, Languages, PackageSyntax, WarmInterpreter};
 use crate::image::ImageName;
 
 /// Longest file taken.
 pub(super) const BYTES_MAX: usize = 64 << 10;
 const NAME_BYTES_MAX: usize = 32;
 const ARGUMENTS_MAX: usize = 64;
+const MODULES_MAX: usize = 64;
+const MODULE_BYTES_MAX: usize = 128;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +53,7 @@ struct Definition {
     env: BTreeMap<String, String>,
     #[serde(default)]
     helpers: BTreeMap<String, String>,
+    warm: Option<WarmInterpreter>,
     #[serde(default)]
     preload: Vec<String>,
     #[serde(default)]
@@ -72,6 +75,7 @@ pub(super) fn parse(file: &str, text: &str, others: &Languages) -> Result<Langua
     check_vectors(file, &definition)?;
     check_helpers(file, &definition)?;
     check_packages(file, &definition)?;
+    check_warm(file, &definition)?;
     check_env(file, "env", &definition.env)?;
     check_env(file, "source_env", &definition.source_env)?;
     check_env(file, "offline_env", &definition.offline_env)?;
@@ -100,6 +104,7 @@ pub(super) fn parse(file: &str, text: &str, others: &Languages) -> Result<Langua
         conflict_words: definition.conflict_words,
         env: definition.env,
         helpers: definition.helpers,
+        warm: definition.warm,
         preload: definition.preload,
         engines: definition.runtime,
     })
@@ -264,6 +269,24 @@ fn check_packages(file: &str, definition: &Definition) -> Result<(), LanguageErr
         return Err(field(file, "package_syntax", "absent", "`pep508`, `npm` or `gem` where the language has `install`"));
     }
     Ok(())
+}
+
+/// An option could make the interpreter pass over what makes it wait; a name that is no module's would only be passed over.
+fn check_warm(file: &str, definition: &Definition) -> Result<(), LanguageError> {
+    let Definition { warm, run, compile, preload, .. } = definition;
+    if warm.is_some() && (run.len() != 2 || run[1] != FILE || compile.is_some()) {
+        let takes = "absent where `run` is more than the interpreter and `{file}`, or where the language has `compile`";
+        return Err(field(file, "warm", "there", takes));
+    }
+    let is_module = |name: &String| {
+        let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        name.len() <= MODULE_BYTES_MAX && name.split('.').all(plain)
+    };
+    match preload.iter().find(|name| !is_module(name)) {
+        Some(name) => Err(field(file, "preload", &format!("{name:?}"), "names of modules: letters, digits, `_` and `.`")),
+        None if preload.len() > MODULES_MAX => Err(field(file, "preload", "too long", "64 modules at most")),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn check_env(file: &str, name: &'static str, env: &BTreeMap<String, String>) -> Result<(), LanguageError> {

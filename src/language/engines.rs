@@ -115,6 +115,7 @@ impl Language {
             install: plan.install.clone(),
             install_file: None,
             env,
+            warm: None,
             ..self.clone()
         })
     }

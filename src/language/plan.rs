@@ -45,7 +45,7 @@ pub fn execution_plan(language: &Language, code: &str, args: &[String]) -> Resul
     if let Some(compile) = &language.compile {
         plan.push(Command::ExecuteShell(program(language, expand(language, compile, &[]))?));
     }
-    let mut argv = expand(language, &language.run, &[]);
+    let mut argv = run_command(language);
     argv.extend_from_slice(args);
     plan.push(Command::ExecuteShell(program(language, argv)?));
     Ok(plan)
@@ -67,6 +67,11 @@ pub fn install_file_plan(language: &Language, file: &SessionPath) -> Result<Comm
     let file = if file.as_str().starts_with('/') { file.as_str().to_owned() } else { format!("./{}", file.as_str()) };
     let argv = template.iter().map(|argument| if argument == FILE { file.clone() } else { fill(language, argument) }).collect();
     Ok(Command::ExecuteShell(program(language, argv)?))
+}
+
+/// The argument vector of every program, without its own arguments.
+pub fn run_command(language: &Language) -> Vec<String> {
+    expand(language, &language.run, &[])
 }
 
 /// The version's argument vector.

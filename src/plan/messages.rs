@@ -86,6 +86,12 @@ pub struct Go {
 pub enum InitRequest {
     /// Start a program; stdin, stdout, stderr come along.
     Execute(ExecuteRequest),
+    /// The same, by the warm interpreter when one is ready for it.
+    ExecuteWarm(ExecuteRequest),
+    /// Keep an interpreter ready for such programs, in place of the one before.
+    Warm(Box<WarmRequest>),
+    /// End it, and keep none.
+    Cool,
     /// Do something with files.
     File(Tag, FileCommand),
     /// Send a signal to the process group of a program.
@@ -126,6 +132,51 @@ pub enum ProgramNetwork {
     Own,
 }
 
+/// Descriptor under which a warm interpreter finds its socket to init.
+pub const WARM_SOCKET: i32 = 5;
+
+/// Descriptor under which it finds [`WarmRequest::archive`].
+pub const WARM_ARCHIVE: i32 = 6;
+
+/// An interpreter that is started before its programs are known. Its archive makes it wait on [`WARM_SOCKET`] at the end of its
+/// start-up and fork there for each program; `init::warm` has the words that are spoken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmRequest {
+    /// The command line of its programs, without what each has of its own at the end.
+    pub arguments: Vec<Vec<u8>>,
+    /// `NAME=value` each.
+    pub environment: Vec<Vec<u8>>,
+    /// Where it starts.
+    pub directory: Vec<u8>,
+    /// What it finds at [`WARM_ARCHIVE`].
+    #[serde(with = "serde_bytes")]
+    pub archive: Vec<u8>,
+    /// The first message on its socket: what to load.
+    pub greeting: Vec<u8>,
+}
+
+/// What carried a program out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Born {
+    /// A process of its own from the start.
+    Fresh,
+    /// A fork of the warm interpreter.
+    Warm,
+    /// A fork that found that it would not be as a fresh interpreter, and executed one in its place.
+    Passed,
+}
+
+impl Born {
+    /// For metrics: what carried out a program that was offered to the warm interpreter.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Warm => "warm",
+            Self::Passed => "passed",
+        }
+    }
+}
+
 /// A view of the sandbox's mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum View {
@@ -156,6 +207,9 @@ pub enum InitMessage {
         /// The number of the call.
         number: u32,
     },
+    /// The answer to `Warm`: the interpreter is ready, with so much memory of its own in bytes; none: it ended before it was, or was
+    /// given up. One that is started anew later says the same.
+    Warmed(Option<u64>),
     /// A file command is done.
     FileDone(Tag, Result<FileReply, FileError>),
     /// A file system context comes along, or the kernel refused with this errno.
@@ -175,6 +229,8 @@ pub enum ProgramEnd {
         quota_full: bool,
         /// Numbers of system calls that were refused to it or its descendants, where init was told of them.
         blocked: Vec<u32>,
+        /// What carried it out.
+        born: Born,
     },
     /// It never ran.
     NotStarted(StartFailure),

@@ -19,6 +19,7 @@ pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
+pub mod standing;
 pub mod start;
 pub mod tracee;
 pub mod trial;

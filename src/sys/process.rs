@@ -120,6 +120,16 @@ pub fn wait_at_most(child: &mut Child, time_max: Duration) -> std::io::Result<Op
     ended.map(|ended| (ended == 1).then_some(status)).map_err(Into::into)
 }
 
+/// Whether `pid` is a child of this process, ended or not: `waitid(2)` that leaves it as it is.
+pub fn is_child(pid: i32) -> bool {
+    // SAFETY: `siginfo_t` is plain data, for which all zeroes is a valid value; the pointer is to a live local.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        libc::waitid(libc::P_PID, pid.cast_unsigned(), &raw mut info, flags) == 0
+    }
+}
+
 /// `kill(2)`: `pid` > 0 a process, < -1 a group, -1 everything the caller may signal (for pid 1: its whole namespace but itself).
 pub fn kill(pid: i32, signal: i32) -> Result<(), CallError> {
     // SAFETY: integers only.
@@ -181,8 +191,17 @@ pub fn new_session() -> Result<(), CallError> {
 
 /// `close_range(2)`: every descriptor from `first` on.
 pub fn close_from(first: RawFd) -> Result<(), CallError> {
-    // SAFETY: the callers own no descriptor at or above `first` that they use again; both have one thread.
-    match unsafe { libc::syscall(libc::SYS_close_range, first as u32, u32::MAX, 0) } {
+    close_between(first as u32, u32::MAX)
+}
+
+/// `close_range(2)` of one number, whether it is open or not.
+pub fn close_number(number: RawFd) -> Result<(), CallError> {
+    close_between(number as u32, number as u32)
+}
+
+fn close_between(first: u32, last: u32) -> Result<(), CallError> {
+    // SAFETY: the callers own no descriptor between the two that they use again; all have one thread.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => Err(CallError::last("close_range")),
     }

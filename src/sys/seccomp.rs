@@ -57,6 +57,8 @@ fn set_filter(program: &[u8], flags: libc::c_ulong) -> Result<RawFd, CallError> 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Notice {
     id: u64,
+    /// The thread that made the call, as the holder of the listener sees it. It waits until it is answered.
+    pub thread: i32,
     /// The number of the call.
     pub number: u32,
 }
@@ -69,7 +71,7 @@ pub fn next_notice(listener: BorrowedFd<'_>) -> Result<Option<Notice>, CallError
     // SAFETY: the pointer is to a live local of the size that the kernel has, which `listener_support` compared.
     let answer = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut notice) };
     if answer == 0 {
-        return Ok(Some(Notice { id: notice.id, number: notice.data.nr as u32 }));
+        return Ok(Some(Notice { id: notice.id, thread: notice.pid.cast_signed(), number: notice.data.nr as u32 }));
     }
     let error = CallError::last("ioctl(SECCOMP_IOCTL_NOTIF_RECV)");
     match error.errno {

@@ -24,6 +24,7 @@ mod seccomp;
 mod seccomp_oracle;
 mod service;
 mod support;
+mod warm;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     trials.extend(languages::trials());
     trials.extend(egress::trials());
     trials.extend(docker::trials());
+    trials.extend(warm::trials());
     trials.extend(cli::trials());
     trials.extend(seccomp::trials());
     trials.extend(seccomp_oracle::trials());

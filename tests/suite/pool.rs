@@ -33,6 +33,11 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("ready sandboxes take no place of a session", no_place),
             ("fresh sandboxes for each execution come from the pool too", fresh_for_each),
             ("a kind that nobody asks for any more has nothing ready", forgotten),
+            ("the first program of a session finds an interpreter ready, which is that session's alone", warm_at_once),
+            (
+                "an interpreter that was ready is given up where the session's own variables or limits tell against it",
+                warm_no_more,
+            ),
         ],
     )
 }
@@ -103,7 +108,8 @@ fn hits_and_misses() {
 
 fn single_use() {
     host().need(Feature::Root);
-    let server = start("ready_min = 2\n");
+    // No process but init is to be there.
+    let server = start("ready_min = 2\n[warm]\nenabled = false\n");
     warm_up(&server, &json!({}), 2.0);
     let look = "import os\n\
                 found = [d + '/' + n for d in ('/workspace', '/tmp', '/dev/shm') for n in os.listdir(d) if n != '.main.py']\n\
@@ -186,7 +192,7 @@ fn same_walls() {
         assert_eq!(made.created["enforcement"], ready.created["enforcement"], "{profile}");
         assert_eq!(made.created["config"], ready.created["config"], "{profile}");
         let look = "import os\n\
-                    status = [l for l in open('/proc/self/status') if l.startswith(('Cap', 'NoNew', 'Seccomp', 'Uid', 'Gid', 'Groups', 'NSpid'))]\n\
+                    status = [l for l in open('/proc/self/status') if l.startswith(('Cap', 'NoNew', 'Seccomp', 'Uid', 'Gid', 'Groups'))]\n\
                     mounts = sorted(' '.join(l.split()[4:6]) for l in open('/proc/self/mountinfo'))\n\
                     inside = [open('/proc/self/uid_map').read().split()[::2], open('/proc/self/cgroup').read(), os.listdir('/proc/self/fd')]\n\
                     s = os.statvfs('/tmp')\n\
@@ -319,5 +325,85 @@ fn forgotten() {
         eventually(FILL_WAIT, || metric(&server, "codebeaker_pool_ready").abs() < 0.5 && ready_inits(&server).is_empty());
     assert!(gone, "nothing stays ready for nobody");
     assert!(metric(&server, "codebeaker_pool_discarded_total{reason=\"surplus\"}") >= 2.0);
+    end(server);
+}
+
+fn start_warm() -> Server {
+    start("ready_min = 1\n[warm]\nenabled = true\n")
+}
+
+fn by_warm(server: &Server) -> f64 {
+    metric(server, "codebeaker_warm_programs_total{by=\"warm\"}")
+}
+
+/// A session whose very first program, which is this one, an interpreter carried out that was ready; what it printed.
+#[track_caller]
+fn first_by_warm<'a>(server: &'a Server, parameters: &Value, code: &str) -> (Session<'a>, String) {
+    let mut found = None;
+    let there = eventually(FILL_WAIT, || {
+        let before = by_warm(server);
+        let mut session = Session::open(server, parameters);
+        let printed = session.run(code);
+        if by_warm(server) > before {
+            assert_eq!(origin(&session), "pool");
+            found = Some((session, printed));
+        }
+        found.is_some()
+    });
+    assert!(there, "no first program was carried out by an interpreter that was ready");
+    server.observe();
+    found.expect("it is there")
+}
+
+fn warm_at_once() {
+    let server = start_warm();
+    let code = "import os, json, sys\n\
+                print(hash('x'), os.readlink('/proc/self/ns/pid'), hasattr(json, 'mark'), 'MARK' in os.environ, os.path.exists('/tmp/mark'), os.getcwd(), len(sys.argv))\n\
+                json.mark = os.environ['MARK'] = '1'; open('/tmp/mark', 'w').close(); os.chdir('/')";
+    let (first, one) = first_by_warm(&server, &json!({}), code);
+    let (second, other) = first_by_warm(&server, &json!({}), code);
+    let own = |printed: &str| printed.splitn(3, ' ').map(str::to_owned).collect::<Vec<_>>();
+    let (one, other) = (own(&one), own(&other));
+    assert_eq!((one[2].as_str(), other[2].as_str()), ("False False False /workspace 1", "False False False /workspace 1"));
+    assert_ne!(one[0], other[0], "each session has a hash secret of its own");
+    assert_ne!(one[1], other[1], "each has a sandbox of its own");
+    first.close();
+    second.close();
+    // Sessions whose sandboxes are used once each have it for every program.
+    let mut session = Session::open(&server, &json!({"persistFilesystem": false}));
+    for _ in 0..2 {
+        let before = by_warm(&server);
+        let used = eventually(FILL_WAIT, || {
+            session.run("import json; print(hasattr(json, 'mark'))") == "False" && by_warm(&server) > before
+        });
+        assert!(used, "a sandbox of such a session has none");
+    }
+    session.close();
+    end(server);
+}
+
+fn warm_no_more() {
+    host().need(Feature::CgroupPids);
+    let server = start_warm();
+    let (session, _) = first_by_warm(&server, &json!({}), "print(1)");
+    session.close();
+    wait_for_ready(&server, 1.0);
+    let before = by_warm(&server);
+    let mut coloured = Session::open(&server, &json!({"env": {"COLOUR": "blue"}}));
+    assert_eq!(origin(&coloured), "pool");
+    assert_eq!(coloured.run("import os; print(os.environ['COLOUR'])"), "blue");
+    assert!((by_warm(&server) - before).abs() < 0.5, "its first program began afresh");
+    let again =
+        eventually(FILL_WAIT, || coloured.run("import os; print(os.environ['COLOUR'])") == "blue" && by_warm(&server) > before);
+    assert!(again, "the control: one that was loaded with its variables came after it");
+    coloured.close();
+    wait_for_ready(&server, 1.0);
+    let before = by_warm(&server);
+    let mut small = Session::open(&server, &json!({"pidsLimit": 12}));
+    assert_eq!(origin(&small), "pool");
+    let alone = "import os; print([p for p in os.listdir('/proc') if p.isdigit() and int(p) not in (1, os.getpid())])";
+    assert!(eventually(FILL_WAIT, || small.run(alone) == "[]"), "no process is taken of the few it has");
+    assert!((by_warm(&server) - before).abs() < 0.5);
+    small.close();
     end(server);
 }

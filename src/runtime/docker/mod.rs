@@ -34,7 +34,7 @@ use super::egress::Egress;
 use super::features::Features;
 use super::native::instance::NativeInstance;
 use super::native::sandbox::Sandbox;
-use super::native::{Maker, NativeRuntime};
+use super::native::{Maker, NativeRuntime, WarmSettings};
 use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind};
 use engine::{Engine, REMOVE_TIME};
 use find::Place;
@@ -77,6 +77,11 @@ impl Maker for DockerRuntime {
 
     fn step_timeout(&self) -> Duration {
         self.native.parts().step_timeout
+    }
+
+    /// None: a container is the fallback, where nothing is made before it is asked for.
+    fn warm(&self) -> WarmSettings {
+        WarmSettings::OFF
     }
 
     fn egress(&self) -> &Arc<Egress> {

@@ -18,6 +18,7 @@ use crate::sandbox::held;
 use super::control::InitClient;
 use super::launcher::{CreateFailure, Held, Launched, LauncherClient};
 use super::sandbox::{AtLauncher, Body, Ends, HeldImage, Line, Sandbox};
+use super::warm::Kept;
 use super::{CREATE_TIME, NativeRuntime, exhausted, launcher_gone, not_standing, required_walls, wall_error};
 
 impl NativeRuntime {
@@ -80,6 +81,7 @@ impl NativeRuntime {
             image: held_image,
             way: None,
             told: Mutex::default(),
+            warm: Kept::default(),
         };
         Ok(Sandbox { line: Line::to(init), body })
     }

@@ -15,7 +15,7 @@ use crate::runtime::{OutputSink, OutputVerdict};
 
 use super::files;
 use super::install::unplanned;
-use super::instance::{Answer, Launch, Run, broken, file};
+use super::instance::{Answer, Launch, Run, Warm, broken, file};
 use super::program::{Feed, Held};
 use super::verdict;
 
@@ -42,6 +42,7 @@ impl Run<'_> {
         for path in leftovers(&language) {
             self.forget(path).await;
         }
+        self.keep_warm(&language).await;
         answer
     }
 
@@ -83,8 +84,15 @@ impl Run<'_> {
     ) -> Answer {
         let language = std::mem::replace(&mut shell.env, code.env);
         let timeout = self.timeout(code.timeout);
-        let feed = Feed::Own(code.stdin, held);
-        let launch = Launch { shell, language: &language, feed, timeout, view: View::Programs, door: None };
+        let launch = Launch {
+            shell,
+            language: &language,
+            feed: Feed::Own(code.stdin, held),
+            timeout,
+            view: View::Programs,
+            door: None,
+            warm: Warm::Asked,
+        };
         let (answer, _) = self.launch(launch, self.sink, control).await?;
         Ok(answer)
     }
@@ -97,8 +105,15 @@ impl Run<'_> {
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
         let language = std::mem::take(&mut shell.env);
         let timeout = self.instance.runtime.step_timeout();
-        let feed = Feed::Later(held);
-        let launch = Launch { shell, language: &language, feed, timeout, view: View::Programs, door: None };
+        let launch = Launch {
+            shell,
+            language: &language,
+            feed: Feed::Later(held),
+            timeout,
+            view: View::Programs,
+            door: None,
+            warm: Warm::Never,
+        };
         let ((output, failure), held) = self.launch(launch, &OnStderr(self.sink), control).await?;
         let CommandOutput::Execution(report) = output else { return Err(broken()) };
         let (report, failure) = verdict::of_compiler((report, failure));

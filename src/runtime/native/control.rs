@@ -16,12 +16,15 @@ use tokio::task::JoinHandle;
 
 use crate::plan::StepFailure;
 use crate::plan::files::{FileCommand, FileError, FileReply};
-use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd, ProgramNetwork, Tag};
+use crate::plan::messages::{Born, ExecuteRequest, InitMessage, InitRequest, ProgramEnd, ProgramNetwork, Tag, WarmRequest};
 use crate::sys::channel::{self, ChannelError, Received};
 use crate::sys::socket::{self, Wait};
 
 /// Refused calls of one program that wait to be told; what an init says beyond them is in the program's end.
 const BLOCKED_WAITING_MAX: usize = 64;
+
+/// Who waits for the one answer that has no number; programs and files begin with 1.
+const WARM: Tag = 0;
 
 /// A program that was asked for.
 pub struct Execution {
@@ -41,6 +44,7 @@ enum Waiter {
     Program { end: oneshot::Sender<ProgramEnd>, blocked: mpsc::Sender<u32> },
     File(oneshot::Sender<Result<FileReply, FileError>>),
     Quota(oneshot::Sender<Result<OwnedFd, i32>>),
+    Warm(oneshot::Sender<()>),
 }
 
 struct Shared {
@@ -72,7 +76,11 @@ impl InitClient {
             Ok(InitMessage::Ready) => {}
             Ok(InitMessage::Failed(failure)) => return Err(Ok(failure)),
             Ok(
-                InitMessage::Ended { .. } | InitMessage::Blocked { .. } | InitMessage::FileDone(..) | InitMessage::Quota(..),
+                InitMessage::Ended { .. }
+                | InitMessage::Blocked { .. }
+                | InitMessage::Warmed(_)
+                | InitMessage::FileDone(..)
+                | InitMessage::Quota(..),
             )
             | Err(_) => {
                 return Err(Err(Gone));
@@ -114,11 +122,12 @@ impl InitClient {
         receiver.await.map_err(|_| Gone)
     }
 
-    /// Starts a program; the streams are stdin, stdout, stderr. With a `door` it has a network of its own, whose listener comes
-    /// through the other end.
+    /// Starts a program, by the warm interpreter where it may; the streams are stdin, stdout, stderr. With a `door` it has a network
+    /// of its own, whose listener comes through the other end.
     pub async fn execute(
         &self,
         mut request: ExecuteRequest,
+        born: Born,
         streams: &[OwnedFd; 3],
         door: Option<&OwnedFd>,
     ) -> Result<Execution, Gone> {
@@ -128,8 +137,30 @@ impl InitClient {
         request.execution = tag;
         request.network = if door.is_some() { ProgramNetwork::Own } else { ProgramNetwork::Sandbox };
         let streams: Vec<BorrowedFd<'_>> = streams.iter().chain(door).map(AsFd::as_fd).collect();
-        self.0.send(&InitRequest::Execute(request), &streams).await?;
+        let request = match born {
+            Born::Warm => InitRequest::ExecuteWarm(request),
+            Born::Fresh | Born::Passed => InitRequest::Execute(request),
+        };
+        self.0.send(&request, &streams).await?;
         Ok(Execution { tag, end: ended, blocked: told })
+    }
+
+    /// Has an interpreter kept ready, in place of the one before.
+    pub async fn keep_warm(&self, request: WarmRequest) -> Result<(), Gone> {
+        self.0.send(&InitRequest::Warm(Box::new(request)), &[]).await
+    }
+
+    /// The same, and waits until it is ready or will not be.
+    pub async fn warm_up(&self, request: WarmRequest) -> Result<(), Gone> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or(Gone)?.insert(WARM, Waiter::Warm(sender));
+        self.keep_warm(request).await?;
+        receiver.await.map_err(|_| Gone)
+    }
+
+    /// Has no interpreter kept any more, where nothing can be awaited: false when the socket is full or closed.
+    pub fn cool_now(&self) -> bool {
+        channel::send(self.0.socket.get_ref().as_fd(), &InitRequest::Cool, &[]).is_ok()
     }
 
     /// Carries out a file command.
@@ -242,9 +273,24 @@ impl Shared {
                     waiter.send(context).ok();
                 }
             }
+            InitMessage::Warmed(state) => {
+                warmed(state);
+                if let Some(Waiter::Warm(waiter)) = waiters.remove(&WARM) {
+                    waiter.send(()).ok();
+                }
+            }
             // Said once, before anybody listened.
             InitMessage::Ready | InitMessage::Failed(_) => {}
         }
+    }
+}
+
+/// Counts warm interpreters. Init is not believed: what it says of memory is shown, and decides nothing.
+fn warmed(state: Option<u64>) {
+    let outcome = if state.is_some() { "ready" } else { "given_up" };
+    metrics::counter!("codebeaker_warm_interpreters_total", "outcome" => outcome).increment(1);
+    if let Some(bytes) = state {
+        metrics::gauge!("codebeaker_warm_interpreter_bytes").set(bytes as f64);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::plan::messages::View;
 use crate::runtime::egress::{self, NetworkGrant, User, Way};
 use crate::runtime::{OutputSink, OutputVerdict};
 
-use super::instance::{Answer, Launch, Run, broken};
+use super::instance::{Answer, Launch, Run, Warm, broken};
 use super::program::{Feed, Held};
 
 /// What is kept of an installer's output to find its reason in.
@@ -30,15 +30,26 @@ const CERTIFICATES: &str = "/tmp/.codebeaker-certificates.pem";
 impl Run<'_> {
     pub(super) async fn install(&self, install: InstallPackages, control: &mut mpsc::Receiver<Control>) -> Answer {
         let language = Arc::clone(&self.instance.config.language);
+        let answer = self.install_all(install, &language, control).await;
+        self.keep_warm(&language).await;
+        answer
+    }
+
+    async fn install_all(
+        &self,
+        install: InstallPackages,
+        language: &Language,
+        control: &mut mpsc::Receiver<Control>,
+    ) -> Answer {
         let mut answer = None;
         if !install.packages.is_empty() {
-            let plan = install_plan(&language, &install.packages).map_err(|error| unplanned(&error))?;
-            answer = Some(self.installed(&language, plan, self.sink, control).await?.0);
+            let plan = install_plan(language, &install.packages).map_err(|error| unplanned(&error))?;
+            answer = Some(self.installed(language, plan, self.sink, control).await?.0);
         }
         match (&answer, &install.requirements_file) {
             (None | Some((_, None)), Some(path)) => {
-                let plan = install_file_plan(&language, path).map_err(|error| unplanned(&error))?;
-                Ok(self.installed(&language, plan, self.sink, control).await?.0)
+                let plan = install_file_plan(language, path).map_err(|error| unplanned(&error))?;
+                Ok(self.installed(language, plan, self.sink, control).await?.0)
             }
             _ => answer.ok_or_else(broken),
         }
@@ -63,9 +74,11 @@ impl Run<'_> {
         let (way, door) = opened.unzip();
         let timeout = self.instance.runtime.step_timeout();
         let feed = Feed::Later(Held::default());
-        let launch = Launch { shell, language: &variables, feed, timeout, view: View::Installers, door };
+        let launch = Launch { shell, language: &variables, feed, timeout, view: View::Installers, door, warm: Warm::Never };
         let watched = Watched { sink, tail: Mutex::default() };
         let launched = self.launch(launch, &watched, control).await;
+        // Also one that failed may have changed what an interpreter finds.
+        self.sandbox.warm().outdate();
         let index = self.index_state(language, way.as_ref());
         if let Some(way) = way {
             way.close().await;

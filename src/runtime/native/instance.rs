@@ -19,7 +19,7 @@ use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::plan::files::FileCommand;
-use crate::plan::messages::{ExecuteRequest, ProgramNetwork, View};
+use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, ProgramNetwork, View};
 use crate::runtime::egress::{self, NetworkGrant, User};
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
@@ -29,6 +29,7 @@ use super::files;
 use super::program::{DriveError, Feed, Held, Program, drive};
 use super::sandbox::{Ending, Sandbox};
 use super::verdict;
+use super::warm;
 
 /// Time of a file command, past which its sandbox is taken for stuck; init's own bound is shorter.
 const FILE_COMMAND_TIME: Duration = Duration::from_secs(60);
@@ -37,7 +38,7 @@ const FILE_COMMAND_TIME: Duration = Duration::from_secs(60);
 const EARLIER_MAX: usize = 3;
 
 /// Where programs start and relative paths begin.
-const WORKSPACE: &str = "/workspace";
+pub(super) const WORKSPACE: &str = "/workspace";
 
 /// An environment.
 pub struct NativeInstance {
@@ -76,6 +77,11 @@ impl NativeInstance {
         instance
     }
 
+    /// Has an interpreter of the session's language ready for its first program.
+    pub async fn begin_warm(&self) {
+        self.keep_warm(&self.latest(), &self.config.language).await;
+    }
+
     /// Tells when the sandbox in use ends by itself.
     fn watch(&self, sandbox: &Arc<Sandbox>) {
         let instance = Weak::clone(&self.itself);
@@ -93,6 +99,18 @@ impl NativeInstance {
 
     pub(super) fn language(&self, name: &str) -> Option<Arc<Language>> {
         self.runtime.language(name, self.config.permissions.as_ref().unwrap_or(&Permissions::default()))
+    }
+
+    /// Has an interpreter kept in `sandbox` for programs of this language, as far as sessions like this one have any.
+    pub(super) async fn keep_warm(&self, sandbox: &Sandbox, language: &Language) {
+        if !warm::applies(self.runtime.warm(), language, &self.config.limits) {
+            return;
+        }
+        let environment = environment(&self.config, sandbox, &language.env, &BTreeMap::new());
+        if sandbox.warm().keep(sandbox.init(), language, environment).await.is_err() {
+            // Whoever needs the sandbox next learns it by itself.
+            tracing::debug!("a sandbox ended before it was asked to keep an interpreter");
+        }
     }
 
     fn latest(&self) -> Arc<Sandbox> {
@@ -156,6 +174,24 @@ impl NativeInstance {
     }
 }
 
+/// Defaults, then the way out, image, language, session, command: the later wins.
+pub(super) fn environment(
+    config: &InstanceConfig,
+    sandbox: &Sandbox,
+    language: &BTreeMap<String, String>,
+    own: &BTreeMap<String, String>,
+) -> Vec<Vec<u8>> {
+    let mut all: BTreeMap<&str, &str> = BTreeMap::from(ENVIRONMENT);
+    let outwards = match config.network {
+        NetworkGrant::Programs => egress::variables(User::Programs),
+        NetworkGrant::None | NetworkGrant::Installs => BTreeMap::new(),
+    };
+    for layer in [&outwards, sandbox.environment(), language, &config.env, own] {
+        all.extend(layer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    }
+    all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
+}
+
 /// What a command gave, and why it failed all the same.
 pub(super) type Answer = Result<(CommandOutput, Option<Failure>), Failure>;
 
@@ -199,6 +235,17 @@ pub(super) struct Launch<'a> {
     pub(super) view: View,
     /// Where the listener of a network of its own is handed to; absent: it has the sandbox's.
     pub(super) door: Option<OwnedFd>,
+    /// Whether the warm interpreter may carry it out, when it is of that kind.
+    pub(super) warm: Warm,
+}
+
+/// Whether the warm interpreter is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Warm {
+    /// It is, if it can.
+    Asked,
+    /// Never.
+    Never,
 }
 
 impl Run<'_> {
@@ -207,7 +254,11 @@ impl Run<'_> {
         let timeout = self.timeout(shell.timeout);
         let language = &self.instance.config.language.env;
         let (answer, _) = self
-            .launch(Launch { shell, language, feed, timeout, view: View::Programs, door: None }, self.sink, control)
+            .launch(
+                Launch { shell, language, feed, timeout, view: View::Programs, door: None, warm: Warm::Never },
+                self.sink,
+                control,
+            )
             .await?;
         Ok(answer)
     }
@@ -219,18 +270,22 @@ impl Run<'_> {
         sink: &dyn OutputSink,
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
-        let Launch { shell, language, feed, timeout, view, door } = launch;
+        let Launch { shell, language, feed, timeout, view, door, warm } = launch;
         let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
         let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
         let request = ExecuteRequest {
             execution: 0,
             arguments: arguments.into_iter().map(String::into_bytes).collect(),
-            environment: self.environment(language, &shell.env),
+            environment: environment(&self.instance.config, self.sandbox, language, &shell.env),
             directory: directory.into_bytes(),
             view,
             network: ProgramNetwork::default(),
         };
-        self.program(Program { request, feed, timeout, door }, sink, control).await
+        let born = match warm {
+            Warm::Asked => self.sandbox.warm().offers(&request.arguments, &request.environment),
+            Warm::Never => Born::Fresh,
+        };
+        self.program(Program { request, born, feed, timeout, door }, sink, control).await
     }
 
     pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
@@ -238,18 +293,11 @@ impl Run<'_> {
         asked.map_or(limits.timeout, |seconds| Duration::from_secs(seconds.get().into())).min(limits.timeout_max)
     }
 
-    /// Defaults, then the way out, image, language, session, command: the later wins.
-    fn environment(&self, language: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> Vec<Vec<u8>> {
-        let config = &self.instance.config;
-        let mut all: BTreeMap<&str, &str> = BTreeMap::from(ENVIRONMENT);
-        let outwards = match config.network {
-            NetworkGrant::Programs => egress::variables(User::Programs),
-            NetworkGrant::None | NetworkGrant::Installs => BTreeMap::new(),
-        };
-        for layer in [&outwards, self.sandbox.environment(), language, &config.env, own] {
-            all.extend(layer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    /// Has an interpreter ready for the next program of this language.
+    pub(super) async fn keep_warm(&self, language: &Language) {
+        if self.instance.config.persist_filesystem {
+            self.instance.keep_warm(self.sandbox, language).await;
         }
-        all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
     }
 
     async fn program(
@@ -259,7 +307,7 @@ impl Run<'_> {
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
         self.sandbox.reset_peaks();
-        let timeout = program.timeout;
+        let (timeout, born) = (program.timeout, program.born);
         let driven = drive(self.sandbox.init(), program, sink, control).await;
         let driven = driven.map_err(|error| match error {
             DriveError::Gone => {
@@ -279,6 +327,11 @@ impl Run<'_> {
                 Failure { kind: FailureKind::IoError, message }
             }
         })?;
+        if let ProgramEnd::Ran { born: how, .. } = driven.end
+            && born == Born::Warm
+        {
+            metrics::counter!("codebeaker_warm_programs_total", "by" => how.name()).increment(1);
+        }
         let counters = self.sandbox.new_events();
         let (report, failure) = verdict::of(&driven, counters, self.sandbox.usage(), &self.instance.config.limits, timeout);
         self.instance.cpu_ms.fetch_add(report.usage.cpu_ms.unwrap_or(0), Ordering::Relaxed);

@@ -3,6 +3,7 @@
 //! Invariants: what the pool holds ends with it; a kind whose image means something else by now is taken away; a request takes what is
 //! ready or goes the cold way, and waits for nobody here.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,15 +15,18 @@ use tokio::time::MissedTickBehavior;
 
 use crate::id::EnvironmentId;
 use crate::image::ImageRoot;
+use crate::plan::messages::WarmRequest;
 use crate::runtime::InstanceConfig;
 use crate::runtime::egress::NetworkGrant;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::spec::NamedLimits;
 
 use super::NativeRuntime;
+use super::instance::environment;
 use super::pool::{Found, Next, PoolBounds, Shelves};
 use super::ready::{Kind, Ready, Unfit};
 use super::sandbox::Sandbox;
+use super::warm::{self, Kept};
 
 /// Fillings at once: while init builds one's walls the launcher clones the next.
 const FILLINGS_MAX: usize = 2;
@@ -64,7 +68,7 @@ impl Recipe {
             environment_id: EnvironmentId::random(),
             limits,
             named_limits: NamedLimits::default(),
-            env: std::collections::BTreeMap::new(),
+            env: BTreeMap::new(),
             persist_filesystem: true,
             network: NetworkGrant::None,
             ..config.clone()
@@ -265,7 +269,17 @@ async fn make(kind: &Kind, recipe: &Recipe) -> Result<Ready, Spoiled> {
         return Err(Spoiled::Changed);
     }
     let sandbox = runtime.make(config, image, EnvironmentId::random()).await.map_err(Spoiled::Failed)?;
-    Ready::lay_aside(sandbox, config.limits.clone()).await.map_err(Spoiled::Unfit)
+    let warm = interpreter(&runtime, config, &sandbox);
+    Ready::lay_aside(sandbox, config.limits.clone(), warm).await.map_err(Spoiled::Unfit)
+}
+
+/// The interpreter that waits in such a sandbox for its first program, where it is to have one.
+fn interpreter(runtime: &NativeRuntime, config: &InstanceConfig, sandbox: &Sandbox) -> Option<(Kept, WarmRequest)> {
+    let settings = runtime.works.parts.warm;
+    if !settings.pooled || !warm::applies(settings, &config.language, &config.limits) {
+        return None;
+    }
+    Kept::ahead(&config.language, environment(config, sandbox, &config.language.env, &BTreeMap::new()))
 }
 
 fn count(outcome: &'static str) {

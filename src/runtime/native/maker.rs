@@ -14,6 +14,7 @@ use crate::runtime::{InstanceConfig, Permissions, RuntimeKind};
 use crate::sandbox::error::SandboxError;
 
 use super::sandbox::Sandbox;
+use super::warm::WarmSettings;
 
 /// Who makes the sandboxes of an environment.
 pub trait Maker: Send + Sync {
@@ -23,6 +24,8 @@ pub trait Maker: Send + Sync {
     fn language(&self, name: &str, permissions: &Permissions) -> Option<Arc<Language>>;
     /// Wall time of a compiler or an installer.
     fn step_timeout(&self) -> Duration;
+    /// What is said of warm interpreters in its sandboxes.
+    fn warm(&self) -> WarmSettings;
     /// Where installers find packages, when the operator has given any.
     fn packages(&self) -> Option<&'static str>;
     /// The ways out of sandboxes.

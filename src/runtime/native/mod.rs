@@ -20,6 +20,7 @@ mod program;
 mod ready;
 pub(in crate::runtime) mod sandbox;
 mod verdict;
+mod warm;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -54,6 +55,7 @@ use launchers::{AtEnd, Launchers};
 pub use maker::Maker;
 pub use pool::PoolBounds;
 use sandbox::Sandbox;
+pub use warm::WarmSettings;
 
 /// A sandbox that does not stand after this long is taken for stuck.
 const CREATE_TIME: Duration = Duration::from_secs(20);
@@ -73,6 +75,8 @@ pub struct NativeParts {
     pub cgroups: Option<CgroupTree>,
     /// Required walls that may be missing.
     pub allow_degraded: Vec<String>,
+    /// What is said of warm interpreters.
+    pub warm: WarmSettings,
     /// The operator's wheels and tarballs, which installers alone see.
     pub package_dir: Option<PathBuf>,
     /// The ways out of sandboxes.
@@ -250,7 +254,11 @@ impl NativeRuntime {
         let sandbox = self.sandbox(&config, 0).await?;
         // One that was ready has a name already.
         config.environment_id = sandbox.name().clone();
-        Ok(NativeInstance::new(runtime, config, sandbox))
+        let instance = NativeInstance::new(runtime, config, sandbox);
+        if self.works.parts.warm.at_create {
+            instance.begin_warm().await;
+        }
+        Ok(instance)
     }
 
     /// Asks what the flavour has to know, in a sandbox like the one that is wanted.
@@ -300,6 +308,10 @@ impl Maker for NativeRuntime {
 
     fn step_timeout(&self) -> Duration {
         self.works.parts.step_timeout
+    }
+
+    fn warm(&self) -> WarmSettings {
+        self.works.parts.warm
     }
 
     fn egress(&self) -> &Arc<Egress> {

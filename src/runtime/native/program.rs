@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::command::{Control, Stdin, Stream};
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, Tag};
+use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, Tag};
 use crate::runtime::{OutputSink, OutputVerdict};
 use crate::seccomp::Arch;
 
@@ -74,6 +74,8 @@ pub enum Feed {
 pub struct Program {
     /// For init; its tag is filled in.
     pub request: ExecuteRequest,
+    /// Whether the warm interpreter may carry it out.
+    pub born: Born,
     /// Standard input.
     pub feed: Feed,
     /// Wall time.
@@ -109,9 +111,9 @@ pub async fn drive(
     sink: &dyn OutputSink,
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Driven, DriveError> {
-    let Program { request, feed, timeout, door } = program;
+    let Program { request, born, feed, timeout, door } = program;
     let (ours, theirs) = Pipes::make(feed).map_err(DriveError::Pipes)?;
-    let Execution { tag, end, blocked } = init.execute(request, &theirs, door.as_ref()).await?;
+    let Execution { tag, end, blocked } = init.execute(request, born, &theirs, door.as_ref()).await?;
     drop((theirs, door));
     sink.started();
     let guard = EndOnDrop { init, tag, armed: true };
@@ -459,7 +461,8 @@ mod tests {
         let feed = Feed::Own(Stdin::Empty, Held::default());
         let (_sender, mut control) = mpsc::channel(1);
         let begin = Instant::now();
-        let driven = drive(&init, Program { request, feed, timeout, door: None }, &Nowhere, &mut control).await;
+        let program = Program { request, born: Born::Fresh, feed, timeout, door: None };
+        let driven = drive(&init, program, &Nowhere, &mut control).await;
         assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
         assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());
     }

@@ -1,4 +1,5 @@
-//! A sandbox that nobody has yet: its walls stand, it has run no program of anybody, and its image may be removed under it.
+//! A sandbox that nobody has yet: its walls stand, it has run no program of anybody but the interpreter that waits for one (`warm`),
+//! and its image may be removed under it.
 //!
 //! Invariants: it becomes one session's and never comes back; what the session asks for is in force before it has it; what can't be put
 //! in force that way is made anew instead. Read `pool` for which there are.
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::image::{Bind, ImageRoot};
+use crate::plan::messages::WarmRequest;
 use crate::runtime::{InstanceConfig, Origin, Permissions, RuntimeKind};
 use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
 use crate::sandbox::error::SandboxError;
@@ -18,12 +20,16 @@ use crate::sys::{CallError, mount};
 use super::NativeRuntime;
 use super::control::{Gone, Resting};
 use super::sandbox::{Body, Line, Sandbox};
+use super::warm::{self, Kept};
 
 /// Taken for the memory of a sandbox where no group tells it.
 const MEMORY_BYTES_GUESS: u64 = 1 << 20;
 
 /// A session has at least so many times what the ready sandbox holds already.
 const MEMORY_MARGIN: u64 = 2;
+
+/// Init itself gives up an interpreter before this.
+const WARM_TIME: Duration = Duration::from_secs(15);
 
 /// Init answers at once or is stuck.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -104,13 +110,18 @@ impl From<Gone> for Unfit {
 }
 
 impl Ready {
-    /// Lays a sandbox aside that has `limits` in force.
-    pub async fn lay_aside(sandbox: Sandbox, limits: Limits) -> Result<Self, Unfit> {
+    /// Lays a sandbox aside that has `limits` in force, with an interpreter where there is to be one.
+    pub async fn lay_aside(sandbox: Sandbox, limits: Limits, warm: Option<(Kept, WarmRequest)>) -> Result<Self, Unfit> {
         let Sandbox { line, mut body } = sandbox;
-        // What happened until now is nobody's.
-        body.told = body.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default().into();
         let init = line.release().ok_or(Unfit::Gone)?;
         let quota = tokio::time::timeout(ANSWER_TIME, init.quota()).await.map_err(|_| Unfit::Gone)??.ok();
+        if let Some((kept, request)) = warm {
+            // Only now: it runs what the image has. One that does not get ready costs a session its warm start and nothing else.
+            body.warm = kept;
+            tokio::time::timeout(WARM_TIME, init.warm_up(request)).await.map_err(|_| Unfit::Gone)??;
+        }
+        // What happened until now is nobody's.
+        body.told = body.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default().into();
         let resting = init.rest().await?;
         body.image.let_go();
         let memory_bytes = body.cgroup.as_ref().and_then(SessionCgroup::memory_bytes).unwrap_or(MEMORY_BYTES_GUESS);
@@ -146,7 +157,17 @@ impl Ready {
         body.origin = Origin::Pool;
         body.variables.clone_from(&image.env);
         body.enforcement = runtime.enforcement(config, body.walls.clone(), body.cgroup.as_ref()).map_err(Box::new)?;
-        let line = Line::to(resting.wake()?);
+        let init = resting.wake()?;
+        if body.warm.is_any()
+            && !(config.env.is_empty() && warm::applies(runtime.works.parts.warm, &config.language, &config.limits))
+        {
+            // It was loaded without the session's variables, or takes more processes than the session can spare.
+            body.warm.outdate();
+            if !init.cool_now() {
+                return Err(Unfit::Gone);
+            }
+        }
+        let line = Line::to(init);
         if body.is_alive() { Ok(Sandbox { line, body }) } else { Err(Unfit::Gone) }
     }
 }

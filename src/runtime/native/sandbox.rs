@@ -20,6 +20,7 @@ use crate::sandbox::enforcement::{Enforcement, WallState};
 use super::control::InitClient;
 use super::launcher::LauncherClient;
 use super::verdict::Counters;
+use super::warm::Kept;
 
 /// Who can end a sandbox from outside.
 pub trait Holder: Send + Sync {
@@ -86,6 +87,8 @@ pub(super) struct Body {
     pub(super) way: Option<Way>,
     /// What `new_events` has told.
     pub(super) told: Mutex<CgroupEvents>,
+    /// The interpreter that it keeps.
+    pub(super) warm: Kept,
 }
 
 impl From<Standing> for Sandbox {
@@ -103,6 +106,7 @@ impl From<Standing> for Sandbox {
             image: Arc::default(),
             way: None,
             told: Mutex::default(),
+            warm: Kept::default(),
         };
         Self { line: Line::to(init), body }
     }
@@ -195,6 +199,11 @@ impl Sandbox {
     /// What holds.
     pub fn enforcement(&self) -> &Enforcement {
         &self.body.enforcement
+    }
+
+    /// The interpreter that it keeps.
+    pub fn warm(&self) -> &Kept {
+        &self.body.warm
     }
 
     /// The image's environment.

@@ -33,7 +33,7 @@ pub fn of(
 ) -> (ExecutionReport, Option<Failure>) {
     match &driven.end {
         ProgramEnd::NotStarted(failure) => (ExecutionReport::default(), Some(not_started(failure, driven.ended_by))),
-        ProgramEnd::Ran { status, cpu_us, quota_full, blocked } => {
+        ProgramEnd::Ran { status, cpu_us, quota_full, blocked, .. } => {
             let exit = Exit::of(*status);
             let failed = exit != Exit::Code(0);
             let blocked = call_names(blocked);
@@ -258,6 +258,7 @@ pub fn signal_name(signal: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::messages::Born;
     use std::num::NonZeroU64;
 
     fn limits() -> Limits {
@@ -281,7 +282,8 @@ mod tests {
     }
 
     fn judge(status: i32, ended_by: EndedBy, counters: Counters, quota_full: bool) -> (ExecutionReport, Option<FailureKind>) {
-        let driven = driven(ProgramEnd::Ran { status, cpu_us: 1500, quota_full, blocked: Vec::new() }, ended_by);
+        let driven =
+            driven(ProgramEnd::Ran { status, cpu_us: 1500, quota_full, blocked: Vec::new(), born: Born::Fresh }, ended_by);
         let (report, failure) = of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(60));
         (report, failure.map(|failure| failure.kind))
     }
@@ -313,7 +315,10 @@ mod tests {
     #[test]
     fn a_compiler_s_no_is_a_verdict_of_its_own_and_a_limit_s_stays_what_it_is() {
         let kind = |status, ended_by, counters| {
-            let driven = driven(ProgramEnd::Ran { status, cpu_us: 0, quota_full: false, blocked: Vec::new() }, ended_by);
+            let driven = driven(
+                ProgramEnd::Ran { status, cpu_us: 0, quota_full: false, blocked: Vec::new(), born: Born::Fresh },
+                ended_by,
+            );
             let (report, failure) = of_compiler(of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(60)));
             (report.exit_code, failure.map(|failure| failure.kind))
         };
@@ -338,7 +343,7 @@ mod tests {
         let number = |name| arch.number(name).expect("it exists");
         let told = vec![number("unshare"), 100_000, number("mount"), number("unshare")];
         let end = |status, blocked| {
-            let end = ProgramEnd::Ran { status, cpu_us: 0, quota_full: false, blocked };
+            let end = ProgramEnd::Ran { status, cpu_us: 0, quota_full: false, blocked, born: Born::Fresh };
             let driven = driven(end, EndedBy::Itself);
             of(&driven, Counters::default(), Usage::default(), &limits(), Duration::from_secs(1))
         };

@@ -5,11 +5,18 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{beside_a_sibling, python};
-use crate::support::{Feature, Session, host, pace};
+use crate::support::{Feature, Session, eventually, host, pace};
 
-/// Number of processes of the session, seen from inside by a program of its own.
-fn processes(session: &mut Session<'_>) -> u32 {
-    session.run("import os; print(sum(n.isdigit() for n in os.listdir('/proc')))").parse().expect("a number")
+/// Gives a program a name that its descendants inherit, to tell them from what else is in the session.
+const NAMED: &str = "open('/proc/self/comm', 'w').write('left')";
+
+/// Number of processes of the session that have this name, seen from inside by a program of its own.
+fn named(session: &mut Session<'_>, name: &str) -> u32 {
+    let code = format!(
+        "import os\ndef name(n):\n  try: return open(f'/proc/{{n}}/comm').read().strip()\n  except OSError: return None\n\
+         print(sum(name(n) == {name:?} for n in os.listdir('/proc') if n.isdigit()))"
+    );
+    session.run(&code).parse().expect("a number")
 }
 
 pub fn endless_loop() {
@@ -43,9 +50,9 @@ pub fn fork_bomb() {
     beside_a_sibling(&json!({"pidsLimit": 32}), |session| {
         let some = "import os, time\nfor n in range(8):\n  if os.fork() == 0: time.sleep(0.2); os._exit(0)\nfor n in range(8): os.wait()\nprint('fits')";
         assert_eq!(session.run(some), "fits");
-        let bomb = "import os\nwhile True: os.fork()";
-        session.fails(&python(bomb), "pids_limit");
-        assert!(processes(session) <= 4, "the bomb is gone with its command");
+        let bomb = format!("import os\n{NAMED}\nwhile True: os.fork()");
+        session.fails(&python(&bomb), "pids_limit");
+        assert_eq!(named(session, "left"), 0, "the bomb is gone with its command");
         let bash = json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", "b() { b | b & }; b; sleep 5; exit 1"], "timeoutSeconds": 60});
         let answer = session.execute(&bash);
         assert_eq!(answer["errorKind"], "pids_limit", "{answer}");
@@ -56,26 +63,31 @@ pub fn fork_bomb() {
 pub fn setsid_bomb() {
     host().need(Feature::CgroupPids);
     beside_a_sibling(&json!({"pidsLimit": 32}), |session| {
-        let bomb =
-            "import os, time\nwhile True:\n  try:\n    if os.fork() == 0: os.setsid()\n  except OSError: time.sleep(0.01)";
+        let bomb = format!(
+            "import os, time\n{NAMED}\nwhile True:\n  try:\n    if os.fork() == 0: os.setsid()\n  except OSError: time.sleep(0.01)"
+        );
         let command = json!({"type": "execute_code", "code": bomb, "timeoutSeconds": 3});
         session.fails(&command, "timeout");
-        assert!(processes(session) <= 4, "every descendant is gone with its command");
+        assert_eq!(named(session, "left"), 0, "every descendant is gone with its command");
     });
 }
 
 pub fn open_stdout() {
     beside_a_sibling(&json!({}), |session| {
         let begin = Instant::now();
-        let code = "import os, sys, time\nprint('parent', flush=True)\nif os.fork() == 0:\n  os.setsid()\n  time.sleep(50)\n";
-        assert_eq!(session.ok(&python(code))["stdout"], "parent\n");
+        let code = format!(
+            "import os, sys, time\n{NAMED}\nprint(open('/proc/self/comm').read(), end='', flush=True)\n\
+             if os.fork() == 0:\n  os.setsid()\n  time.sleep(50)\n"
+        );
+        assert_eq!(session.ok(&python(&code))["stdout"], "left\n", "the name is taken");
         assert!(begin.elapsed() < Duration::from_secs(10) * pace(), "{:?}", begin.elapsed());
-        assert!(processes(session) <= 4);
+        assert_eq!(named(session, "left"), 0);
         let background = json!({"type": "execute_shell", "commandName": "bash", "args": ["-c", "setsid sleep 5555 & sleep 5555"], "background": true});
         let id = session.execute(&background)["executionId"].clone();
         std::thread::sleep(Duration::from_millis(300));
         session.run("print(1)");
-        assert!(processes(session) >= 5, "a background execution keeps its children");
+        let kept = eventually(Duration::from_secs(20), || named(session, "sleep") == 2);
+        assert!(kept, "a background execution keeps its children");
         session.client.ok("session.cancel", &json!({"sessionId": session.id, "executionId": id}));
     });
 }

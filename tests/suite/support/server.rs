@@ -234,9 +234,11 @@ fn command(setup: &Setup, directory: &Path) -> Command {
         // The host may have an engine of somebody else's.
         command.env("CODEBEAKER_RUNTIMES_DOCKER", "off");
     }
-    if std::env::var_os("CODEBEAKER_TEST_POOL").is_some_and(|word| word == "off") && !setup.config.contains("[pool]") {
-        // Where a sandbox takes long, those that nobody takes are most of the work.
-        command.env("CODEBEAKER_POOL_SANDBOXES_MAX", "0");
+    if std::env::var_os("CODEBEAKER_TEST_POOL").is_some_and(|word| word == "off") {
+        // Where a sandbox takes long, those that nobody takes are most of the work, and so are interpreters.
+        let unasked = [("[pool]", "CODEBEAKER_POOL_SANDBOXES_MAX", "0"), ("[warm]", "CODEBEAKER_WARM_ENABLED", "false")];
+        command
+            .envs(unasked.iter().filter(|(section, ..)| !setup.config.contains(section)).map(|(_, name, value)| (name, value)));
     }
     command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.expect("the fixture's directory is writable"));

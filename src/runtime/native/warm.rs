@@ -1,0 +1,239 @@
+//! The warm interpreter, seen from the server: which languages have one, what it is started with, and which programs it may run.
+//!
+//! Invariant: a program is offered to it only when it would find there what a fresh interpreter finds; whatever decides about an
+//! interpreter at its start must be the same for both. What can be seen only inside the sandbox, the interpreter itself looks at
+//! before it takes a program (`warm/python.py`); how it is kept is in `init::warm`.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::language::{Language, WarmInterpreter, run_command};
+use crate::plan::messages::{Born, WARM_ARCHIVE, WarmRequest};
+use crate::sandbox::spec::Limits;
+
+use super::control::{Gone, InitClient};
+
+/// What makes a Python wait and fork.
+const PYTHON: &str = include_str!("warm/python.py");
+
+/// A session with fewer processes has none to spare: interpreter, fork and the one between are three.
+const PROCESSES_MIN: u64 = 16;
+
+/// Variables that an interpreter or a library looks at when it starts, or is loaded.
+const READ_AT_START: [&str; 12] =
+    ["PATH", "HOME", "TZ", "TZDIR", "LANG", "LANGUAGE", "LOCPATH", "GCONV_PATH", "OPENSSL_CONF", "TERM", "COLUMNS", "LINES"];
+
+/// The beginnings of others.
+const READ_AT_START_PREFIXES: [&str; 15] = [
+    "PYTHON",
+    "__PYVENV",
+    "LC_",
+    "LD_",
+    "MALLOC_",
+    "GLIBC_",
+    "OPENSSL_",
+    "OMP_",
+    "OPENBLAS_",
+    "GOTO_",
+    "MKL_",
+    "BLIS_",
+    "NUMEXPR_",
+    "NPY_",
+    "KMP_",
+];
+
+/// What the operator says of warm interpreters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmSettings {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// Whether a session has one from its beginning, or from its first program on.
+    pub at_create: bool,
+    /// Whether a ready sandbox has one already.
+    pub pooled: bool,
+}
+
+impl WarmSettings {
+    /// No interpreter anywhere.
+    pub const OFF: Self = Self { enabled: false, at_create: false, pooled: false };
+}
+
+/// The interpreter that a sandbox was asked to keep.
+#[derive(Debug, Default)]
+pub struct Kept(Mutex<Option<Basis>>);
+
+/// What an interpreter was started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Basis {
+    arguments: Vec<Vec<u8>>,
+    environment: Vec<Vec<u8>>,
+}
+
+/// Whether a session of this language and with these limits may have one.
+pub fn applies(settings: WarmSettings, language: &Language, limits: &Limits) -> bool {
+    settings.enabled && language.warm.is_some() && language.compile.is_none() && limits.pids >= PROCESSES_MIN
+}
+
+impl Kept {
+    /// How a program with this command line and environment is to be carried out.
+    pub fn offers(&self, arguments: &[Vec<u8>], environment: &[Vec<u8>]) -> Born {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.as_ref() {
+            Some(basis) if arguments.starts_with(&basis.arguments) && same_start(&basis.environment, environment) => Born::Warm,
+            Some(_) | None => Born::Fresh,
+        }
+    }
+
+    /// Has `init` keep one for programs of this language in this environment, unless it does already. Waits for nothing but room on
+    /// the socket.
+    pub async fn keep(&self, init: &InitClient, language: &Language, environment: Vec<Vec<u8>>) -> Result<(), Gone> {
+        let Some(WarmInterpreter::Python) = language.warm else { return Ok(()) };
+        let arguments: Vec<Vec<u8>> = run_command(language).into_iter().map(String::into_bytes).collect();
+        let basis = Basis { arguments, environment };
+        {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let fits = |kept: &Basis| kept.arguments == basis.arguments && same_start(&kept.environment, &basis.environment);
+            if kept.as_ref().is_some_and(fits) {
+                return Ok(());
+            }
+            *kept = Some(basis.clone());
+        }
+        init.keep_warm(python(basis, &language.preload)).await
+    }
+
+    /// One of this language for a sandbox that nobody has yet, and what its init is to be asked for.
+    pub fn ahead(language: &Language, environment: Vec<Vec<u8>>) -> Option<(Self, WarmRequest)> {
+        let WarmInterpreter::Python = language.warm?;
+        let basis = Basis { arguments: run_command(language).into_iter().map(String::into_bytes).collect(), environment };
+        let request = python(basis.clone(), &language.preload);
+        Some((Self(Mutex::new(Some(basis))), request))
+    }
+
+    /// Whether there is one, or was.
+    pub fn is_any(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Something was installed: the next [`Self::keep`] replaces the interpreter, and until then programs start afresh.
+    pub fn outdate(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// A Python that finds our file as `sitecustomize`: on its path before all others, until that file takes it off again.
+fn python(basis: Basis, preload: &[String]) -> WarmRequest {
+    let Basis { arguments, mut environment } = basis;
+    let place = format!("PYTHONPATH=/proc/self/fd/{WARM_ARCHIVE}").into_bytes();
+    match environment.iter_mut().find(|entry| entry.starts_with(b"PYTHONPATH=")) {
+        Some(entry) => {
+            let others = entry.split_off(b"PYTHONPATH=".len());
+            *entry = [place.as_slice(), b":", &others].concat();
+        }
+        None => environment.push(place),
+    }
+    WarmRequest {
+        arguments,
+        environment,
+        directory: super::instance::WORKSPACE.into(),
+        archive: archive("sitecustomize.py", PYTHON.as_bytes()),
+        greeting: preload.join("\0").into_bytes(),
+    }
+}
+
+/// A zip archive of one file that is not compressed: APPNOTE sections 4.3.7, 4.3.12 and 4.3.16. Python imports from such.
+fn archive(name: &str, content: &[u8]) -> Vec<u8> {
+    let size = (content.len() as u32).to_le_bytes();
+    // Version 1.0, no flags, stored, the first of January 1980.
+    let facts = [&[10, 0, 0, 0, 0, 0, 0, 0, 0x21, 0][..], &checksum(content).to_le_bytes(), &size, &size].concat();
+    let length = (name.len() as u16).to_le_bytes();
+    let local = [b"PK\x03\x04", &facts[..], &length, &[0; 2], name.as_bytes(), content].concat();
+    let central = [b"PK\x01\x02", &[10, 0][..], &facts, &length, &[0; 16], name.as_bytes()].concat();
+    let places = [(central.len() as u32).to_le_bytes(), (local.len() as u32).to_le_bytes()].concat();
+    let end = [b"PK\x05\x06", &[0; 4][..], &[1, 0, 1, 0], &places, &[0; 2]].concat();
+    [local, central, end].concat()
+}
+
+/// CRC-32 as in zip.
+fn checksum(content: &[u8]) -> u32 {
+    !content.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0xEDB8_8320 } else { sum >> 1 })
+    })
+}
+
+/// Whether no variable differs that is looked at when an interpreter starts.
+fn same_start(one: &[Vec<u8>], other: &[Vec<u8>]) -> bool {
+    let decisive = |environment: &[Vec<u8>]| -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let pairs = environment.iter().filter_map(|entry| {
+            let at = entry.iter().position(|byte| *byte == b'=')?;
+            Some((entry[..at].to_vec(), entry[at + 1..].to_vec()))
+        });
+        pairs.filter(|(name, _)| is_read_at_start(name)).collect()
+    };
+    decisive(one) == decisive(other)
+}
+
+fn is_read_at_start(name: &[u8]) -> bool {
+    READ_AT_START.iter().any(|known| known.as_bytes() == name)
+        || READ_AT_START_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::language::Languages;
+
+    fn words(list: &[&str]) -> Vec<Vec<u8>> {
+        list.iter().map(|word| word.as_bytes().to_vec()).collect()
+    }
+
+    #[test]
+    fn a_program_is_offered_only_when_nothing_differs_that_an_interpreter_looks_at_when_it_starts() {
+        let basis = Basis { arguments: words(&["python3", "/f"]), environment: words(&["LANG=C", "A=1"]) };
+        let kept = Kept(Mutex::new(Some(basis)));
+        let offers = |arguments: &[&str], environment: &[&str]| kept.offers(&words(arguments), &words(environment));
+        assert_eq!(offers(&["python3", "/f"], &["LANG=C", "A=1"]), Born::Warm);
+        assert_eq!(offers(&["python3", "/f", "-x"], &["B=2", "LANG=C"]), Born::Warm, "what only the program reads may differ");
+        for environment in
+            [&["A=1"][..], &["LANG=D"], &["LANG=C", "PYTHONHASHSEED=0"], &["LANG=C", "LC_ALL=C"], &["LANG=C", "TZ="]]
+        {
+            assert_eq!(offers(&["python3", "/f"], environment), Born::Fresh, "{environment:?}");
+        }
+        assert_eq!(offers(&["python3", "/g"], &["LANG=C"]), Born::Fresh);
+        kept.outdate();
+        assert_eq!(offers(&["python3", "/f"], &["LANG=C", "A=1"]), Born::Fresh);
+    }
+
+    #[test]
+    fn a_python_finds_our_file_before_all_that_its_path_has_already() {
+        let request = |environment: &[&str]| {
+            python(Basis { arguments: words(&["python3"]), environment: words(environment) }, &["re".into(), "json".into()])
+        };
+        assert_eq!(request(&["A=1"]).environment, words(&["A=1", "PYTHONPATH=/proc/self/fd/6"]));
+        assert_eq!(request(&["PYTHONPATH=/x", "Z=1"]).environment, words(&["PYTHONPATH=/proc/self/fd/6:/x", "Z=1"]));
+        assert_eq!(request(&[]).greeting, b"re\0json");
+    }
+
+    #[test]
+    fn the_archive_has_the_checksum_and_the_places_of_its_file() {
+        assert_eq!(checksum(b"123456789"), 0xCBF4_3926, "the check value of CRC-32");
+        let bytes = archive("a.py", b"1");
+        let at = |mark: &[u8]| bytes.windows(4).position(|window| window == mark).expect("it is there") as u32;
+        let end = &bytes[at(b"PK\x05\x06") as usize..];
+        assert_eq!((end.len(), &end[16..20]), (22, &at(b"PK\x01\x02").to_le_bytes()[..]));
+    }
+
+    #[test]
+    fn a_session_with_few_processes_or_another_language_has_none() {
+        let languages = Languages::load(None).expect("the embedded languages load");
+        let language = |name: &str| languages.get(name).expect("embedded");
+        let limits = crate::sandbox::profile::Profiles::load(None)
+            .ok()
+            .and_then(|profiles| profiles.get("default")?.limits())
+            .expect("a built-in profile");
+        let on = WarmSettings { enabled: true, at_create: false, pooled: true };
+        assert!(applies(on, &language("python"), &limits));
+        assert!(!applies(WarmSettings { enabled: false, ..on }, &language("python"), &limits));
+        assert!(!applies(on, &language("bash"), &limits));
+        assert!(!applies(on, &language("python"), &Limits { pids: PROCESSES_MIN - 1, ..limits.clone() }));
+    }
+}

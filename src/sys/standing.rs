@@ -1,0 +1,158 @@
+//! What others may change of a process from outside: its limits, processors, priorities, and how soon it ends when memory runs out.
+
+use std::fs;
+
+use rustix::io::Errno;
+
+use super::CallError;
+
+/// Resources that have a limit, of which Linux has 16.
+const RESOURCES: usize = 16;
+
+/// Bytes of a set of processors, more than any kernel is built for.
+const PROCESSOR_BYTES: usize = 1024;
+
+/// Bytes of `struct sched_attr` in any kernel so far, and some to spare.
+const SCHEDULING_BYTES: usize = 128;
+
+/// `IOPRIO_WHO_PROCESS` of linux/ioprio.h, which libc lacks.
+const IO_PRIORITY_OF_PROCESS: libc::c_int = 1;
+
+/// The standing of one process. Two are equal when neither of them has more or less than the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    limits: [(u64, u64); RESOURCES],
+    scheduling: Vec<u8>,
+    io_priority: i64,
+    processors: Vec<u8>,
+    oom_score: i32,
+}
+
+impl Standing {
+    /// That of a process; 0 is the caller. Of another one it takes the same user or CAP_SYS_RESOURCE.
+    pub fn of(pid: i32) -> Result<Self, CallError> {
+        Ok(Self {
+            limits: limits(pid)?,
+            scheduling: scheduling(pid)?,
+            io_priority: io_priority(pid)?,
+            processors: processors(pid)?,
+            oom_score: oom_score(pid)?,
+        })
+    }
+
+    /// With this in `oom_score_adj`.
+    #[must_use]
+    pub fn with_oom_score(mut self, score: i32) -> Self {
+        self.oom_score = score;
+        self
+    }
+
+    /// With both limits of a resource set as [`super::process::set_rlimit`] sets them.
+    #[must_use]
+    pub fn with_limit(mut self, resource: u32, limit: u64) -> Self {
+        if let Some(pair) = self.limits.get_mut(resource as usize) {
+            *pair = (limit.min(pair.1), limit.min(pair.1));
+        }
+        self
+    }
+}
+
+/// `prlimit(2)`: soft and hard limit of each resource.
+fn limits(pid: i32) -> Result<[(u64, u64); RESOURCES], CallError> {
+    let mut all = [(0, 0); RESOURCES];
+    for (resource, pair) in (0..).zip(&mut all) {
+        let mut found = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: no new limit is given, and the pointer is to a live local.
+        if unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut found) } != 0 {
+            return Err(CallError::last("prlimit"));
+        }
+        *pair = (found.rlim_cur, found.rlim_max);
+    }
+    Ok(all)
+}
+
+/// `sched_getattr(2)`: policy, nice value and what else there is, as the kernel has it.
+fn scheduling(pid: i32) -> Result<Vec<u8>, CallError> {
+    let mut bytes = vec![0; SCHEDULING_BYTES];
+    // SAFETY: the pointer is to a live buffer of the size that is given.
+    match unsafe { libc::syscall(libc::SYS_sched_getattr, pid, bytes.as_mut_ptr(), SCHEDULING_BYTES, 0) } {
+        0 => Ok(bytes),
+        _ => Err(CallError::last("sched_getattr")),
+    }
+}
+
+/// `ioprio_get(2)`; a kernel that is built without it has none.
+fn io_priority(pid: i32) -> Result<i64, CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::syscall(libc::SYS_ioprio_get, IO_PRIORITY_OF_PROCESS, pid) } {
+        -1 => match CallError::last("ioprio_get") {
+            CallError { errno: Errno::NOSYS, .. } => Ok(0),
+            error => Err(error),
+        },
+        priority => Ok(priority),
+    }
+}
+
+/// `sched_getaffinity(2)`.
+fn processors(pid: i32) -> Result<Vec<u8>, CallError> {
+    let mut bytes = vec![0; PROCESSOR_BYTES];
+    // SAFETY: the pointer is to a live buffer of the size that is given.
+    match unsafe { libc::syscall(libc::SYS_sched_getaffinity, pid, PROCESSOR_BYTES, bytes.as_mut_ptr()) } {
+        -1 => Err(CallError::last("sched_getaffinity")),
+        _ => Ok(bytes),
+    }
+}
+
+/// proc_pid_oom_score_adj(5).
+fn oom_score(pid: i32) -> Result<i32, CallError> {
+    let process = if pid == 0 { "self".to_owned() } else { pid.to_string() };
+    let text = fs::read_to_string(format!("/proc/{process}/oom_score_adj"))
+        .map_err(|error| CallError { call: "read oom_score_adj", errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) })?;
+    text.trim().parse().map_err(|_| CallError { call: "read oom_score_adj", errno: Errno::INVAL })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start() -> (Self, i32) {
+            let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().expect("sleep(1)");
+            let pid = child.id().cast_signed();
+            (Self(child), pid)
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
+    }
+
+    #[test]
+    fn a_child_stands_as_its_parent_until_somebody_changes_one_thing_of_it() {
+        let own = Standing::of(0).expect("one's own");
+        let (_one, first) = Sleeper::start();
+        assert_eq!(Standing::of(first).expect("a child's"), own);
+        let limit = libc::rlimit { rlim_cur: 7, rlim_max: 7 };
+        // SAFETY: the pointer is to a live local, and the child is this test's own.
+        assert_eq!(unsafe { libc::prlimit(first, libc::RLIMIT_CORE, &raw const limit, std::ptr::null_mut()) }, 0);
+        assert_ne!(Standing::of(first).expect("a child's"), own);
+        assert_eq!(Standing::of(first).expect("a child's"), own.clone().with_limit(libc::RLIMIT_CORE, 7));
+        assert_ne!(own.clone().with_oom_score(999), own);
+        let (_other, second) = Sleeper::start();
+        // SAFETY: integers only.
+        assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, second.cast_unsigned(), 5) }, 0);
+        assert_ne!(Standing::of(second).expect("a child's"), own);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_has_none() {
+        assert_eq!(Standing::of(i32::MAX).map_err(|error| error.errno), Err(Errno::SRCH));
+    }
+}
