@@ -9,6 +9,7 @@ mod outwards;
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::runtime::egress::NetworkGrant;
 use crate::runtime::engine::find::Place;
 use crate::runtime::engine::{self, EnginePlaces};
 use crate::runtime::figures::Figures;
+use crate::runtime::isolate::{IsolateBounds, IsolateRuntime};
 use crate::runtime::native::{NativeParts, NativeRuntime, PoolBounds, WarmSettings};
 use crate::runtime::registry::{InImage, Registry};
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind, Wants};
@@ -184,6 +186,17 @@ fn engine_places(config: &Config) -> EnginePlaces {
     }
 }
 
+fn isolate_bounds(config: &Config) -> IsolateBounds {
+    let RuntimesConfig { isolates_per_engine, isolate_engines_max, isolate_executions_max, isolate_engine_memory_mb, .. } =
+        config.runtimes;
+    IsolateBounds {
+        sessions_max: isolates_per_engine,
+        engines_max: isolate_engines_max,
+        executions_max: isolate_executions_max,
+        memory_bytes: NonZeroU64::new(isolate_engine_memory_mb << 20).unwrap_or(NonZeroU64::MAX),
+    }
+}
+
 /// The Docker engine that the configuration names, else the one that `DOCKER_HOST` or its usual place leads to.
 fn docker_runtime(config: &Config, native: &Arc<NativeRuntime>) -> Result<Arc<DockerRuntime>, CliError> {
     let server = ServerId::current().map_err(|error| failed(&error))?;
@@ -196,10 +209,13 @@ fn docker_runtime(config: &Config, native: &Arc<NativeRuntime>) -> Result<Arc<Do
 
 /// Every runtime of this build, behind one launcher.
 fn registry(config: &Config, native: Arc<NativeRuntime>) -> Result<Registry, CliError> {
-    let engines = engine::runtimes(&native, &engine_places(config), &Arc::new(store(config)?));
+    let (places, store) = (engine_places(config), Arc::new(store(config)?));
+    let isolates = IsolateRuntime::new(&native, &places, &store, isolate_bounds(config));
+    let engines = engine::runtimes(&native, &places, &store);
     let docker: Arc<dyn Runtime> = docker_runtime(config, &native)?;
     let all = std::iter::once(native).chain(engines).map(|runtime| runtime as Arc<dyn Runtime>);
-    Ok(Registry::new(all.chain([docker]).collect()))
+    let all = all.chain(isolates.map(|runtime| runtime as Arc<dyn Runtime>)).chain([docker]);
+    Ok(Registry::new(all.collect()))
 }
 
 /// With what was measured here before, and with the walls that stand under the profile that a request gets unasked.
@@ -408,6 +424,7 @@ pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>,
     let native = native(config, &id)?;
     let compiled = native.plan(&InstanceConfig {
         environment_id: crate::id::EnvironmentId::random(),
+        owner: String::new(),
         language,
         image: image.to_owned(),
         profile,

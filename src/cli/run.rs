@@ -101,6 +101,7 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
     let runtime = compose::runtime(&config, args.runtime, &language, &image)?;
     let instance = InstanceConfig {
         environment_id: EnvironmentId::random(),
+        owner: String::new(),
         language,
         image,
         profile,

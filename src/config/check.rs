@@ -66,7 +66,10 @@ fn runtimes(runtimes: &RuntimesConfig) -> Result<(), Complaint> {
             "write the absolute path of the engine's socket, or `off`; leave it empty to have an engine looked for",
         );
     }
-    Ok(())
+    at_least("runtimes.isolates_per_engine", runtimes.isolates_per_engine, 1)?;
+    at_least("runtimes.isolate_engines_max", runtimes.isolate_engines_max, 1)?;
+    at_least("runtimes.isolate_executions_max", runtimes.isolate_executions_max, 1)?;
+    at_least("runtimes.isolate_engine_memory_mb", runtimes.isolate_engine_memory_mb, 512)
 }
 
 fn at_least(key: &'static str, value: u64, least: u64) -> Result<(), Complaint> {

@@ -198,6 +198,14 @@ pub struct RuntimesConfig {
     pub docker: String,
     /// Whether start-up time and memory of each runtime are measured at the start.
     pub measure: bool,
+    /// Sessions of V8Isolate that share one engine, default 16.
+    pub isolates_per_engine: u64,
+    /// Engines of V8Isolate at once, default 8.
+    pub isolate_engines_max: u64,
+    /// Executions after which an engine of V8Isolate takes no further session, default 1000.
+    pub isolate_executions_max: u64,
+    /// Memory of an engine of V8Isolate with all its isolates, in MiB; default 4096.
+    pub isolate_engine_memory_mb: u64,
 }
 
 /// `[warm]`: interpreters that have started before their program is known.
@@ -363,7 +371,17 @@ impl Default for PoolConfig {
 
 impl Default for RuntimesConfig {
     fn default() -> Self {
-        Self { deno: String::new(), bun: String::new(), nodejs: String::new(), docker: String::new(), measure: true }
+        Self {
+            deno: String::new(),
+            bun: String::new(),
+            nodejs: String::new(),
+            docker: String::new(),
+            measure: true,
+            isolates_per_engine: 16,
+            isolate_engines_max: 8,
+            isolate_executions_max: 1000,
+            isolate_engine_memory_mb: 4096,
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub struct MinimalRoot {
     files: BTreeMap<String, PathBuf>,
     program: PathBuf,
     stamp: [u64; 5],
+    /// Files of our own: where they stand, and what they say.
+    texts: &'static [(&'static str, &'static str)],
 }
 
 impl MinimalRoot {
@@ -79,7 +81,13 @@ impl MinimalRoot {
             let source = source.ok_or_else(|| format!("the library {} that it names is not there", library.name))?;
             files.insert(place_of(&library.path, &library.name)?, source);
         }
-        Ok(Self { files, program, stamp })
+        Ok(Self { files, program, stamp, texts: &[] })
+    }
+
+    /// With these files of our own in it: path and contents.
+    #[must_use]
+    pub fn with_texts(self, texts: &'static [(&'static str, &'static str)]) -> Self {
+        Self { texts, ..self }
     }
 
     /// With the files that the build has left out of the program, by options whose names begin with `mark`. One that is not there,
@@ -139,6 +147,12 @@ impl MinimalRoot {
             hash.update(target);
             hash.update([0]);
         }
+        for (path, text) in self.texts {
+            hash.update(path);
+            hash.update([0]);
+            hash.update(text);
+            hash.update([0]);
+        }
         digest_text(hash.finalize().into()).trim_start_matches("sha256:").to_owned()
     }
 
@@ -149,7 +163,9 @@ impl MinimalRoot {
             make_directory(&root.join(name), mode)?;
             made.insert(PathBuf::from(name));
         }
-        for target in self.files.keys() {
+        // Of the host's files nothing but places to mount on.
+        let places = self.files.keys().map(|target| (target.as_str(), ""));
+        for (target, text) in places.chain(self.texts.iter().copied()) {
             let target = Path::new(target.trim_start_matches('/'));
             let mut parents: Vec<&Path> = target.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
             parents.reverse();
@@ -158,8 +174,7 @@ impl MinimalRoot {
                     make_directory(&root.join(parent), 0o755)?;
                 }
             }
-            // Nothing but a place to mount on.
-            std::fs::write(root.join(target), "").map_err(ImageError::io("making", root.join(target)))?;
+            std::fs::write(root.join(target), text).map_err(ImageError::io("making", root.join(target)))?;
         }
         give_to_user(root, &["home/user"])?;
         write_accounts(&root.join("etc"))

@@ -142,7 +142,7 @@ impl Init<'_> {
                 self.warm.end();
                 self.start_waiting(|_| true)
             }
-            InitRequest::File(tag, command) => self.file(tag, command),
+            InitRequest::File { tag, root, command } => self.file(tag, &root, command),
             InitRequest::Signal(execution, signal) => {
                 self.start_waiting(|_| true)?;
                 self.reaper.signal(execution, signal);
@@ -253,8 +253,8 @@ impl Init<'_> {
         Ok(())
     }
 
-    fn file(&mut self, tag: Tag, command: FileCommand) -> Result<(), ChannelError> {
-        let reply = self.as_user(|context| files::run(command, context));
+    fn file(&mut self, tag: Tag, root: &[u8], command: FileCommand) -> Result<(), ChannelError> {
+        let reply = self.as_user(|context| files::run_below(command, context, root));
         match self.send(&InitMessage::FileDone(tag, reply)) {
             // A reply too large to carry (the server's memory or ours) is the command's failure, not the sandbox's.
             Err(ChannelError::Carrier(error)) => {

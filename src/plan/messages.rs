@@ -93,7 +93,14 @@ pub enum InitRequest {
     /// End it, and keep none.
     Cool,
     /// Do something with files.
-    File(Tag, FileCommand),
+    File {
+        /// Named in the answer.
+        tag: Tag,
+        /// The directory that is `/` for the command, without a symbolic link on the way; empty: the sandbox's own.
+        root: Vec<u8>,
+        /// What to do.
+        command: FileCommand,
+    },
     /// Send a signal to the process group of a program.
     Signal(Tag, i32),
     /// End a program and all its descendants.

@@ -16,8 +16,20 @@ const WITH_REQUIRED: u8 = 5;
 /// processes, rules on files and signals that outlast a change of rights, clocks of its own.
 const FURTHER_WALLS: [&str; 4] = ["user", "cgroup", "landlock", "time"];
 
+/// The row of a runtime that puts several sessions into one sandbox: absent. Others have no such row.
+pub const OWN_SANDBOX: &str = "own_sandbox";
+
+/// The most where sessions share a sandbox: then a hole in the engine is enough, and the kernel's walls are not asked.
+const SHARED_MAX: u8 = 3;
+
 /// The level of a sandbox with these walls, 0 to 9.
 pub fn level(walls: &[WallState]) -> u8 {
+    let shared = walls.iter().any(|row| row.name == OWN_SANDBOX && row.state == WallStatus::Absent);
+    let level = of_the_sandbox(walls);
+    if shared { level.min(SHARED_MAX) } else { level }
+}
+
+fn of_the_sandbox(walls: &[WallState]) -> u8 {
     let state = |name: &str| walls.iter().find(|row| row.name == name).map_or(WallStatus::Absent, |row| row.state);
     if REQUIRED_WALLS.iter().any(|name| state(name) == WallStatus::Absent) {
         return 1;
@@ -49,6 +61,17 @@ mod tests {
         assert_eq!(level(&all(bare)), 5);
         assert_eq!(level(&all(|name| if name == "seccomp" { WallStatus::Absent } else { WallStatus::Enforced })), 1);
         assert_eq!(level(&[]), 1);
+    }
+
+    #[test]
+    fn a_sandbox_that_sessions_share_is_below_every_one_that_they_do_not() {
+        let mut walls = all(|_| WallStatus::Enforced);
+        walls.extend(self::walls(&[(OWN_SANDBOX, WallStatus::Absent)]));
+        let least = |name: &str| if FURTHER_WALLS[1..].contains(&name) { WallStatus::Absent } else { WallStatus::Degraded };
+        assert!(level(&walls) < level(&all(least)), "{}", level(&walls));
+        let mut broken = all(|name| if name == "seccomp" { WallStatus::Absent } else { WallStatus::Enforced });
+        broken.extend(self::walls(&[(OWN_SANDBOX, WallStatus::Absent)]));
+        assert_eq!(level(&broken), 1);
     }
 
     fn any_state() -> impl Strategy<Value = WallStatus> {

@@ -8,6 +8,7 @@ pub mod egress;
 pub mod engine;
 pub mod features;
 pub mod figures;
+pub mod isolate;
 pub mod isolation;
 pub mod native;
 pub mod registry;
@@ -91,6 +92,8 @@ pub enum Availability {
 pub struct InstanceConfig {
     /// Name of the environment to make.
     pub environment_id: EnvironmentId,
+    /// Whose it is: environments of different owners share nothing, not even where a runtime puts several into one sandbox.
+    pub owner: String,
     /// The session's language.
     pub language: Arc<Language>,
     /// Name of an image in the store; `host` is always there.
@@ -167,6 +170,10 @@ pub trait Runtime: Send + Sync {
     fn features(&self) -> Features;
     /// Whether it can serve on this host now.
     fn availability(&self) -> Availability;
+    /// Why it can't serve under this profile, with the mend.
+    fn refuses(&self, _: &Profile) -> Option<String> {
+        None
+    }
     /// Of what it runs programs with; absent until it is known.
     fn version(&self) -> Option<String> {
         None

@@ -173,8 +173,15 @@ mod tests {
 
     /// The table of docs/runtimes.md, from what is declared.
     fn table() -> String {
-        let kinds = [RuntimeKind::NativeProcess, RuntimeKind::Deno, RuntimeKind::Bun, RuntimeKind::NodeJs, RuntimeKind::Docker];
-        let row = |begin: &str, cells: [String; 5]| format!("{begin}{}", cells.concat());
+        let kinds = [
+            RuntimeKind::NativeProcess,
+            RuntimeKind::Deno,
+            RuntimeKind::Bun,
+            RuntimeKind::NodeJs,
+            RuntimeKind::V8Isolate,
+            RuntimeKind::Docker,
+        ];
+        let row = |begin: &str, cells: [String; 6]| format!("{begin}{}", cells.concat());
         let mut lines = vec![row("| command |", kinds.map(|kind| format!(" `{}` |", kind.name())))];
         lines.push(row("| --- |", kinds.map(|_| " --- |".to_owned())));
         lines.extend(CommandKind::ALL.into_iter().map(|command| {

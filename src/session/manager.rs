@@ -272,6 +272,7 @@ impl Manager {
             runtime,
             config: InstanceConfig {
                 environment_id: EnvironmentId::random(),
+                owner: principal.0.clone(),
                 language,
                 image,
                 profile,
@@ -315,7 +316,14 @@ impl Manager {
             reach: if code_only { Reach::Code } else { Reach::Programs },
         };
         let unavailable = |candidates| SessionError::RuntimeNotAvailable { candidates };
-        let selection = select(&requirements, &self.facts(language, image)).map_err(unavailable)?;
+        let mut facts = self.facts(language, image);
+        let profile = self.profile(&request.profile)?;
+        for facts in facts.iter_mut().filter(|facts| facts.availability == Availability::Available) {
+            if let Some(reason) = registry.get(facts.kind).and_then(|runtime| runtime.refuses(&profile)) {
+                facts.availability = Availability::Unavailable(reason);
+            }
+        }
+        let selection = select(&requirements, &facts).map_err(unavailable)?;
         if request.runtime.is_none() && selection.candidates.first().is_some_and(|best| best.runtime == RuntimeKind::Docker) {
             tracing::warn!(reason = %selection.reason, "a session falls back to Docker");
         }

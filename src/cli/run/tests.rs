@@ -264,6 +264,7 @@ fn drive(failure: Option<FailureKind>, exit_code: Option<i32>, input: &[u8]) -> 
     let (limits, named_limits) = limits_of(&profile(), None, None).expect("the defaults");
     let config = InstanceConfig {
         environment_id: EnvironmentId::random(),
+        owner: String::new(),
         language: language("bash", "sh", ".sh"),
         image: "host".into(),
         profile: Arc::new(profile()),

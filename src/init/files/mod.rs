@@ -94,6 +94,23 @@ pub fn run(command: FileCommand, context: &FileContext) -> Result<FileReply, Fil
     }
 }
 
+/// The same with the directory `root` of the context's own root as `/`; empty: that itself. No link leads out of either.
+pub fn run_below(command: FileCommand, context: &FileContext, root: &[u8]) -> Result<FileReply, FileError> {
+    let parts = root.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+    let mut place: Option<OwnedFd> = None;
+    for part in parts {
+        let at = place.as_ref().unwrap_or(&context.root);
+        place = Some(open::open_place(at, part).map_err(error::failed("open the session's directory"))?);
+    }
+    match place {
+        None => run(command, context),
+        Some(root) => {
+            let working_directory = context.working_directory.clone();
+            run(command, &FileContext { root, working_directory, bounds: context.bounds })
+        }
+    }
+}
+
 /// How much of a tree a command takes: `recursive` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {

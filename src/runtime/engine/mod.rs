@@ -34,15 +34,8 @@ pub struct EnginePlaces {
 /// The runtimes of all engines, behind the walls of `native`; one that is not found says so in its availability.
 pub fn runtimes(native: &NativeRuntime, places: &EnginePlaces, store: &Arc<Store>) -> Vec<Arc<NativeRuntime>> {
     let runtime = |(engine, key, place): &(Engine, &'static str, Place)| {
-        let flavour = EngineFlavour {
-            engine: *engine,
-            key,
-            place: place.clone(),
-            directories: places.directories.clone(),
-            store: Arc::clone(store),
-            state: Mutex::new(State::of(find(*engine, key, place, &places.directories, store))),
-        };
-        native.with(Box::new(flavour))
+        let uses = Uses { kind: RuntimeKind::of(*engine), since: EngineVersion(0, 0, 0), modules: &[] };
+        native.with(Box::new(EngineFlavour::at(*engine, uses, (key, place), places, store)))
     };
     places.named.iter().map(runtime).collect()
 }
@@ -57,9 +50,21 @@ impl RuntimeKind {
     }
 }
 
+/// What an engine is used for.
+#[derive(Debug, Clone, Copy)]
+pub struct Uses {
+    /// The runtime that it is.
+    pub kind: RuntimeKind,
+    /// The oldest version that serves.
+    pub since: EngineVersion,
+    /// Files of our own in its root: path and contents.
+    pub modules: &'static [(&'static str, &'static str)],
+}
+
 /// One engine as a runtime.
-struct EngineFlavour {
+pub struct EngineFlavour {
     engine: Engine,
+    uses: Uses,
     /// Of the configuration, for what people are told.
     key: &'static str,
     place: Place,
@@ -96,6 +101,25 @@ impl State {
 }
 
 impl EngineFlavour {
+    /// The engine at the place that is named for it; none when none is.
+    pub fn of(engine: Engine, uses: Uses, places: &EnginePlaces, store: &Arc<Store>) -> Option<Self> {
+        let (_, key, place) = places.named.iter().find(|(named, ..)| *named == engine)?;
+        Some(Self::at(engine, uses, (key, place), places, store))
+    }
+
+    fn at(engine: Engine, uses: Uses, named: (&'static str, &Place), places: &EnginePlaces, store: &Arc<Store>) -> Self {
+        let (key, place) = named;
+        Self {
+            engine,
+            uses,
+            key,
+            place: place.clone(),
+            directories: places.directories.clone(),
+            store: Arc::clone(store),
+            state: Mutex::new(State::of(find(engine, key, place, &places.directories, store))),
+        }
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -109,9 +133,10 @@ impl EngineFlavour {
     }
 
     fn minimal(&self, root: &MinimalRoot) -> Result<ImageRoot, SandboxError> {
+        let root = root.clone().with_texts(self.uses.modules);
         match self.engine.parts_mark() {
-            Some(mark) => root.clone().with_parts(mark),
-            None => root.clone(),
+            Some(mark) => root.with_parts(mark),
+            None => root,
         }
         .resolve(&self.store)
         .map_err(|error| exhausted(&error).unwrap_or_else(|| SandboxError::Internal(error.to_string())))
@@ -120,15 +145,16 @@ impl EngineFlavour {
 
 impl Flavour for EngineFlavour {
     fn name(&self) -> &'static str {
-        match self.engine {
-            Engine::Deno => "Deno in the OS sandbox",
-            Engine::Bun => "Bun in the OS sandbox",
-            Engine::NodeJs => "Node.js in the OS sandbox",
+        match (self.uses.kind, self.engine) {
+            (RuntimeKind::V8Isolate, _) => "V8 isolates in an engine in the OS sandbox",
+            (_, Engine::Deno) => "Deno in the OS sandbox",
+            (_, Engine::Bun) => "Bun in the OS sandbox",
+            (_, Engine::NodeJs) => "Node.js in the OS sandbox",
         }
     }
 
     fn kind(&self) -> RuntimeKind {
-        RuntimeKind::of(self.engine)
+        self.uses.kind
     }
 
     fn availability(&self) -> Availability {
@@ -136,6 +162,16 @@ impl Flavour for EngineFlavour {
             (Err(reason), _) => Availability::Unavailable(reason.clone()),
             (Ok(_), Version::Untold(cause)) => Availability::Unavailable(format!(
                 "it did not tell its version when a program that prints it was run in a sandbox: {cause}; name another one with `{}`",
+                self.key
+            )),
+            (Ok(Found::Image(image)), _) if !self.uses.modules.is_empty() => Availability::Unavailable(format!(
+                "it takes an engine of the host, and what was found is in the image `{image}`; name a program with `{}`",
+                self.key
+            )),
+            (Ok(_), Version::Is(version)) if *version < self.uses.since => Availability::Unavailable(format!(
+                "it takes {} {} or later, and what was found is {version}; name another one with `{}`",
+                self.engine.program(),
+                self.uses.since,
                 self.key
             )),
             (Ok(_), Version::Unknown | Version::Is(_)) => Availability::Available,

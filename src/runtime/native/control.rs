@@ -165,9 +165,14 @@ impl InitClient {
 
     /// Carries out a file command.
     pub async fn file(&self, command: FileCommand) -> Result<Result<FileReply, FileError>, Gone> {
+        self.file_below(Vec::new(), command).await
+    }
+
+    /// The same with a directory of the sandbox as the root.
+    pub async fn file_below(&self, root: Vec<u8>, command: FileCommand) -> Result<Result<FileReply, FileError>, Gone> {
         let (sender, receiver) = oneshot::channel();
         let tag = self.expect(Waiter::File(sender))?;
-        self.0.send(&InitRequest::File(tag, command), &[]).await?;
+        self.0.send(&InitRequest::File { tag, root, command }, &[]).await?;
         receiver.await.map_err(|_| Gone)
     }
 

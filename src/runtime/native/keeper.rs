@@ -66,6 +66,7 @@ impl Recipe {
         let limits = config.profile.limits()?;
         let config = InstanceConfig {
             environment_id: EnvironmentId::random(),
+            owner: String::new(),
             limits,
             named_limits: NamedLimits::default(),
             env: BTreeMap::new(),

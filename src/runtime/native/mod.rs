@@ -7,7 +7,7 @@ mod ask;
 mod build;
 mod code;
 pub(in crate::runtime) mod control;
-mod files;
+pub(in crate::runtime) mod files;
 mod flavour;
 mod install;
 pub(in crate::runtime) mod instance;
@@ -16,10 +16,10 @@ mod launcher;
 mod launchers;
 mod maker;
 mod pool;
-mod program;
+pub(in crate::runtime) mod program;
 mod ready;
 pub(in crate::runtime) mod sandbox;
-mod verdict;
+pub(in crate::runtime) mod verdict;
 mod warm;
 
 use std::path::PathBuf;
@@ -262,7 +262,7 @@ impl NativeRuntime {
     }
 
     /// Asks what the flavour has to know, in a sandbox like the one that is wanted.
-    async fn learn(&self, config: &InstanceConfig) -> Result<(), SandboxError> {
+    pub(in crate::runtime) async fn learn(&self, config: &InstanceConfig) -> Result<(), SandboxError> {
         let _one_at_a_time = self.asking.lock().await;
         if let Some(question) = self.flavour.question() {
             let config = InstanceConfig { environment_id: EnvironmentId::random(), wants: Wants::New, ..config.clone() };

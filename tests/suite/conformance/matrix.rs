@@ -35,6 +35,9 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             }),
             ("Bun takes part, in JavaScript and TypeScript", || takes_part(Feature::Bun, "Bun", &["javascript", "typescript"])),
             ("Node takes part, in JavaScript", || takes_part(Feature::Node, "NodeJs", &["javascript"])),
+            ("V8 isolates take part, in JavaScript and TypeScript", || {
+                takes_part(Feature::Deno, "V8Isolate", &["javascript", "typescript"]);
+            }),
             ("Docker takes part, in every language of the matrix", || {
                 takes_part(Feature::Dockerd, "Docker", &["python", "bash"]);
             }),

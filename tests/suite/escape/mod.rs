@@ -5,6 +5,7 @@ mod blocked;
 mod engines;
 mod golden;
 mod identity;
+mod isolates;
 mod kernel;
 mod places;
 mod races;
@@ -17,7 +18,7 @@ use crate::support::{Feature, Session, Setup, host};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     let attempts = [identity::trials(), kernel::trials(), places::trials(), races::trials(), setup::trials()];
-    let lists = [blocked::trials(), engines::trials(), golden::trials(), walls::trials()];
+    let lists = [blocked::trials(), engines::trials(), golden::trials(), isolates::trials(), walls::trials()];
     attempts.into_iter().chain(lists).flatten().collect()
 }
 

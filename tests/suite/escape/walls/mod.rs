@@ -156,7 +156,7 @@ fn python(made: &Made, code: &str, directory: &str, world: &World) -> String {
 }
 
 fn file(made: &Made, command: FileCommand) -> String {
-    made.ask(&InitRequest::File(1, command), &[]);
+    made.ask(&InitRequest::File { tag: 1, root: Vec::new(), command }, &[]);
     match made.says() {
         Some(InitMessage::FileDone(1, Ok(FileReply::Read { content, .. }))) => String::from_utf8_lossy(&content).into_owned(),
         Some(InitMessage::FileDone(1, Ok(_))) => "done".into(),

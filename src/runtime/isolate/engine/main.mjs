@@ -1,0 +1,228 @@
+// The engine of V8Isolate: one process, a worker with narrowed permissions (a "cell") for each session, in it an isolate for each
+// execution. It is the only code here that may do everything; it never evaluates anything of a session.
+//
+// Standard input and output carry one JSON value a line. Both are moved to other descriptors first, so that what an isolate can
+// name as 0 or 1 is /dev/null.
+
+import { builtinModules } from "node:module";
+
+const HERE = new URL(".", import.meta.url);
+// How often memory is looked at, in milliseconds.
+const LOOK_MS = 20, PAGE = 4096, WAIT_MS = 5, STILL_MS = 1000, PATIENCE_MS = 3000, HALT_MS = 50, TICKS_PER_S = 100;
+
+// Where the engine's inspector listens, as its command line says: inside the engine's sandbox, whose network is its own.
+const INSPECTOR = "127.0.0.1:9229";
+
+const encoder = new TextEncoder(), decoder = new TextDecoder();
+
+// An exit would wait for whoever is connected to the inspector, which is this process itself.
+const leave = () => Deno.kill(Deno.pid, "SIGKILL");
+
+function fail(why) {
+  Deno.stderr.writeSync(encoder.encode(`isolates: ${why}\n`));
+  leave();
+}
+
+// Every builtin module must be named in the import map: one that nobody decided about would be open to isolates.
+const decided = JSON.parse(Deno.readTextFileSync(new URL("imports.json", HERE))).imports;
+const undecided = builtinModules.filter((name) => !(name in decided));
+if (undecided.length > 0) fail(`this Deno has modules that are not decided about: ${undecided.join(" ")}`);
+
+const input = Deno.openSync("/proc/self/fd/0", { read: true });
+const output = Deno.openSync("/proc/self/fd/1", { write: true });
+{
+  const libc = Deno.dlopen("libc.so.6", {
+    open: { parameters: ["buffer", "i32"], result: "i32" },
+    dup2: { parameters: ["i32", "i32"], result: "i32" },
+  });
+  const nowhere = libc.symbols.open(encoder.encode("/dev/null\0"), 2);
+  if (nowhere < 0 || [0, 1].some((number) => libc.symbols.dup2(nowhere, number) !== number)) fail("descriptors could not be moved");
+  libc.close();
+}
+
+// What is written goes out in order; whoever made it learns when it is out.
+let outgoing = Promise.resolve();
+function tell(message, then) {
+  const bytes = encoder.encode(JSON.stringify(message) + "\n");
+  outgoing = outgoing.then(async () => {
+    for (let at = 0; at < bytes.length;) at += await output.write(bytes.subarray(at));
+    then?.();
+  }).catch(leave);
+}
+
+// To terminate a worker asks its event loop, which a loop of the program's own never reaches. The inspector asks V8, which stops wherever it is.
+// Address of an isolate → its session with the inspector.
+const inspected = new Map();
+let asked = 0, inspector;
+function ask(method, params, sessionId) { inspector.send(JSON.stringify({ id: ++asked, method, params, sessionId })); }
+async function inspect() {
+  const [own] = await (await fetch(`http://${INSPECTOR}/json/list`)).json();
+  inspector = new WebSocket(own.webSocketDebuggerUrl);
+  inspector.onmessage = ({ data }) => {
+    const { method, params } = JSON.parse(data);
+    if (method === "Target.attachedToTarget") inspected.set(params.targetInfo.url, params.sessionId);
+  };
+  inspector.onclose = inspector.onerror = () => fail("its inspector does not answer");
+  await new Promise((open) => { inspector.onopen = open; });
+  ask("Target.setAutoAttach", { autoAttach: true, waitForDebuggerOnStart: false, flatten: true });
+}
+await inspect();
+
+const cells = new Map(), runs = new Map();
+
+function open({ cell: id, root, memory }) {
+  const library = HERE.pathname;
+  const permissions = { read: [root, library], write: [root], net: false, env: false, run: false, ffi: false, sys: false, import: false };
+  const worker = new Worker(new URL("cell.mjs", HERE), { type: "module", name: `cell-${id}`, deno: { permissions } });
+  cells.set(id, worker);
+  worker.onmessage = ({ data }) => heard(id, data);
+  worker.onerror = (event) => { event.preventDefault(); fail(`a cell failed: ${event.message}`); };
+  worker.postMessage({ root, memory });
+}
+
+function heard(cell, message) {
+  if (message.ready) return tell({ ev: "opened", cell });
+  const run = runs.get(message.run);
+  if (!run) return;
+  if (message.thread !== undefined) {
+    run.thread = `worker-${message.thread}`;
+    run.address = message.address;
+    tell({ ev: "started", run: message.run });
+  } else if (message.out !== undefined) {
+    const data = message.data;
+    tell({ ev: "out", run: message.run, stream: message.out, data: data.toBase64() }, () => {
+      cells.get(run.cell)?.postMessage({ written: message.run, bytes: data.length });
+    });
+  } else if (message.ended) {
+    Object.assign(run.last, message.ended);
+    over(message.run);
+  }
+}
+
+// An execution is over when its thread is: V8 stops a worker where it looks for interrupts. One that was
+// stopped in the midst of a call of the engine's may stay without ever running again: then the engine is of no use to others.
+async function over(id) {
+  const run = runs.get(id);
+  if (run.over) return;
+  run.over = true;
+  halt(run);
+  let still = 0, ticks = -1;
+  while (run.thread && still < STILL_MS / WAIT_MS) {
+    const now = counted(run.thread);
+    if (!now) break;
+    still = now.ticks === ticks && performance.now() - run.told > PATIENCE_MS ? still + 1 : 0;
+    ticks = now.ticks;
+    await new Promise((ok) => setTimeout(ok, WAIT_MS));
+  }
+  runs.delete(id);
+  inspected.delete(run.address);
+  run.done = true;
+  if (still > 0) tell({ ev: "worn" });
+  const { code = null, cpuUs = run.cpuUs, memory = run.peak, oom = false } = run.last;
+  const full = Deno.build.os === "linux" && code !== 0 && await isFull();
+  tell({ ev: "ended", run: id, code, cpuUs: Math.round(Math.max(cpuUs, run.cpuUs)), memory: Math.max(memory, run.peak), oom, full });
+}
+
+// Asked again until the thread is gone: between two turns of the program there is nothing to stop.
+function halt(run) {
+  if (run.halting || run.done) return;
+  run.halting = true;
+  const session = inspected.get(run.address);
+  if (session !== undefined) ask("Runtime.terminateExecution", {}, session);
+  setTimeout(() => { run.halting = false; halt(run); }, HALT_MS);
+}
+
+function counted(thread) {
+  try { return threads().get(thread); } catch { return { ticks: -1 }; }
+}
+
+async function isFull() {
+  const { statfs } = await import("node:fs/promises");
+  try {
+    const { bavail, ffree } = await statfs("/workspace");
+    return bavail === 0 || ffree === 0;
+  } catch { return false; }
+}
+
+// Name of a thread → what the kernel counts of it.
+function threads() {
+  const found = new Map();
+  for (const { name } of Deno.readDirSync("/proc/self/task")) {
+    try {
+      const text = Deno.readTextFileSync(`/proc/self/task/${name}/stat`);
+      const end = text.lastIndexOf(")"), fields = text.slice(end + 2).split(" ");
+      found.set(text.slice(text.indexOf("(") + 1, end), { faults: Number(fields[7]) + Number(fields[9]), ticks: Number(fields[11]) + Number(fields[12]) });
+    } catch { /* it has just ended */ }
+  }
+  return found;
+}
+
+// What an isolate holds is at most what its thread has touched for the first time, and at most what the engine has grown by since
+// it began. Both are the kernel's counts, which no isolate can change.
+const resident = () => Number(Deno.readTextFileSync("/proc/self/statm").split(" ")[1]) * PAGE;
+
+function look() {
+  if (runs.size === 0) return;
+  const all = resident(), counts = threads();
+  let worst;
+  for (const [id, run] of runs) {
+    const now = counts.get(run.thread);
+    if (!now) continue;
+    const since = now.faults - (run.faults ?? now.faults);
+    run.faults = now.faults;
+    run.cpuUs = now.ticks * (1e6 / TICKS_PER_S);
+    run.least = Math.min(run.least, all);
+    run.bound = Math.min(run.bound + since * PAGE, all - run.least);
+    run.peak = Math.max(run.peak, run.bound);
+    if (run.bound > run.memory && !run.last.oom && (!worst || run.bound > worst[1].bound)) worst = [id, run];
+  }
+  if (worst) end(worst[0], { oom: true });
+}
+// Isolates share the engine's descriptors: while one has them all, nothing can be looked at.
+setInterval(() => { try { look(); } catch { /* the next time */ } }, LOOK_MS);
+
+function run(message) {
+  runs.set(message.run, { cell: message.cell, memory: message.memory, least: resident(), bound: 0, peak: 0, cpuUs: 0, told: Infinity, last: {} });
+  cells.get(message.cell)?.postMessage(message);
+}
+
+function end(id, why) {
+  const run = runs.get(id);
+  if (!run) return;
+  Object.assign(run.last, why);
+  run.told = Math.min(run.told, performance.now());
+  cells.get(run.cell)?.postMessage({ end: id });
+  halt(run);
+  // A cell tells of its isolate's end; of one that stays it can't.
+  setTimeout(() => { if (runs.has(id)) over(id); }, PATIENCE_MS);
+}
+
+// A cell that is told to close ends its isolates; each is over when its thread is.
+async function close({ cell: id }) {
+  const worker = cells.get(id);
+  for (const [run, one] of runs) if (one.cell === id) end(run, {});
+  worker?.postMessage({ closing: true });
+  while ([...runs.values()].some((run) => run.cell === id)) await new Promise((ok) => setTimeout(ok, 5));
+  worker?.terminate();
+  cells.delete(id);
+  tell({ ev: "closed", cell: id });
+}
+
+function take(message) {
+  switch (message.op) {
+    case "open": return open(message);
+    case "run": return run(message);
+    case "input": return cells.get(runs.get(message.run)?.cell)?.postMessage({ input: message.run, data: Uint8Array.fromBase64(message.data), eof: message.eof });
+    case "end": return end(message.run, {});
+    case "close": return close(message);
+  }
+}
+
+tell({ ev: "up" });
+let rest = "";
+for await (const chunk of input.readable) {
+  const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+  rest = lines.pop();
+  for (const line of lines) take(JSON.parse(line));
+}
+leave();
