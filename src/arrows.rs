@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
 ];
 
 /// A crate, and the only places that may name it.
-const OWNERS: [(&str, &[&str]); 18] = [
+const OWNERS: [(&str, &[&str]); 21] = [
     ("bollard", &["runtime/docker"]),
     ("jsonrpsee", &["rpc/"]),
     ("axum", &["rpc/"]),
@@ -43,6 +43,9 @@ const OWNERS: [(&str, &[&str]); 18] = [
     ("http_auth", &["image/pull"]),
     ("docker_credential", &["image/pull"]),
     ("oci_spec", &["image/"]),
+    ("wasmtime", &["runtime/wasm/", "sys/compiled"]),
+    ("wasmtime_wasi", &["runtime/wasm/worker/"]),
+    ("hmac", &["runtime/wasm/cache"]),
     ("figment", &["config"]),
     ("sd_notify", &["cli/service_manager"]),
 ];

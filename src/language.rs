@@ -174,7 +174,7 @@ pub struct Languages {
     names: BTreeMap<String, (usize, String)>,
 }
 
-const EMBEDDED: [(&str, &str); 10] = [
+const EMBEDDED: [(&str, &str); 11] = [
     ("rootfs/python.toml", include_str!("../rootfs/python.toml")),
     ("rootfs/javascript.toml", include_str!("../rootfs/javascript.toml")),
     ("rootfs/typescript.toml", include_str!("../rootfs/typescript.toml")),
@@ -185,6 +185,7 @@ const EMBEDDED: [(&str, &str); 10] = [
     ("rootfs/c.toml", include_str!("../rootfs/c.toml")),
     ("rootfs/cpp.toml", include_str!("../rootfs/cpp.toml")),
     ("rootfs/rust.toml", include_str!("../rootfs/rust.toml")),
+    ("rootfs/wasm.toml", include_str!("../rootfs/wasm.toml")),
 ];
 
 impl Languages {

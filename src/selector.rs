@@ -163,7 +163,13 @@ fn refusal(requirements: &Requirements, facts: &CandidateFacts) -> Option<String
         return Some(reason.clone());
     }
     if !facts.languages.contains(&requirements.language) {
-        return Some(format!("it does not serve {}", requirements.language));
+        let unserved = || format!("it does not serve {}", requirements.language);
+        return Some(
+            facts
+                .lacks
+                .as_ref()
+                .map_or_else(unserved, |lacks| format!("it does not serve {} yet: {lacks}", requirements.language)),
+        );
     }
     let level = facts.features.isolation_level;
     if level < requirements.isolation_level_min {

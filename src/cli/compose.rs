@@ -4,6 +4,7 @@
 //! launcher.
 
 mod build;
+mod engines;
 mod images;
 mod outwards;
 
@@ -19,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 pub use build::{image_build, recipes};
+pub use engines::{compile_engine, engine_rows, install_engine};
 pub use images::{ImageRow, Incoming, Tls, image_import, image_inspect, image_list, image_prune, image_pull, image_remove};
 
 use super::error::chain;
@@ -37,6 +39,7 @@ use crate::runtime::figures::Figures;
 use crate::runtime::isolate::{IsolateBounds, IsolateRuntime};
 use crate::runtime::native::{NativeParts, NativeRuntime, PoolBounds, WarmSettings};
 use crate::runtime::registry::{InImage, Registry};
+use crate::runtime::wasm::{self, EngineModule, WasmPlaces};
 use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind, Wants};
 use crate::sandbox::cgroups::{CgroupTree, IoLimit};
 use crate::sandbox::host::HostFacts;
@@ -172,6 +175,7 @@ fn package_dir(config: &Config) -> Result<Option<PathBuf>, CliError> {
 fn engine_places(config: &Config) -> EnginePlaces {
     let RuntimesConfig { deno, bun, nodejs, .. } = &config.runtimes;
     let mut directories: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
+    directories.push(engines::engines_dir(config));
     directories.extend(["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from));
     let home = std::env::var_os("HOME").map(PathBuf::from);
     directories.extend(home.iter().flat_map(|home| [home.join(".deno/bin"), home.join(".bun/bin")]));
@@ -207,13 +211,29 @@ fn docker_runtime(config: &Config, native: &Arc<NativeRuntime>) -> Result<Arc<Do
     DockerRuntime::start(Arc::clone(native), place, server, state_dir).map_err(|error| failed(&error))
 }
 
+/// What WebAssembly runs with.
+fn wasm_places(config: &Config) -> Result<WasmPlaces, CliError> {
+    let RuntimesConfig { wasm, wasm_python, wasm_javascript, .. } = &config.runtimes;
+    Ok(WasmPlaces {
+        on: wasm.is_empty(),
+        engines: engines::engines_dir(config),
+        own: config.state_dir.join("compiled"),
+        named: [
+            (EngineModule::Python, "runtimes.wasm_python", wasm_python.clone()),
+            (EngineModule::Javascript, "runtimes.wasm_javascript", wasm_javascript.clone()),
+        ],
+        program: std::env::current_exe().map_err(|error| failed(&error))?,
+    })
+}
+
 /// Every runtime of this build, behind one launcher.
 fn registry(config: &Config, native: Arc<NativeRuntime>) -> Result<Registry, CliError> {
     let (places, store) = (engine_places(config), Arc::new(store(config)?));
     let isolates = IsolateRuntime::new(&native, &places, &store, isolate_bounds(config));
     let engines = engine::runtimes(&native, &places, &store);
+    let wasm = wasm::runtime(&native, wasm_places(config)?, &store);
     let docker: Arc<dyn Runtime> = docker_runtime(config, &native)?;
-    let all = std::iter::once(native).chain(engines).map(|runtime| runtime as Arc<dyn Runtime>);
+    let all = std::iter::once(native).chain(engines).chain([wasm]).map(|runtime| runtime as Arc<dyn Runtime>);
     let all = all.chain(isolates.map(|runtime| runtime as Arc<dyn Runtime>)).chain([docker]);
     Ok(Registry::new(all.collect()))
 }

@@ -13,6 +13,7 @@ mod completion;
 mod compose;
 mod config;
 mod doctor;
+mod engines;
 mod error;
 mod exec;
 mod image;
@@ -90,6 +91,7 @@ enum Call {
     Image(image::ImageArgs),
     Languages(languages::LanguagesArgs),
     Runtimes(runtimes::RuntimesArgs),
+    Engines(engines::EnginesArgs),
     Doctor(DoctorArgs),
     Plan(plan::PlanArgs),
     Seccomp(seccomp::SeccompArgs),
@@ -138,6 +140,7 @@ fn carry_out(cli: Cli) -> ExitCode {
         Call::Image(args) => image::image(common, args).map(|()| 0),
         Call::Languages(args) => languages::languages(common, &args).map(|()| 0),
         Call::Runtimes(args) => runtimes::runtimes(common, &args).map(|()| 0),
+        Call::Engines(args) => engines::engines(common, args).map(|()| 0),
         Call::Doctor(args) => {
             let format = if args.json { output::OutputFormat::Json } else { args.format.format };
             return match common.load() {

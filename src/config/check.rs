@@ -66,6 +66,20 @@ fn runtimes(runtimes: &RuntimesConfig) -> Result<(), Complaint> {
             "write the absolute path of the engine's socket, or `off`; leave it empty to have an engine looked for",
         );
     }
+    if !runtimes.wasm.is_empty() && runtimes.wasm != "off" {
+        return complain("runtimes.wasm", format!("is `{}`", runtimes.wasm), "write `off`, or leave it empty");
+    }
+    for (key, place) in
+        [("runtimes.wasm_python", &runtimes.wasm_python), ("runtimes.wasm_javascript", &runtimes.wasm_javascript)]
+    {
+        if !(place.is_empty() || place == "off" || place.starts_with('/')) {
+            let mend = "write the absolute path of a module, or `off`; leave it empty for the one that is installed";
+            return complain(key, format!("is `{place}`, which is no place"), mend);
+        }
+    }
+    if runtimes.engines_dir.as_ref().is_some_and(|path| !path.is_absolute()) {
+        return complain("runtimes.engines_dir", "is no absolute path", "write one that begins with `/`");
+    }
     at_least("runtimes.isolates_per_engine", runtimes.isolates_per_engine, 1)?;
     at_least("runtimes.isolate_engines_max", runtimes.isolate_engines_max, 1)?;
     at_least("runtimes.isolate_executions_max", runtimes.isolate_executions_max, 1)?;

@@ -196,6 +196,14 @@ pub struct RuntimesConfig {
     /// The socket of a Docker engine, or of Podman: a path, with or without `unix://`; `off`: not used. Empty: `DOCKER_HOST`, else the
     /// usual places.
     pub docker: String,
+    /// WebAssembly: empty, or `off`.
+    pub wasm: String,
+    /// CPython for WASI: a module's path; empty: the installed one.
+    pub wasm_python: String,
+    /// QuickJS for WASI: a module's path; empty: the installed one.
+    pub wasm_javascript: String,
+    /// Where `codebeaker engines install` puts engines; absent: `engines` of the state directory.
+    pub engines_dir: Option<PathBuf>,
     /// Whether start-up time and memory of each runtime are measured at the start.
     pub measure: bool,
     /// Sessions of V8Isolate that share one engine, default 16.
@@ -376,6 +384,10 @@ impl Default for RuntimesConfig {
             bun: String::new(),
             nodejs: String::new(),
             docker: String::new(),
+            wasm: String::new(),
+            wasm_python: String::new(),
+            wasm_javascript: String::new(),
+            engines_dir: None,
             measure: true,
             isolates_per_engine: 16,
             isolate_engines_max: 8,

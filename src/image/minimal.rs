@@ -56,10 +56,10 @@ const DIRECTORIES: [(&str, u32); 12] = [
 #[derive(Debug, Clone)]
 pub struct MinimalRoot {
     files: BTreeMap<String, PathBuf>,
+    /// Files of a few lines that are in the root itself.
+    texts: BTreeMap<String, &'static str>,
     program: PathBuf,
     stamp: [u64; 5],
-    /// Files of our own: where they stand, and what they say.
-    texts: &'static [(&'static str, &'static str)],
 }
 
 impl MinimalRoot {
@@ -81,13 +81,28 @@ impl MinimalRoot {
             let source = source.ok_or_else(|| format!("the library {} that it names is not there", library.name))?;
             files.insert(place_of(&library.path, &library.name)?, source);
         }
-        Ok(Self { files, program, stamp, texts: &[] })
+        Ok(Self { files, texts: BTreeMap::new(), program, stamp })
     }
 
     /// With these files of our own in it: path and contents.
     #[must_use]
-    pub fn with_texts(self, texts: &'static [(&'static str, &'static str)]) -> Self {
-        Self { texts, ..self }
+    pub fn with_texts(mut self, texts: &'static [(&'static str, &'static str)]) -> Self {
+        self.texts.extend(texts.iter().map(|(path, text)| ((*path).to_owned(), *text)));
+        self
+    }
+
+    /// With one more file of the host, at this path.
+    #[must_use]
+    pub fn and_file(mut self, target: &str, source: &Path) -> Self {
+        self.files.insert(target.into(), source.to_owned());
+        self
+    }
+
+    /// With one more file of this text.
+    #[must_use]
+    pub fn and_text(mut self, target: &str, text: &'static str) -> Self {
+        self.texts.insert(target.into(), text);
+        self
     }
 
     /// With the files that the build has left out of the program, by options whose names begin with `mark`. One that is not there,
@@ -147,9 +162,9 @@ impl MinimalRoot {
             hash.update(target);
             hash.update([0]);
         }
-        for (path, text) in self.texts {
-            hash.update(path);
-            hash.update([0]);
+        for (target, text) in &self.texts {
+            hash.update(target);
+            hash.update([1]);
             hash.update(text);
             hash.update([0]);
         }
@@ -163,9 +178,9 @@ impl MinimalRoot {
             make_directory(&root.join(name), mode)?;
             made.insert(PathBuf::from(name));
         }
-        // Of the host's files nothing but places to mount on.
-        let places = self.files.keys().map(|target| (target.as_str(), ""));
-        for (target, text) in places.chain(self.texts.iter().copied()) {
+        // A file of the host needs nothing but a place to mount on.
+        let places = self.files.keys().map(|target| (target, ""));
+        for (target, text) in places.chain(self.texts.iter().map(|(target, text)| (target, *text))) {
             let target = Path::new(target.trim_start_matches('/'));
             let mut parents: Vec<&Path> = target.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
             parents.reverse();

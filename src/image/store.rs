@@ -519,7 +519,8 @@ pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
-pub(super) fn digest_text(digest: [u8; 32]) -> String {
+/// A SHA-256 as image stores write it.
+pub fn digest_text(digest: [u8; 32]) -> String {
     use std::fmt::Write;
     digest.iter().fold(String::from("sha256:"), |mut text, byte| {
         write!(text, "{byte:02x}").expect("writing to a String can't fail");

@@ -18,11 +18,12 @@ pub enum Engine {
     Deno,
     Bun,
     NodeJs,
+    WebAssembly,
 }
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Deno, Self::Bun, Self::NodeJs];
+    pub const ALL: [Self; 4] = [Self::Deno, Self::Bun, Self::NodeJs, Self::WebAssembly];
 
     /// Name of its program, and of the image that it is looked for in.
     pub fn program(self) -> &'static str {
@@ -30,6 +31,7 @@ impl Engine {
             Self::Deno => "deno",
             Self::Bun => "bun",
             Self::NodeJs => "node",
+            Self::WebAssembly => "codebeaker",
         }
     }
 }
@@ -42,6 +44,8 @@ impl Engine {
             Self::Deno => &["deno", "eval", "console.log(Deno.version.deno)"],
             Self::Bun => &["bun", "-e", "console.log(Bun.version)"],
             Self::NodeJs => &["node", "-p", "process.version"],
+            // Its version is that of wasmtime, which is built in.
+            Self::WebAssembly => &["codebeaker", "--version"],
         };
         words.iter().map(|word| (*word).to_owned()).collect()
     }
@@ -51,7 +55,7 @@ impl Engine {
     pub fn parts_mark(self) -> Option<&'static str> {
         match self {
             Self::NodeJs => Some("NODE_SHARED_BUILTIN_"),
-            Self::Deno | Self::Bun => None,
+            Self::Deno | Self::Bun | Self::WebAssembly => None,
         }
     }
 }

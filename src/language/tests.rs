@@ -95,7 +95,8 @@ fn every_language_says_what_it_does_step_by_step() {
         let compiled = language.compile.is_some();
         assert_eq!(names.contains(&"compile"), compiled, "{}", language.name);
         assert_eq!((names.first(), names.last()), (Some(&"write"), Some(&"version")));
-        assert!(!language.host_packages.is_empty(), "{}: a mend for hosts", language.name);
+        // Debian has no package of wasmtime, and the runtime WebAssembly needs none.
+        assert_eq!(language.host_packages.is_empty(), language.name == "wasm", "{}: a mend for hosts", language.name);
     }
 }
 
@@ -103,7 +104,7 @@ fn every_language_says_what_it_does_step_by_step() {
 fn an_operators_language_is_added() {
     let languages = load_file(LUA).expect("a sound file");
     assert_eq!(languages.get("luajit").map(|l| l.name.clone()), Some("lua".into()));
-    assert_eq!(languages.all().len(), 11);
+    assert_eq!(languages.all().len(), 12);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What runs code: the two traits every runtime implements.
 //!
 //! Invariant: a runtime never runs anything outside a sandbox; when it can't build one it is unavailable and says why.
-//! Every runtime gives the same result shapes (`command`). Read `native` next, then `engine`, `docker` and `registry`.
+//! Every runtime gives the same result shapes (`command`). Read `native` next, then `engine`, `wasm`, `docker` and `registry`.
 
 pub mod docker;
 pub mod egress;
@@ -12,6 +12,7 @@ pub mod isolate;
 pub mod isolation;
 pub mod native;
 pub mod registry;
+pub mod wasm;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -189,6 +190,10 @@ pub trait Runtime: Send + Sync {
     /// Whether it may have images that the store has not: then what `create` says counts.
     fn brings_images(&self) -> bool {
         false
+    }
+    /// Why it could run the language of that name only if more were installed, with the mend.
+    fn lacks(&self, _language: &str) -> Option<String> {
+        None
     }
     /// Makes an environment; nothing is left behind when it fails.
     fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>>;

@@ -79,7 +79,11 @@ impl Registry {
 
     /// What the selector compares for a request in that language: one entry for each kind, in DESIGN's order.
     pub fn facts(&self, language: &str) -> Vec<CandidateFacts> {
-        self.all_facts(|kind, version| self.figures.get(kind, version, language))
+        let mut all = self.all_facts(|kind, version| self.figures.get(kind, version, language));
+        for facts in &mut all {
+            facts.lacks = self.get(facts.kind).and_then(|runtime| runtime.lacks(language));
+        }
+        all
     }
 
     fn all_facts(&self, figure: impl Fn(RuntimeKind, &str) -> Option<Figure>) -> Vec<CandidateFacts> {
@@ -178,10 +182,11 @@ mod tests {
             RuntimeKind::Deno,
             RuntimeKind::Bun,
             RuntimeKind::NodeJs,
+            RuntimeKind::WebAssembly,
             RuntimeKind::V8Isolate,
             RuntimeKind::Docker,
         ];
-        let row = |begin: &str, cells: [String; 6]| format!("{begin}{}", cells.concat());
+        let row = |begin: &str, cells: [String; 7]| format!("{begin}{}", cells.concat());
         let mut lines = vec![row("| command |", kinds.map(|kind| format!(" `{}` |", kind.name())))];
         lines.push(row("| --- |", kinds.map(|_| " --- |".to_owned())));
         lines.extend(CommandKind::ALL.into_iter().map(|command| {

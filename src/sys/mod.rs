@@ -8,6 +8,7 @@
 pub mod answers;
 pub mod cgroup;
 pub mod channel;
+pub mod compiled;
 pub mod credentials;
 pub mod error;
 pub mod files;

@@ -423,3 +423,24 @@ pub fn set_hostname(name: &str) -> Result<(), CallError> {
 pub fn interrupted(errno: Errno) -> bool {
     errno == Errno::INTR || errno == Errno::AGAIN
 }
+
+/// `signal(2)` with `SIG_IGN`: this signal does nothing to this process from now on.
+pub fn ignore_signal(signal: i32) {
+    // SAFETY: SIG_IGN runs no code of ours.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Ends this process as this signal does by default, so that whoever waits for it sees the signal.
+pub fn end_by_signal(signal: i32) -> ! {
+    // SAFETY: SIG_DFL runs no code of ours; the set lives on this stack; raise and _exit take integers.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::signal(signal, libc::SIG_DFL);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+        libc::raise(signal);
+        // Only for a signal that does not end a process.
+        libc::_exit(128 + signal)
+    }
+}

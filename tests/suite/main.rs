@@ -25,6 +25,7 @@ mod seccomp_oracle;
 mod service;
 mod support;
 mod warm;
+mod wasm;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     trials.extend(egress::trials());
     trials.extend(docker::trials());
     trials.extend(warm::trials());
+    trials.extend(wasm::trials());
     trials.extend(cli::trials());
     trials.extend(seccomp::trials());
     trials.extend(seccomp_oracle::trials());

@@ -46,6 +46,7 @@ impl RuntimeKind {
             Engine::Deno => Self::Deno,
             Engine::Bun => Self::Bun,
             Engine::NodeJs => Self::NodeJs,
+            Engine::WebAssembly => Self::WebAssembly,
         }
     }
 }
@@ -150,6 +151,7 @@ impl Flavour for EngineFlavour {
             (_, Engine::Deno) => "Deno in the OS sandbox",
             (_, Engine::Bun) => "Bun in the OS sandbox",
             (_, Engine::NodeJs) => "Node.js in the OS sandbox",
+            (_, Engine::WebAssembly) => "WebAssembly in the OS sandbox",
         }
     }
 

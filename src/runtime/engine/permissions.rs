@@ -4,6 +4,8 @@
 //! the file that a session's code is written to can always be read, or nothing could run. The sandbox's walls stand whatever
 //! these flags say.
 
+use std::path::{Component, Path};
+
 use crate::language::engines::{Engine, EngineVersion};
 use crate::language::{Language, WORKSPACE, source_path};
 use crate::runtime::Permissions;
@@ -11,6 +13,9 @@ use crate::sandbox::enforcement::{WallState, WallStatus};
 
 /// What a path of a permission may look like.
 pub const PATH_TAKES: &str = "paths without `,`, `*` and control characters, none empty, 4096 bytes at most";
+
+/// Opened to guests of WASI like the workspace.
+const TEMPORARY: &str = "/tmp";
 
 /// Paths that one list may hold.
 pub const PATHS_MAX: usize = 64;
@@ -31,6 +36,7 @@ pub fn flags(engine: Engine, version: EngineVersion, language: &Language, permis
         Engine::NodeJs => node(version, &reads, &writes),
         // It has none; what it fetches by itself is all that can be forbidden.
         Engine::Bun => vec!["--no-install".into()],
+        Engine::WebAssembly => directories(&reads, &writes),
     }
 }
 
@@ -52,6 +58,30 @@ fn deno(reads: &[String], writes: &[String], permissions: &Permissions) -> Vec<S
     if permissions.allow_net {
         flags.push("--allow-net".into());
     }
+    flags
+}
+
+/// Directories that are opened to a guest of WASI, besides `/workspace`. That one is always opened, or the code could not be read; and
+/// what is not below it or `/tmp` is no guest's, whatever is named.
+fn directories(reads: &[String], writes: &[String]) -> Vec<String> {
+    let covered = |paths: &[String], directory: &str| {
+        paths.iter().any(|path| Path::new(directory).starts_with(path) || (directory == TEMPORARY && path == WORKSPACE))
+    };
+    let mut flags = Vec::new();
+    for base in [WORKSPACE, TEMPORARY] {
+        if covered(writes, base) {
+            flags.push(format!("--write={base}"));
+        } else if base == WORKSPACE || covered(reads, base) {
+            flags.push(format!("--read={base}"));
+        }
+    }
+    let below = |path: &&String| {
+        let plain = Path::new(path.as_str()).components().all(|part| !matches!(part, Component::ParentDir));
+        let inside =
+            [WORKSPACE, TEMPORARY].iter().any(|base| Path::new(path.as_str()).starts_with(base) && path.as_str() != *base);
+        plain && inside
+    };
+    flags.extend(writes.iter().filter(below).map(|path| format!("--write={path}")));
     flags
 }
 
@@ -83,6 +113,10 @@ pub fn row(engine: Engine, version: Option<EngineVersion>) -> WallState {
             (WallStatus::Degraded, "Node's own: files as named, no child processes; it has none for variables and network")
         }
         Engine::NodeJs => (WallStatus::Absent, "this version of Node has no permissions; the sandbox's walls hold for it"),
+        Engine::WebAssembly => (
+            WallStatus::Degraded,
+            "directories of /workspace and /tmp as named, no others, no network; variables that the client gives can be read",
+        ),
         Engine::Bun => (WallStatus::Absent, "Bun has no permissions; the sandbox's walls hold for it"),
     };
     WallState { name: "permissions".into(), state, detail: detail.into() }
@@ -138,6 +172,20 @@ mod tests {
             node.contains(&"--allow-fs-read=/etc".into()) && !node.contains(&"--allow-fs-read=/workspace".into()),
             "{node:?}"
         );
+    }
+
+    #[test]
+    fn a_guest_of_wasi_gets_directories_of_the_workspace_and_of_nothing_else() {
+        let version = EngineVersion(48, 0, 0);
+        let of = |read: &[&str], write: &[&str]| {
+            let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+            let named = Permissions { allow_read: owned(read), allow_write: owned(write), ..Permissions::default() };
+            of(Engine::WebAssembly, version, &named)
+        };
+        assert_eq!(of(&[], &[]), ["--write=/workspace", "--write=/tmp"]);
+        assert_eq!(of(&["/"], &[]), ["--write=/workspace", "--write=/tmp"]);
+        assert_eq!(of(&["/etc"], &["/etc", "out"]), ["--read=/workspace", "--write=/workspace/out"]);
+        assert_eq!(of(&["/"], &["/tmp/x", "/workspace/../etc"]), ["--read=/workspace", "--read=/tmp", "--write=/tmp/x"]);
     }
 
     #[test]

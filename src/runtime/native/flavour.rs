@@ -3,6 +3,7 @@
 //! Invariant: a flavour decides and never acts; whatever it decides, the walls are the same. Read `engine` for the others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::image::{ImageError, ImageRoot, Store};
 use crate::language::Language;
@@ -10,8 +11,10 @@ use crate::runtime::features::Features;
 use crate::runtime::{Availability, InstanceConfig, Permissions, RuntimeKind};
 use crate::sandbox::enforcement::{WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::spec::Limits;
 
 use super::exhausted;
+use super::prepare::Preparation;
 
 /// One runtime in the OS sandbox.
 pub trait Flavour: Send + Sync {
@@ -37,6 +40,35 @@ pub trait Flavour: Send + Sync {
     fn question(&self) -> Option<Vec<String>>;
     /// Takes what the program printed, or why it could not be asked.
     fn learned(&self, answer: Result<String, String>);
+    /// Why it could run the language only if more were installed, with the mend.
+    fn lacks(&self, _: &Language) -> Option<String> {
+        None
+    }
+    /// What has to be made in a sandbox before the first session in this language.
+    fn preparation(&self, _: &Language) -> Option<Preparation> {
+        None
+    }
+    /// Takes what was made, or why it could not be; the error is a sentence.
+    fn prepared(&self, _: &Language, made: Result<Vec<u8>, String>) -> Result<(), String> {
+        made.map(|_| ())
+    }
+    /// What each of its programs is told of its limits; a client's variables of the same names give way.
+    fn variables(&self, _: &Limits, _: Duration) -> Vec<(String, String)> {
+        Vec::new()
+    }
+    /// What its programs mean by ending with that signal, besides what every program means.
+    fn word(&self, _signal: i32) -> Option<Word> {
+        None
+    }
+}
+
+/// What a program that bounds others says of their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// The time that the command has was over.
+    TimeIsUp,
+    /// What ran in it failed after memory was refused to it.
+    MemoryRefused,
 }
 
 /// The main runtime: any image of the store, any language.

@@ -106,7 +106,7 @@ impl NativeInstance {
         if !warm::applies(self.runtime.warm(), language, &self.config.limits) {
             return;
         }
-        let environment = environment(&self.config, sandbox, &language.env, &BTreeMap::new());
+        let environment = environment(&self.config, sandbox, &language.env, &BTreeMap::new(), &[]);
         if sandbox.warm().keep(sandbox.init(), language, environment).await.is_err() {
             // Whoever needs the sandbox next learns it by itself.
             tracing::debug!("a sandbox ended before it was asked to keep an interpreter");
@@ -174,12 +174,13 @@ impl NativeInstance {
     }
 }
 
-/// Defaults, then the way out, image, language, session, command: the later wins.
+/// Defaults, then the way out, image, language, session, command, and what the runtime itself says: the later wins.
 pub(super) fn environment(
     config: &InstanceConfig,
     sandbox: &Sandbox,
     language: &BTreeMap<String, String>,
     own: &BTreeMap<String, String>,
+    told: &[(String, String)],
 ) -> Vec<Vec<u8>> {
     let mut all: BTreeMap<&str, &str> = BTreeMap::from(ENVIRONMENT);
     let outwards = match config.network {
@@ -189,6 +190,7 @@ pub(super) fn environment(
     for layer in [&outwards, sandbox.environment(), language, &config.env, own] {
         all.extend(layer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     }
+    all.extend(told.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
 }
 
@@ -273,10 +275,11 @@ impl Run<'_> {
         let Launch { shell, language, feed, timeout, view, door, warm } = launch;
         let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
         let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
+        let told = self.instance.runtime.variables(&self.instance.config.limits, timeout);
         let request = ExecuteRequest {
             execution: 0,
             arguments: arguments.into_iter().map(String::into_bytes).collect(),
-            environment: environment(&self.instance.config, self.sandbox, language, &shell.env),
+            environment: environment(&self.instance.config, self.sandbox, language, &shell.env, &told),
             directory: directory.into_bytes(),
             view,
             network: ProgramNetwork::default(),
@@ -309,7 +312,7 @@ impl Run<'_> {
         self.sandbox.reset_peaks();
         let (timeout, born) = (program.timeout, program.born);
         let driven = drive(self.sandbox.init(), program, sink, control).await;
-        let driven = driven.map_err(|error| match error {
+        let mut driven = driven.map_err(|error| match error {
             DriveError::Gone => {
                 self.sandbox.give_up();
                 gone()
@@ -332,7 +335,8 @@ impl Run<'_> {
         {
             metrics::counter!("codebeaker_warm_programs_total", "by" => how.name()).increment(1);
         }
-        let counters = self.sandbox.new_events();
+        let mut counters = self.sandbox.new_events();
+        verdict::heed(&mut driven, &mut counters, |signal| self.instance.runtime.word(signal));
         let (report, failure) = verdict::of(&driven, counters, self.sandbox.usage(), &self.instance.config.limits, timeout);
         self.instance.cpu_ms.fetch_add(report.usage.cpu_ms.unwrap_or(0), Ordering::Relaxed);
         Ok(((CommandOutput::Execution(report), failure), driven.held))

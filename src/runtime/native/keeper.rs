@@ -280,7 +280,7 @@ fn interpreter(runtime: &NativeRuntime, config: &InstanceConfig, sandbox: &Sandb
     if !settings.pooled || !warm::applies(settings, &config.language, &config.limits) {
         return None;
     }
-    Kept::ahead(&config.language, environment(config, sandbox, &config.language.env, &BTreeMap::new()))
+    Kept::ahead(&config.language, environment(config, sandbox, &config.language.env, &BTreeMap::new(), &[]))
 }
 
 fn count(outcome: &'static str) {

@@ -12,7 +12,9 @@ use crate::language::Language;
 use crate::runtime::egress::Egress;
 use crate::runtime::{InstanceConfig, Permissions, RuntimeKind};
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::spec::Limits;
 
+use super::Word;
 use super::sandbox::Sandbox;
 use super::warm::WarmSettings;
 
@@ -30,6 +32,14 @@ pub trait Maker: Send + Sync {
     fn packages(&self) -> Option<&'static str>;
     /// The ways out of sandboxes.
     fn egress(&self) -> &Arc<Egress>;
+    /// What each program is told of its limits, and how long it may run.
+    fn variables(&self, _: &Limits, _: Duration) -> Vec<(String, String)> {
+        Vec::new()
+    }
+    /// What programs mean by ending with that signal, besides what every program means.
+    fn word(&self, _signal: i32) -> Option<Word> {
+        None
+    }
     /// A sandbox whose walls stand; `generation` counts those that an environment has had.
     fn sandbox<'a>(&'a self, config: &'a InstanceConfig, generation: u64) -> BoxFuture<'a, Result<Sandbox, SandboxError>>;
 }

@@ -16,6 +16,7 @@ mod launcher;
 mod launchers;
 mod maker;
 mod pool;
+mod prepare;
 pub(in crate::runtime) mod program;
 mod ready;
 pub(in crate::runtime) mod sandbox;
@@ -40,6 +41,7 @@ use crate::sandbox::enforcement::{WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
 use crate::sandbox::profile::Profile;
+use crate::sandbox::spec::Limits;
 use crate::sandbox::uid_ranges::UidRanges;
 use crate::sys::error::describe;
 
@@ -47,13 +49,14 @@ use super::egress::{Egress, NetworkGrant};
 use super::features::Features;
 use super::isolation::REQUIRED_WALLS;
 use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind, Wants};
-pub use flavour::Flavour;
 use flavour::Images;
+pub use flavour::{Flavour, Word};
 use instance::NativeInstance;
 use keeper::Pool;
 use launchers::{AtEnd, Launchers};
 pub use maker::Maker;
 pub use pool::PoolBounds;
+pub use prepare::Preparation;
 use sandbox::Sandbox;
 pub use warm::WarmSettings;
 
@@ -93,6 +96,8 @@ pub struct NativeRuntime {
     flavour: Box<dyn Flavour>,
     /// Held by whoever asks the flavour's question.
     asking: tokio::sync::Mutex<()>,
+    /// Held by whoever makes what a language needs, which takes long: requests that need nothing don't wait for it.
+    preparing: tokio::sync::Mutex<()>,
     itself: Weak<Self>,
 }
 
@@ -131,7 +136,8 @@ impl NativeRuntime {
     }
 
     fn on(works: Arc<Works>, flavour: Box<dyn Flavour>) -> Arc<Self> {
-        Arc::new_cyclic(|itself| Self { works, flavour, asking: tokio::sync::Mutex::default(), itself: Weak::clone(itself) })
+        let (asking, preparing) = Default::default();
+        Arc::new_cyclic(|itself| Self { works, flavour, asking, preparing, itself: Weak::clone(itself) })
     }
 
     /// Another runtime behind the same walls.
@@ -322,6 +328,14 @@ impl Maker for NativeRuntime {
         self.works.parts.package_dir.as_ref().map(|_| PACKAGES)
     }
 
+    fn variables(&self, limits: &Limits, timeout: Duration) -> Vec<(String, String)> {
+        self.flavour.variables(limits, timeout)
+    }
+
+    fn word(&self, signal: i32) -> Option<Word> {
+        self.flavour.word(signal)
+    }
+
     fn sandbox<'a>(&'a self, config: &'a InstanceConfig, generation: u64) -> BoxFuture<'a, Result<Sandbox, SandboxError>> {
         async move {
             let standing = async {
@@ -434,9 +448,14 @@ impl Runtime for NativeRuntime {
         self.flavour.own_root()
     }
 
+    fn lacks(&self, language: &str) -> Option<String> {
+        self.flavour.lacks(self.works.parts.languages.get(language)?.as_ref())
+    }
+
     fn create(&self, mut config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {
         async move {
             self.learn(&config).await?;
+            self.prepare(&config).await?;
             let permissions = config.permissions.clone().unwrap_or_default();
             config.language = self.flavour.language(&config.language, &permissions).ok_or_else(|| {
                 let cause = format!("this version of it does not run {}", config.language.display_name);

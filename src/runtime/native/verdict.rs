@@ -12,6 +12,7 @@ use crate::sandbox::spec::Limits;
 use crate::seccomp::Arch;
 use crate::sys::error::describe;
 
+use super::Word;
 use super::program::{Driven, EndedBy};
 
 /// What the group's counters said over the program's time.
@@ -52,6 +53,19 @@ pub fn of(
             (report, failure)
         }
     }
+}
+
+/// Takes a runtime's own word for a limit that it keeps inside its program: then the same verdict follows as for the sandbox's limit.
+pub fn heed(driven: &mut Driven, counters: &mut Counters, word: impl FnOnce(i32) -> Option<Word>) {
+    let ProgramEnd::Ran { status, .. } = &mut driven.end else { return };
+    let (Exit::Signal(signal), EndedBy::Itself) = (Exit::of(*status), driven.ended_by) else { return };
+    match word(signal) {
+        None => return,
+        Some(Word::TimeIsUp) => driven.ended_by = EndedBy::Timeout,
+        Some(Word::MemoryRefused) => counters.oom_kills = counters.oom_kills.max(1),
+    }
+    // As every program that one of these limits ends.
+    *status = libc::SIGKILL;
 }
 
 /// Names of system calls, sorted. Init is not believed: a number that is no call's is passed over, and there are no more names
@@ -329,6 +343,26 @@ mod tests {
         let killed = Counters { oom_kills: 1, ..none };
         assert_eq!(kind(KILLED, EndedBy::Itself, killed), (None, Some(FailureKind::OutOfMemory)));
         assert_eq!(kind(0, EndedBy::Itself, none), (Some(0), None));
+    }
+
+    #[test]
+    fn a_limit_that_the_runtime_keeps_itself_gives_the_verdict_of_the_sandbox_s() {
+        let heeded = |status, word| {
+            let mut driven = driven(
+                ProgramEnd::Ran { status, cpu_us: 0, quota_full: false, blocked: Vec::new(), born: Born::Fresh },
+                EndedBy::Itself,
+            );
+            let mut counters = Counters::default();
+            heed(&mut driven, &mut counters, |signal| (signal == libc::SIGXCPU).then_some(word).flatten());
+            let (report, failure) = of(&driven, counters, Usage::default(), &limits(), Duration::from_secs(1));
+            (failure.map(|failure| failure.kind), report.exit_code, report.timed_out, report.oom_killed)
+        };
+        let time = Some(Word::TimeIsUp);
+        assert_eq!(heeded(libc::SIGXCPU, time), (Some(FailureKind::Timeout), Some(137), true, false));
+        let memory = Some(Word::MemoryRefused);
+        assert_eq!(heeded(libc::SIGXCPU, memory), (Some(FailureKind::OutOfMemory), Some(137), false, true));
+        assert_eq!(heeded(libc::SIGXCPU, None), (Some(FailureKind::Signaled), Some(152), false, false), "no word, a signal");
+        assert_eq!(heeded(EXIT_1, time), (Some(FailureKind::NonzeroExit), Some(1), false, false), "an exit code is no word");
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Speech {
 }
 
 /// All of them.
-pub const SPEECHES: [Speech; 4] = [
+pub const SPEECHES: [Speech; 5] = [
     Speech {
         language: "python",
         hello: "print(6 * 7)",
@@ -68,5 +68,17 @@ pub const SPEECHES: [Speech; 4] = [
                     console.log(text);\n  fs.writeFileSync('kept-too', text, { flag: 'wx' });\n});",
         endless: "const on: boolean = true;\nwhile (on) {}",
         itself: "console.log((globalThis as any).process.execPath);",
+    },
+    Speech {
+        language: "wasm",
+        hello: include_str!("../fixtures/wasm/hello.wat"),
+        echo: include_str!("../fixtures/wasm/echo.wat"),
+        exit_3: "(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32)))\n\
+                 (memory (export \"memory\") 1) (func (export \"_start\") (call $exit (i32.const 3))))",
+        broken: "(module (func",
+        copy_kept: include_str!("../fixtures/wasm/copy_kept.wat"),
+        endless: "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop $on (br $on))))",
+        // Only a shell could be asked, and there is none.
+        itself: include_str!("../fixtures/wasm/hello.wat"),
     },
 ];

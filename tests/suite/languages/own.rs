@@ -36,7 +36,7 @@ fn listed() {
     let server = with_slow().shared();
     let reply = server.client().ok("language.list", &json!({}));
     let rows = reply["languages"].as_array().expect("rows");
-    assert_eq!(rows.len(), 11, "{reply}");
+    assert_eq!(rows.len(), 12, "{reply}");
     for row in rows {
         let installed = row["installed"].as_bool().expect("a boolean");
         assert_eq!(row["version"].is_string(), installed, "{row}");

@@ -23,6 +23,8 @@ pub enum Feature {
     Deno,
     /// Bun, where `scripts/test` installs it.
     Bun,
+    /// Engines for WebAssembly, where `scripts/test` installs them.
+    WasmEngines,
     /// Python's binding of libseccomp, the oracle of what other engines make of a profile.
     Libseccomp,
     /// A 64-bit x86 kernel, which the golden lists are made for.
@@ -60,6 +62,7 @@ impl Feature {
             Self::NodeParts => "node_parts",
             Self::Deno => "deno",
             Self::Bun => "bun",
+            Self::WasmEngines => "wasm_engines",
             Self::Libseccomp => "libseccomp",
             Self::X86 => "x86",
             Self::CgroupPids => "cgroup_pids",
@@ -143,6 +146,10 @@ impl Host {
             Feature::Node => (Path::new("/usr/bin/node").exists(), "there is no /usr/bin/node"),
             Feature::NodeParts => (!node_parts().is_empty(), "there is no /usr/bin/node that has parts in files of their own"),
             Feature::Deno => (engine("deno").is_some(), "there is no target/engines/deno (scripts/test installs it)"),
+            Feature::WasmEngines => {
+                let there = engine("python.wasm").is_some() && engine("javascript.wasm").is_some();
+                (there, "there is no target/engines/python.wasm or javascript.wasm (scripts/test installs them)")
+            }
             Feature::Bun => (engine("bun").is_some(), "there is no target/engines/bun (scripts/test installs it)"),
             Feature::Libseccomp => (libseccomp(), "python3 has no module `seccomp` (package python3-seccomp)"),
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
@@ -219,8 +226,13 @@ pub fn release(text: &str) -> (u32, u32) {
 
 /// An engine that `scripts/test` has installed.
 pub fn engine(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/engines").join(name);
+    let path = engines_dir().join(name);
     path.is_file().then_some(path)
+}
+
+/// Where `scripts/test` has installed engines.
+pub fn engines_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/engines")
 }
 
 fn ordinary_user() -> bool {

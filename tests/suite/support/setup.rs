@@ -43,7 +43,14 @@ impl Setup {
         } else {
             String::new()
         };
-        Self::plain().with_config(&format!("[runtimes]\n{}{}{docker}", place("deno"), place("bun")))
+        // What is compiled for WebAssembly is kept there too, so that only the first server of a run compiles.
+        let directory = host::engines_dir();
+        Self::plain().with_config(&format!(
+            "[runtimes]\nengines_dir = \"{}\"\n{}{}{docker}",
+            directory.display(),
+            place("deno"),
+            place("bun")
+        ))
     }
 
     /// Without ready sandboxes: for trials that count what a session takes.
