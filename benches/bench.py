@@ -23,6 +23,7 @@ import time
 import engines
 import peers
 import report
+import scenes
 from wire import Connection, WireError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -148,6 +149,8 @@ def sample(action, count, pause_s=0.0):
 class Bench:
     """Collects the rows."""
 
+    say = staticmethod(say)
+
     def __init__(self, sizes):
         self.sizes = sizes
         self.timings = []
@@ -185,7 +188,8 @@ class Bench:
 
 CREATE, CLOSE = "`session.create`, cold", "`session.close`"
 POOLED = "`session.create` from the pool"
-TRUE, CODE = "`execute_shell` `true`", "`execute_code` Python `print(1)`, a new interpreter"
+TRUE, CODE = "`execute_shell` `true`", "`execute_code` Python `print(1)`, warm interpreter"
+CODE_ANEW = "`execute_code` Python `print(1)`, a new interpreter"
 BARE, BARE_PYTHON, BWRAP, DOCKER = (
     "bare posix_spawn of `true`",
     "bare `python3 -c 'print(1)'`",
@@ -199,9 +203,15 @@ def open_session(connection):
 
 
 def measure_cold(bench, binary):
-    """On a server of its own, since one with a pool makes no session cold for long."""
-    with Server(binary, {"CODEBEAKER_POOL_SANDBOXES_MAX": "0"}) as server, contextlib.closing(server.connect()) as connection:
+    """On a server of its own without pool and warm interpreters, since one with a pool makes no session cold for long."""
+    settings = {"CODEBEAKER_POOL_SANDBOXES_MAX": "0", "CODEBEAKER_WARM_ENABLED": "false"}
+    with Server(binary, settings) as server, contextlib.closing(server.connect()) as connection:
+        alone, together = server.resident_mib()
+        bench.figure("resident memory at rest, empty pool: server", f"{alone:.1f} MiB", "≤ 40 MiB")
+        bench.figure("resident memory at rest, empty pool: server and launcher", f"{together:.1f} MiB")
         measure_sessions(bench, connection, CREATE, "2.5 / 6 (+ 7 where v1 has the controllers)")
+        session, _ = open_session(connection)
+        bench.row(CODE_ANEW, lambda: connection.command(session["sessionId"], type="execute_code", code=PYTHON)[1])
 
 
 def measure_sessions(bench, connection, create, target):
@@ -244,7 +254,7 @@ def measure_commands(bench, connection, session):
 
     text = "x" * KIB
     bench.row(TRUE, command(type="execute_shell", commandName="true"), "1.2 / 3")
-    bench.row(CODE, command(type="execute_code", code=PYTHON), "2 / 5 with a warm interpreter, which is not built yet")
+    bench.row(CODE, command(type="execute_code", code=PYTHON), "2 / 5")
     bench.row("`write_file` 1 KiB", command(type="write_file", path="small.txt", content=text), "0.15 / 0.5")
     bench.row("`read_file` 1 KiB", command(type="read_file", path="small.txt"), "0.15 / 0.5")
     large = "x" * (8 * MIB)
@@ -293,15 +303,14 @@ def measure_server(bench, binary):
         say(f"measuring {server.url}")
         with contextlib.closing(server.connect()) as connection:
             connection.call("initialize")
-            alone, together = server.resident_mib()
-            bench.figure("resident memory at rest: server", f"{alone:.1f} MiB", "≤ 40 MiB")
-            bench.figure("resident memory at rest: server and launcher", f"{together:.1f} MiB")
             measure_sessions(bench, connection, POOLED, "0.3 / 1")
             session, _ = open_session(connection)
             measure_commands(bench, connection, session["sessionId"])
             connection.call("session.close", sessionId=session["sessionId"])
             engines.measure(bench, connection)
             engines.tell(bench, connection)
+            for scene in (scenes.ten_runs, scenes.crowd, scenes.stream_latency):
+                scene(bench, server)
             alone, _ = server.resident_mib()
             bench.figure("resident memory after the run: server", f"{alone:.1f} MiB")
         walls = session.get("enforcement", {}).get("walls", [])
@@ -321,6 +330,7 @@ def measure_peers(bench):
             bench.row(DOCKER, docker, count=bench.sizes.large, spaced=False)
     except peers.NotThere as error:
         bench.missing(DOCKER, str(error))
+    scenes.docker_runs(bench)
 
 
 def compare(bench):

@@ -61,7 +61,7 @@ class Connection:
         """Sends a prepared request; gives the raw reply and the seconds it took on the wire and in the server."""
         started = time.perf_counter()
         self.socket.sendall(ready_frame)
-        reply = self._message()
+        reply = self.message()
         took = time.perf_counter() - started
         value = json.loads(reply)
         if value.get("id") != request_id:
@@ -81,7 +81,11 @@ class Connection:
             raise WireError(f"{fields['type']}: {result.get('errorKind')}: {result.get('error')}")
         return result, took
 
-    def _message(self):
+    def send(self, ready_frames):
+        """Prepared frames, one or several; their replies are to be read with `message`."""
+        self.socket.sendall(ready_frames)
+
+    def message(self):
         """The next whole text message; pings in between are answered."""
         parts = []
         while True:

@@ -1,0 +1,149 @@
+"""What clients do, beside what one call costs: ten runs of an agent, eight sessions at once, how soon output is seen. Used by `bench`."""
+
+import contextlib
+import json
+import time
+
+import peers
+import report
+from wire import WireError
+
+PYTHON = "print(1)"
+RUNS = 10
+SESSIONS = 8
+# Requests of one session that are under way together: enough that the server never waits for this client.
+CODE_AT_ONCE, FILE_AT_ONCE = 4, 64
+TICK_S = 0.02
+# Writes the host's clock, which a sandbox shares, each tick.
+TICKS = "import time\nfor _ in range({count}): print(time.time_ns(), flush=True); time.sleep({tick})"
+
+
+def ten_runs(bench, server):
+    """An agent's ten executions, in one session and in ten; the first session of each kind is thrown away."""
+    bench.say("   ten executions, in one session and in ten")
+    with contextlib.closing(server.connect()) as connection:
+        count = max(3, bench.sizes.large)
+        try:
+            both = [best_of(scene, connection, count) for scene in (reused, not_reused)]
+        except WireError as error:
+            bench.figure("ten executions of `print(1)`", f"failed: {error}")
+            return
+    once, anew = both
+    bench.figure("ten executions of `print(1)` in a session that stands", f"{once:.1f} ms", "≤ 30 ms")
+    bench.figure("the same with a session made and closed for each", f"{anew:.1f} ms")
+    bench.figure("time that reusing the session saves", f"{100 * (1 - once / anew):.0f} %", "≥ 75 %")
+
+
+def best_of(scene, connection, count):
+    """The median in ms of `count` scenes."""
+    scene(connection)
+    return report.figures([scene(connection) for _ in range(count)])["p50_ms"]
+
+
+def reused(connection):
+    """Seconds of ten runs in one session, which is there already."""
+    session = connection.call("session.create", language="python")[0]["sessionId"]
+    run = lambda: connection.command(session, type="execute_code", code=PYTHON)[1]
+    run()
+    took = sum(run() for _ in range(RUNS))
+    connection.call("session.close", sessionId=session)
+    return took
+
+
+def not_reused(connection):
+    """Seconds of ten times a session, its run and its end."""
+    took = 0.0
+    for _ in range(RUNS):
+        made, create = connection.call("session.create", language="python")
+        ran = connection.command(made["sessionId"], type="execute_code", code=PYTHON)[1]
+        took += create + ran + connection.call("session.close", sessionId=made["sessionId"])[1]
+    return took
+
+
+def crowd(bench, server):
+    """Calls a second of eight sessions together, each on a connection of its own."""
+    for name, at_once, target, command in [
+        ("warm Python calls, eight sessions", CODE_AT_ONCE, "≥ 1,500 /s", {"type": "execute_code", "code": PYTHON}),
+        ("file commands (`write_file` of 1 KiB), eight sessions", FILE_AT_ONCE, "≥ 15,000 /s",
+         {"type": "write_file", "path": "small.txt", "content": "x" * 1024}),
+    ]:
+        bench.say(f"   {name}")
+        try:
+            bench.figure(name, f"{rate(server, command, at_once, bench.sizes.steady_s):,.0f} /s", target)
+        except WireError as error:
+            bench.figure(name, f"failed: {error}", target)
+
+
+def rate(server, command, at_once, seconds):
+    """Successful commands a second. Every connection has `at_once` requests under way; replies are read in turns."""
+    with contextlib.ExitStack() as stack:
+        pairs = []
+        for _ in range(SESSIONS):
+            connection = stack.enter_context(contextlib.closing(server.connect()))
+            session = connection.call("session.create", language="python")[0]["sessionId"]
+            connection.command(session, **command)
+            frames = [connection.prepare("session.execute", sessionId=session, command=command)[1] for _ in range(at_once)]
+            pairs.append((connection, b"".join(frames)))
+        done, began = 0, time.perf_counter()
+        for connection, frames in pairs:
+            connection.send(frames)
+        while (over := time.perf_counter() - began) < seconds:
+            for connection, frames in pairs:
+                done += take(connection, at_once)
+                connection.send(frames)
+        for connection, _ in pairs:
+            take(connection, at_once)
+        return done / over
+
+
+def take(connection, count):
+    """Reads `count` replies, each of which must tell success."""
+    for _ in range(count):
+        reply = connection.message()
+        if b'"success":true' not in reply:
+            raise WireError(f"a command of many failed: {reply[:200]!r}")
+    return count
+
+
+def stream_latency(bench, server):
+    """From a program's write to the frame in the client's hands; both read the same clock."""
+    name = "`session.stream`: from a write to its frame"
+    bench.say(f"   {name}")
+    with contextlib.closing(server.connect()) as connection:
+        session = connection.call("session.create", language="python")[0]["sessionId"]
+        code = TICKS.format(count=bench.sizes.small, tick=TICK_S)
+        try:
+            _, frame = connection.prepare("session.stream", sessionId=session, command={"type": "execute_code", "code": code})
+            connection.send(frame)
+            samples = list(delays(connection))
+        except WireError as error:
+            bench.missing(name, f"failed: {error}")
+            return
+        connection.call("session.close", sessionId=session)
+    bench.timings.append({"name": name, "target": "1 / –", "spaced": report.figures(samples)})
+
+
+def delays(connection):
+    """Seconds of each event of standard output until the program has ended."""
+    while True:
+        message = json.loads(connection.message())
+        now = time.time_ns()
+        if "error" in message:
+            raise WireError(str(message["error"]))
+        event = message.get("params", {}).get("result", {})
+        # A line's end may come as an event of its own.
+        if event.get("type") == "stdout" and event["data"].strip():
+            yield (now - int(event["data"].split()[-1])) / 1e9
+        elif event.get("type") == "exited":
+            return
+
+
+def docker_runs(bench):
+    """Ten times `docker run`, as the seeds did it; nothing is downloaded."""
+    try:
+        with contextlib.closing(peers.DockerExec()) as docker:
+            bench.say("   docker run, ten times")
+            bench.figure("ten times `docker run --rm` of `true`", f"{sum(docker.run_true() for _ in range(RUNS)) * 1e3:.0f} ms")
+            bench.figure("ten times `docker exec` of `true`", f"{sum(docker() for _ in range(RUNS)) * 1e3:.0f} ms")
+    except peers.NotThere as error:
+        bench.figure("ten times `docker run --rm` of `true`", str(error))
