@@ -80,8 +80,8 @@ fn deep_tree() {
     host().need(Feature::Python);
     let server = Setup::plain().shared();
     let mut session = Session::python(&server);
-    // 20,000 levels on an ordinary host; where each costs more, still more than a path or a stack of calls could hold.
-    let depth = (20_000 / pace()).max(4_000);
+    // 20,000 levels on an ordinary host; where each costs more, still more than a path could hold.
+    let depth = (20_000 / pace()).max(1_500);
     // From the leaf up: what works at the bottom of such a tree costs the kernel a step for every level.
     session.run(&format!(
         "import os\nos.mkdir('d')\nfor n in range({}): os.mkdir('up'); os.rename('d', 'up/d'); os.rename('up', 'd')",
