@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::end;
 use crate::support::fixture_user::ORDINARY_UID;
 use crate::support::residue::{descendants, groups_made_by, lives};
-use crate::support::{Client, Feature, Server, Session, Setup, eventually, host, page};
+use crate::support::{Client, Feature, Server, Session, Setup, eventually, host, pace, page};
 
 pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -140,7 +140,8 @@ fn churn(mut client: Client, over: Instant) -> usize {
 
 fn launcher_killed_under_load() {
     let server = Server::start(&Setup::plain());
-    let over = Instant::now() + Duration::from_secs(6);
+    // The kills take three seconds; after the last a launcher has to come and to serve.
+    let over = Instant::now() + Duration::from_secs(3) + Duration::from_secs(3) * pace();
     let clients: Vec<_> =
         (0..3).map(|_| server.client()).map(|client| std::thread::spawn(move || churn(client, over))).collect();
     for pause in [150, 730, 410, 90, 620, 350, 260] {
