@@ -65,7 +65,7 @@ fn init_killed() {
     server.observe();
     let new: Vec<i32> = inits(&server).into_iter().filter(|pid| !before.contains(pid)).collect();
     let running = client.send("session.execute", &shell(&session, "sleep 60")).expect("sent");
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300) * pace());
     assert_eq!(new.len(), 1, "one session, one init");
     slay(new[0]);
     let answer = client.wait(running).expect("the command in flight is answered");
@@ -92,7 +92,7 @@ fn launcher_killed_of(setup: &Setup) {
     let mut client = server.client();
     let sessions: Vec<Value> = (0..3).map(|_| client.ok("session.create", &json!({"language": "bash"}))).collect();
     let running = client.send("session.execute", &shell(&sessions[0], "setsid sleep 60 & sleep 60")).expect("sent");
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300) * pace());
     server.observe();
     let launcher = server.launcher().expect("a launcher");
     let below = descendants(launcher);

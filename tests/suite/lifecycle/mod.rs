@@ -92,7 +92,7 @@ fn killed() {
     for line in ["sleep 600", "setsid sleep 600 & sleep 600", "while :; do :; done"] {
         abandoned(&server, line);
     }
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300) * pace());
     server.observe();
     let descendants = crate::support::residue::descendants(server.pid());
     assert!(descendants.len() >= 6, "the control: launcher, three inits and their programs live: {descendants:?}");
