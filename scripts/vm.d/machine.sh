@@ -134,9 +134,9 @@ make_payload() {
     cp -r tests/golden "$tree/clone/tests/"
     cp -r deploy "$tree/clone/"
     grep -v '^#' "$skips" >"$tree/skips" || true
-    # Line numbers are half of the binary, and each server makes its launcher from a copy of the whole.
-    if [ -e target/debug/codebeaker ]; then objcopy --strip-debug target/debug/codebeaker "$tree/clone/target/debug/codebeaker"; fi
-    if [ -n "$suite" ]; then objcopy --strip-debug "$suite" "$tree/suite"; fi
+    # Line numbers and symbols are half of the binary, and each server makes its launcher from a copy of the whole.
+    if [ -e target/debug/codebeaker ]; then objcopy --strip-all target/debug/codebeaker "$tree/clone/target/debug/codebeaker"; fi
+    if [ -n "$suite" ]; then objcopy --strip-all "$suite" "$tree/suite"; fi
     install -m 755 scripts/vm.d/guest-init "$tree/guest-init"
     printf '%s\n' "$PWD" >"$tree/clone.path"
     printf '%s\n' "$passes" >"$tree/passes"
@@ -149,8 +149,10 @@ make_payload() {
 
 # run_machine CACHE RELEASE WORK SECONDS CONSOLE: boots and waits for its end. The first serial line carries the kernel's messages,
 # the second what the guest says. The processes stand in vm_processes, for end_machine; none of them inherits the lock.
-# What costs an emulator time and has nothing to do with the claims is off: a fifth level of page tables, SMAP, and a clock that is
-# read from a device, because the emulated time stamp counter is not trusted otherwise. One processor: where two are emulated side by
+# What costs an emulator time and has nothing to do with the claims is off: a fifth level of page tables, SMAP, string instructions
+# that promise speed (they are emulated byte by byte), pages cleared twice, a clock that is read from a device because the emulated
+# time stamp counter is not trusted otherwise, and addresses that differ from process to process: translated code is found again only
+# at the same address. One processor: where two are emulated side by
 # side, one can still run an instruction that the other has patched in the kernel, which then panics ("int3" in a static branch).
 run_machine() {
     local cache=$1 release=$2 work=$3 seconds=$4 console=$5 machine reader
@@ -158,9 +160,9 @@ run_machine() {
     mkfifo "$work/serial"
     (sed -u 's/\r$//' <"$work/serial" | tee "$work/results" | sed -u "s/^/[$(basename "$work")] /" >&2) 9>&- &
     reader=$!
-    timeout --kill-after=5 "$seconds" qemu-system-x86_64 -accel tcg -cpu max,la57=off,smap=off -m 2048 -smp 1 -no-reboot \
+    timeout --kill-after=5 "$seconds" qemu-system-x86_64 -accel tcg -cpu max,la57=off,smap=off,erms=off,fsrm=off -m 2048 -smp 1 -no-reboot \
         -nodefaults -nic none -display none -serial "file:$work/console" -serial stdio \
-        -kernel "$cache/$release/vmlinuz" -initrd "$cache/$release/initrd" -append "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable" \
+        -kernel "$cache/$release/vmlinuz" -initrd "$cache/$release/initrd" -append "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable init_on_alloc=0 norandmaps" \
         -drive "file=$(root_image "$cache"),format=raw,if=virtio,snapshot=on" \
         -drive "file=$work/payload.ext4,format=raw,if=virtio,readonly=on" </dev/null >"$work/serial" 2>&1 9>&- &
     machine=$!

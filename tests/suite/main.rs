@@ -30,6 +30,11 @@ mod wasm;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    ExitCode::from(support::trial::run(trials, support::setup::end_shared))
+}
+
+/// Every trial of the suite, made anew at each call.
+fn trials() -> Vec<libtest_mimic::Trial> {
     let mut trials = Vec::new();
     trials.extend(support::trial::trials());
     trials.extend(support::residue::trials());
@@ -55,5 +60,5 @@ fn main() -> ExitCode {
     trials.extend(cli::trials());
     trials.extend(seccomp::trials());
     trials.extend(seccomp_oracle::trials());
-    ExitCode::from(support::trial::run(trials, support::setup::end_shared))
+    trials
 }

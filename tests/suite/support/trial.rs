@@ -1,6 +1,10 @@
 //! A trial is a sentence and a function that panics when the sentence is not true. A skip is a word of its own, never silent.
 //!
-//! Invariant: the last line of a run is `N passed, N failed, N skipped`; every skip stands above it with its reason.
+//! A trial that failed among the others is tried once more, alone: a machine that many share is slow now and then. It is named
+//! `unsteady`, and fails the run when it fails again.
+//!
+//! Invariant: the last line of a run is `N passed, N failed, N skipped`; every skip stands above it with its reason, and every
+//! failure with its name.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,6 +19,12 @@ struct Skip {
 
 /// Skipped trials with their reasons, in the order they ended.
 static SKIPPED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// Failed trials, in the order they ended.
+static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// With more failures than this something else than the machine's pace is wrong.
+const TRIED_AGAIN_MAX: usize = 12;
 
 thread_local! {
     /// Where the last panic of this thread was: a payload alone does not say.
@@ -49,11 +59,12 @@ fn outcome(name: &str, test: impl FnOnce()) -> Result<Completion, Failed> {
     }
     let message = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
     let place = PANIC_PLACE.with_borrow(Clone::clone);
+    FAILED.lock().expect("no holder panics").push(name.to_owned());
     Err(format!("{place}: {}", message.unwrap_or("a panic without a message")).into())
 }
 
-/// Runs the trials; `end` is called after the last of them and gives the failures that belong to no single trial.
-pub fn run(trials: Vec<Trial>, end: impl FnOnce() -> Vec<String>) -> u8 {
+/// Runs the trials that `make` makes; `end` is called after the last of them and gives the failures that belong to no single trial.
+pub fn run(make: impl Fn() -> Vec<Trial>, end: impl FnOnce() -> Vec<String>) -> u8 {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(String::new, |place| format!("{}:{}", place.file(), place.line()));
         PANIC_PLACE.with_borrow_mut(|kept| *kept = place);
@@ -62,7 +73,10 @@ pub fn run(trials: Vec<Trial>, end: impl FnOnce() -> Vec<String>) -> u8 {
     // A trial mostly waits for a server, but a hostile one keeps a core busy.
     arguments.test_threads.get_or_insert(3);
     let listing = arguments.list;
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut conclusion = libtest_mimic::run(&arguments, make());
+    if !listing {
+        try_again(&mut conclusion, make);
+    }
     let left = end();
     if listing {
         return 0;
@@ -70,10 +84,33 @@ pub fn run(trials: Vec<Trial>, end: impl FnOnce() -> Vec<String>) -> u8 {
     report(&conclusion, &left)
 }
 
+/// What failed, one by one and with nothing beside it; the conclusion counts the second outcome.
+fn try_again(conclusion: &mut Conclusion, make: impl Fn() -> Vec<Trial>) {
+    let failed = std::mem::take(&mut *FAILED.lock().expect("no holder panics"));
+    if failed.len() > TRIED_AGAIN_MAX {
+        *FAILED.lock().expect("no holder panics") = failed;
+        return;
+    }
+    for name in failed {
+        println!("== once more, alone: {name}");
+        let arguments = Arguments { exact: true, filter: Some(name.clone()), test_threads: Some(1), ..Arguments::default() };
+        let again = libtest_mimic::run(&arguments, make());
+        if again.num_failed == 0 {
+            println!("unsteady: {name} – failed among the others, passed alone");
+            conclusion.num_failed -= 1;
+            conclusion.num_passed += again.num_passed;
+            conclusion.num_ignored += again.num_ignored;
+        }
+    }
+}
+
 fn report(conclusion: &Conclusion, left: &[String]) -> u8 {
     let skipped = SKIPPED.lock().expect("no holder panics");
     for (name, reason) in skipped.iter() {
         println!("skipped: {name} – {reason}");
+    }
+    for name in FAILED.lock().expect("no holder panics").iter() {
+        println!("failed: {name}");
     }
     for sentence in left {
         println!("failed: after the last trial – {sentence}");
@@ -89,6 +126,8 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("harness", "a trial that panics fails and says where", move || {
             let failed = outcome_of(|| assert_eq!(1, 2, "numbers differ")).err().expect("it panicked");
+            // This failure was only tried; it must not stand in the ledger of the run.
+            FAILED.lock().expect("no holder panics").retain(|name| name != "a trial within a trial");
             let message = failed.message().expect("a failure has a message");
             assert!(message.contains("numbers differ") && message.contains("trial.rs:"), "{message}");
         }),
