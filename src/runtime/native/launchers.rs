@@ -154,13 +154,18 @@ pub enum Proof {
 fn end_adopted(launcher: u32) -> Proof {
     let deadline = Instant::now() + CLEAR_TIME;
     loop {
-        match adopted(launcher).map(|pids| pids.into_iter().filter(|pid| !ended(*pid)).count()) {
-            Ok(0) => return Proof::AllEnded,
-            Ok(living) if Instant::now() > deadline => {
-                tracing::error!(living, "processes of a launcher that is gone do not end");
+        // A killed one's own children are ours from then on: only a look that finds nobody is the last.
+        match adopted(launcher) {
+            Ok(pids) if pids.is_empty() => return Proof::AllEnded,
+            Ok(pids) if Instant::now() > deadline => {
+                tracing::error!(living = pids.len(), "processes of a launcher that is gone do not end");
                 return Proof::Unknown;
             }
-            Ok(_) => thread::sleep(LOOK_PAUSE),
+            Ok(pids) => {
+                if pids.into_iter().filter(|pid| !ended(*pid)).count() > 0 {
+                    thread::sleep(LOOK_PAUSE);
+                }
+            }
             Err(error) => {
                 tracing::error!(%error, "the processes of a launcher that is gone can't be found in /proc");
                 return Proof::Unknown;
