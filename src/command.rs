@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::id::ExecutionId;
 
@@ -300,6 +300,20 @@ pub struct CommandResult {
     pub failure: Option<Failure>,
     /// From taken off the session's queue to the answer.
     pub duration: Duration,
+}
+
+/// What carrying out a command gave, with why it failed all the same; the error is why it gave nothing.
+pub type Answer = Result<(CommandOutput, Option<Failure>), Failure>;
+
+impl CommandResult {
+    /// The result of an execution that began at `started` and has ended now.
+    pub fn of(execution_id: ExecutionId, started: Instant, answer: Answer) -> Self {
+        let (output, failure) = match answer {
+            Ok((output, failure)) => (Some(output), failure),
+            Err(failure) => (None, Some(failure)),
+        };
+        Self { execution_id, output, failure, duration: started.elapsed() }
+    }
 }
 
 /// Why a command did not succeed: `errorKind` and `error` on the wire.

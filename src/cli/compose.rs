@@ -32,7 +32,6 @@ use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
 use crate::rpc::server::{Authentication, Pulse, Server, ServerParts};
 use crate::runtime::docker::{self, DockerRuntime};
-use crate::runtime::egress::NetworkGrant;
 use crate::runtime::engine::find::Place;
 use crate::runtime::engine::{self, EnginePlaces};
 use crate::runtime::figures::Figures;
@@ -40,7 +39,7 @@ use crate::runtime::isolate::{IsolateBounds, IsolateRuntime};
 use crate::runtime::native::{NativeParts, NativeRuntime, PoolBounds, WarmSettings};
 use crate::runtime::registry::{InImage, Registry};
 use crate::runtime::wasm::{self, EngineModule, WasmPlaces};
-use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind, Wants};
+use crate::runtime::{Availability, InstanceConfig, Runtime, RuntimeKind};
 use crate::sandbox::cgroups::{CgroupTree, IoLimit};
 use crate::sandbox::host::HostFacts;
 use crate::sandbox::profile::{Profile, Profiles};
@@ -442,20 +441,7 @@ pub fn plan(config: &Config, profile: &str, image: &str) -> Result<Vec<PlanRow>,
     let (limits, _) = super::run::limits_of(&profile, None, None)?;
     let grantable = Arc::clone(&profile);
     let native = native(config, &id)?;
-    let compiled = native.plan(&InstanceConfig {
-        environment_id: crate::id::EnvironmentId::random(),
-        owner: String::new(),
-        language,
-        image: image.to_owned(),
-        profile,
-        limits,
-        named_limits: crate::sandbox::spec::NamedLimits::default(),
-        env: std::collections::BTreeMap::new(),
-        persist_filesystem: true,
-        permissions: None,
-        network: NetworkGrant::None,
-        wants: Wants::New,
-    });
+    let compiled = native.plan(&InstanceConfig::without_server(language, image.to_owned(), profile, limits));
     let mut rows = rows(&compiled?.plan);
     rows.extend(outwards::rows(native.egress(), &grantable));
     Ok(rows)

@@ -17,10 +17,8 @@ pub use drive::{Streams, run_in};
 use super::error::NOT_SET_UP;
 use super::{CliError, CommonArgs, compose, parse_variable};
 use crate::command::{Command, ExecuteCode, ExecuteShell, FailureKind, Stdin};
-use crate::id::EnvironmentId;
 use crate::language::Language;
-use crate::runtime::egress::NetworkGrant;
-use crate::runtime::{InstanceConfig, RuntimeKind, Wants};
+use crate::runtime::{InstanceConfig, RuntimeKind};
 use crate::sandbox::profile::Profile;
 use crate::sandbox::spec::{Limits, NamedLimits};
 
@@ -99,20 +97,8 @@ fn prepare_and_run(common: &CommonArgs, args: RunArgs) -> Result<u8, CliError> {
     };
     let (command, input) = work.into_command(args.timeout)?;
     let runtime = compose::runtime(&config, args.runtime, &language, &image)?;
-    let instance = InstanceConfig {
-        environment_id: EnvironmentId::random(),
-        owner: String::new(),
-        language,
-        image,
-        profile,
-        limits,
-        named_limits,
-        env: args.env.into_iter().collect(),
-        persist_filesystem: true,
-        permissions: None,
-        network: NetworkGrant::None,
-        wants: Wants::New,
-    };
+    let env = args.env.into_iter().collect();
+    let instance = InstanceConfig { named_limits, env, ..InstanceConfig::without_server(language, image, profile, limits) };
     // Two threads: one may wait for the reader of our output while the other takes signals.
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let tokio = tokio.map_err(|error| CliError::new(format!("can't start: {error}")))?;

@@ -117,6 +117,26 @@ pub struct InstanceConfig {
     pub wants: Wants,
 }
 
+impl InstanceConfig {
+    /// What a call of the command line asks, which has no server and no principal: everything made anew, nothing of the network.
+    pub fn without_server(language: Arc<Language>, image: String, profile: Arc<Profile>, limits: Limits) -> Self {
+        Self {
+            environment_id: EnvironmentId::random(),
+            owner: String::new(),
+            language,
+            image,
+            profile,
+            limits,
+            named_limits: NamedLimits::default(),
+            env: BTreeMap::new(),
+            persist_filesystem: true,
+            permissions: None,
+            network: NetworkGrant::None,
+            wants: Wants::New,
+        }
+    }
+}
+
 /// Whether an environment that is ready may serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wants {

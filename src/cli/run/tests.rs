@@ -1,6 +1,5 @@
 //! What `run` chooses, which limits it asks for, and how it drives an instance (a stated one, without a sandbox).
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
@@ -9,8 +8,9 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::cli::streams::{Captured, OutputPump};
 use crate::command::{CommandKind, CommandOutput, CommandResult, Control, ExecutionReport, Failure, Stream, Usage};
+use crate::id::EnvironmentId;
 use crate::runtime::features::Features;
-use crate::runtime::{Availability, ExecutionRequest, Instance, Runtime, Wants};
+use crate::runtime::{Availability, ExecutionRequest, Instance, Runtime};
 use crate::sandbox::enforcement::{Enforcement, ProfileIdentity};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::profile::{Installs, Network, ProfileLimits, RootFilesystem};
@@ -261,21 +261,8 @@ fn drive(failure: Option<FailureKind>, exit_code: Option<i32>, input: &[u8]) -> 
     let (sender, receiver) = mpsc::channel(1);
     sender.try_send(input.to_vec()).expect("there is room");
     drop(sender);
-    let (limits, named_limits) = limits_of(&profile(), None, None).expect("the defaults");
-    let config = InstanceConfig {
-        environment_id: EnvironmentId::random(),
-        owner: String::new(),
-        language: language("bash", "sh", ".sh"),
-        image: "host".into(),
-        profile: Arc::new(profile()),
-        limits,
-        named_limits,
-        env: BTreeMap::new(),
-        persist_filesystem: true,
-        permissions: None,
-        network: crate::runtime::egress::NetworkGrant::None,
-        wants: Wants::New,
-    };
+    let (limits, _) = limits_of(&profile(), None, None).expect("the defaults");
+    let config = InstanceConfig::without_server(language("bash", "sh", ".sh"), "host".into(), Arc::new(profile()), limits);
     let work = Work::Program { program: "cat".into(), args: vec![] };
     let (command, _) = work.into_command(None).expect("a program");
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");

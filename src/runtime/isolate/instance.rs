@@ -58,8 +58,6 @@ struct Cell {
     root: String,
 }
 
-pub(super) type Answer = Result<(CommandOutput, Option<Failure>), Failure>;
-
 fn gone(_: Gone) -> Failure {
     Failure { kind: FailureKind::SandboxGone, message: "the engine of the session's isolates ended under the command".into() }
 }
@@ -237,11 +235,7 @@ impl Instance for IsolateInstance {
         async move {
             let started = Instant::now();
             let ExecutionRequest { id, command, sink, mut control } = request;
-            let (output, failure) = match self.carry_out(command, sink.as_ref(), &mut control).await {
-                Ok((output, failure)) => (Some(output), failure),
-                Err(failure) => (None, Some(failure)),
-            };
-            CommandResult { execution_id: id, output, failure, duration: started.elapsed() }
+            CommandResult::of(id, started, self.carry_out(command, sink.as_ref(), &mut control).await)
         }
         .boxed()
     }

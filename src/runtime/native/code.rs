@@ -15,7 +15,7 @@ use crate::runtime::{OutputSink, OutputVerdict};
 
 use super::files;
 use super::install::unplanned;
-use super::instance::{Answer, Launch, Run, Warm, broken, file};
+use super::instance::{Launch, Run, Warm, broken, file};
 use super::program::{Feed, Held};
 use super::verdict;
 

@@ -17,7 +17,7 @@ use crate::plan::messages::View;
 use crate::runtime::egress::{self, NetworkGrant, User, Way};
 use crate::runtime::{OutputSink, OutputVerdict};
 
-use super::instance::{Answer, Launch, Run, Warm, broken};
+use super::instance::{Launch, Run, Warm, broken};
 use super::program::{Feed, Held};
 
 /// What is kept of an installer's output to find its reason in.

@@ -194,9 +194,6 @@ pub(super) fn environment(
     all.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
 }
 
-/// What a command gave, and why it failed all the same.
-pub(super) type Answer = Result<(CommandOutput, Option<Failure>), Failure>;
-
 pub(super) fn broken() -> Failure {
     Failure { kind: FailureKind::SandboxGone, message: "the sandbox gave no sound answer".into() }
 }
@@ -369,11 +366,7 @@ impl Instance for NativeInstance {
         async move {
             let started = Instant::now();
             let ExecutionRequest { id, command, sink, mut control } = request;
-            let (output, failure) = match self.carry_out(command, sink.as_ref(), &mut control).await {
-                Ok((output, failure)) => (Some(output), failure),
-                Err(failure) => (None, Some(failure)),
-            };
-            CommandResult { execution_id: id, output, failure, duration: started.elapsed() }
+            CommandResult::of(id, started, self.carry_out(command, sink.as_ref(), &mut control).await)
         }
         .boxed()
     }
