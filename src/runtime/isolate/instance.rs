@@ -26,6 +26,9 @@ use super::engine::{Engine, Gone, Held};
 use super::run::{Run, drive};
 use super::wire::{Event, Id, Request};
 
+/// How long an engine may take to open a session's place: its worker and the first isolate in it start, beside others that are busy.
+const OPEN_TIME: Duration = Duration::from_secs(20);
+
 /// How long the isolates of a session may take to die: V8 stops a thread where it looks for interrupts, which a call of its own may put off.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
 
@@ -147,7 +150,7 @@ impl IsolateInstance {
             FileCommand::Write { path: file.clone().into(), content, mode: WriteMode::Create, permissions: Some(0o644) };
         if let Err(error) = self.engine.file(&cell.root, write).await.map_err(gone)? {
             let message = format!("the source could not be written: {}", error.operation);
-            return Err(Failure { kind: FailureKind::DiskFull, message });
+            return Err(Failure { kind: files::verdict(error.kind), message });
         }
         let mut env = self.config.env.clone();
         env.extend(code.env);
@@ -191,16 +194,20 @@ async fn open_cell(engine: &Arc<Engine>, config: &InstanceConfig) -> Result<Cell
         let create = FileCommand::CreateDirectory { path, recursive: true, permissions: None };
         if let Err(error) = engine.file("/", create).await.map_err(gone)? {
             let message = format!("the session's directory could not be made: {}", error.operation);
-            return Err(Failure { kind: FailureKind::IoError, message });
+            return Err(Failure { kind: files::verdict(error.kind), message });
         }
     }
     let memory = config.limits.memory_bytes.get();
-    engine.send(&Request::Open { cell: cell.id, root: cell.root.clone(), memory }).await.map_err(gone)?;
-    loop {
-        if listener.next().await.map_err(gone)? == (Event::Opened { cell: cell.id }) {
-            return Ok(cell);
-        }
-    }
+    let opened = async {
+        engine.send(&Request::Open { cell: cell.id, root: cell.root.clone(), memory }).await?;
+        while listener.next().await? != (Event::Opened { cell: cell.id }) {}
+        Ok(())
+    };
+    let Ok(opened) = tokio::time::timeout(OPEN_TIME, opened).await else {
+        engine.give_up("it opened no place for a session in time");
+        return Err(gone(Gone));
+    };
+    opened.map(|()| cell).map_err(gone)
 }
 
 /// Ends a cell with its isolates and removes what they left. What can't be removed makes the engine unfit for others.

@@ -92,7 +92,17 @@ fn subject(command: &Command) -> &str {
 
 /// Init's refusal as a verdict and a sentence.
 pub fn failure(command: &Command, error: &FileError) -> Failure {
-    let kind = match error.kind {
+    let path = subject(command);
+    let message = match error.errno {
+        0 => format!("`{path}`: {}", error.operation),
+        errno => format!("`{path}`: could not {}: {}", error.operation, describe(errno)),
+    };
+    Failure { kind: verdict(error.kind), message }
+}
+
+/// The verdict of the same name.
+pub fn verdict(kind: FileErrorKind) -> FailureKind {
+    match kind {
         FileErrorKind::PermissionDenied => FailureKind::PermissionDenied,
         FileErrorKind::FileNotFound => FailureKind::FileNotFound,
         FileErrorKind::AlreadyExists => FailureKind::AlreadyExists,
@@ -103,11 +113,5 @@ pub fn failure(command: &Command, error: &FileError) -> Failure {
         FileErrorKind::DiskFull => FailureKind::DiskFull,
         FileErrorKind::LimitExceeded => FailureKind::LimitExceeded,
         FileErrorKind::IoError => FailureKind::IoError,
-    };
-    let path = subject(command);
-    let message = match error.errno {
-        0 => format!("`{path}`: {}", error.operation),
-        errno => format!("`{path}`: could not {}: {}", error.operation, describe(errno)),
-    };
-    Failure { kind, message }
+    }
 }
