@@ -235,8 +235,13 @@ fn command(setup: &Setup, directory: &Path) -> Command {
         command.env("CODEBEAKER_RUNTIMES_DOCKER", "off");
     }
     if std::env::var_os("CODEBEAKER_TEST_POOL").is_some_and(|word| word == "off") {
-        // Where a sandbox takes long, those that nobody takes are most of the work, and so are interpreters.
-        let unasked = [("[pool]", "CODEBEAKER_POOL_SANDBOXES_MAX", "0"), ("[warm]", "CODEBEAKER_WARM_ENABLED", "false")];
+        // Where a sandbox takes long, those that nobody takes are most of the work, and so are interpreters, and engines that are
+        // asked for their version.
+        let unasked = [
+            ("[pool]", "CODEBEAKER_POOL_SANDBOXES_MAX", "0"),
+            ("[warm]", "CODEBEAKER_WARM_ENABLED", "false"),
+            ("[runtimes]", "CODEBEAKER_RUNTIMES_NODEJS", "off"),
+        ];
         command
             .envs(unasked.iter().filter(|(section, ..)| !setup.config.contains(section)).map(|(_, name, value)| (name, value)));
     }
