@@ -62,7 +62,7 @@ class Client(Connection):
 
     def wait(self, request_id):
         while True:
-            message = json.loads(self._message())
+            message = json.loads(self.message())
             if message.get("id") == request_id:
                 if "error" in message:
                     raise RpcError(message["error"])
@@ -73,7 +73,7 @@ class Client(Connection):
         return self.wait(self.send(method, **params))
 
     def event(self):
-        message = self.events.popleft() if self.events else json.loads(self._message())
+        message = self.events.popleft() if self.events else json.loads(self.message())
         return message["params"]["result"]
 
 

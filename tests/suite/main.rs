@@ -23,6 +23,7 @@ mod rootless;
 mod seccomp;
 mod seccomp_oracle;
 mod service;
+mod soak;
 mod support;
 mod warm;
 mod wasm;
@@ -50,6 +51,7 @@ fn trials() -> Vec<libtest_mimic::Trial> {
     trials.extend(pool::trials());
     trials.extend(rootless::trials());
     trials.extend(service::trials());
+    trials.extend(soak::trials());
     trials.extend(images::trials());
     trials.extend(recipes::trials());
     trials.extend(languages::trials());
