@@ -1,26 +1,39 @@
 // One session: it may read and write its own directory and nothing else, and so may every isolate that it makes. It never
 // evaluates anything of the session itself; it keeps one isolate ready, and gives each execution a fresh one.
+//
+// Its words to the engine are messages; the engine's to it and its own to an isolate go through ports: main.mjs says why.
 
 import { Worker as Isolate } from "node:worker_threads";
 
 const YOUNG_MB = 16;
-let settings, ready, made = 0, closing = false;
+// To make an isolate stops the cell for as long as that takes, and with it the output of one that runs: the next one is made when
+// an execution is over, or after this time.
+const AHEAD_MS = 100;
+const here = new URL(import.meta.url), settings = { root: here.searchParams.get("root"), memory: Number(here.searchParams.get("memory")) };
+let ready, made = 0, closing = false;
 const runs = new Map();
 
 function make() {
   const limits = { maxOldGenerationSizeMb: Math.ceil(settings.memory / (1 << 20)), maxYoungGenerationSizeMb: YOUNG_MB };
   // The address is another one for each isolate: by it the engine's inspector finds it.
   const address = new URL(`isolate.mjs?${settings.root}/${++made}`, import.meta.url);
-  const isolate = new Isolate(address, { stdin: true, stdout: true, stderr: true, env: {}, resourceLimits: limits });
-  const own = { isolate, address: address.href, credit: new SharedArrayBuffer(8), run: undefined, ended: {} };
+  const { port1: inbox, port2: theirs } = new MessageChannel();
+  const given = { workerData: theirs, transferList: [theirs], resourceLimits: limits };
+  const isolate = new Isolate(address, { stdout: true, stderr: true, env: {}, ...given });
+  const own = { isolate, inbox, address: address.href, credit: new SharedArrayBuffer(8), run: undefined, ended: {}, here: false };
   isolate.on("message", (message) => heard(own, message));
   isolate.on("error", (error) => { if (error?.code === "ERR_WORKER_OUT_OF_MEMORY") own.ended.oom = true; });
   isolate.on("exit", (code) => gone(own, code));
+  self.postMessage({ made: own.address });
   return own;
 }
 
 // What comes from an isolate is as little trusted as what runs in it: it can only speak for itself.
 function heard(own, message) {
+  if (message.here && !own.here) {
+    own.here = true;
+    self.postMessage({ here: own.address });
+  }
   if (own.run === undefined) return;
   if ((message.out === 1 || message.out === 2) && message.data instanceof Uint8Array) self.postMessage({ run: own.run, out: message.out, data: message.data });
   if (message.exiting) {
@@ -40,9 +53,15 @@ function end(own) {
 }
 
 function gone(own, code) {
+  own.inbox.close();
   if (own === ready) { ready = undefined; return; }
   if (own.run === undefined || !runs.delete(own.run)) return;
   self.postMessage({ run: own.run, ended: { code, ...own.ended } });
+  setTimeout(prepare, 0);
+}
+
+function prepare() {
+  if (!closing) ready ??= make();
 }
 
 function start(message) {
@@ -52,21 +71,16 @@ function start(message) {
   runs.set(message.run, own);
   self.postMessage({ run: message.run, thread: own.isolate.threadId, address: own.address });
   const { url, args, env, memory } = message;
-  own.isolate.postMessage({ url, args, env, memory, root: settings.root, credit: own.credit });
-  setTimeout(() => { if (!closing) ready ??= make(); }, 0);
+  own.inbox.postMessage({ url, args, env, memory, root: settings.root, credit: own.credit });
+  setTimeout(prepare, AHEAD_MS);
 }
 
-self.onmessage = ({ data: message }) => {
-  if (message.root !== undefined) {
-    settings = message;
-    ready = make();
-    self.postMessage({ ready: true });
-  } else if (message.url !== undefined) {
+const { port1: inbox, port2: theirs } = new MessageChannel();
+inbox.onmessage = ({ data: message }) => {
+  if (message.url !== undefined) {
     start(message);
   } else if (message.input !== undefined) {
-    const stdin = runs.get(message.input)?.isolate.stdin;
-    if (message.data.length > 0) stdin?.write(message.data);
-    if (message.eof) stdin?.end();
+    runs.get(message.input)?.inbox.postMessage({ input: message.data, eof: message.eof });
   } else if (message.written !== undefined) {
     const own = runs.get(message.written);
     if (!own) return;
@@ -81,3 +95,5 @@ self.onmessage = ({ data: message }) => {
     for (const own of [...runs.values(), ...ready ? [ready] : []]) end(own);
   }
 };
+self.postMessage({ port: theirs }, [theirs]);
+setTimeout(prepare, 0);

@@ -4,9 +4,9 @@
 // ways to the engine's own process that neither of them closes: descriptors by number, signals to oneself, an abort.
 
 import { Console } from "node:console";
-import { Writable } from "node:stream";
+import { Readable, Writable } from "node:stream";
 import { inspect } from "node:util";
-import { parentPort } from "node:worker_threads";
+import { parentPort, workerData as inbox } from "node:worker_threads";
 import { namespace, setPlace } from "./fs.mjs";
 
 const ALLOWED = new Set(`Object Function Array Number parseFloat parseInt Infinity NaN undefined Boolean String Symbol Date Promise RegExp
@@ -28,9 +28,24 @@ const WINDOW_BYTES = 256 << 10, PIECE_BYTES = 64 << 10, STEP_BYTES = 4 << 20, PA
 const own = process, port = parentPort, post = port.postMessage.bind(port);
 const leave = Deno.exit, memoryUsage = Deno.memoryUsage, collect = globalThis.gc, wait = Atomics.wait, load = Atomics.load, add = Atomics.add;
 const { apply, construct } = Reflect, slice = Uint8Array.prototype.slice;
-const message = await new Promise((ok) => port.once("message", ok));
+// What its cell says: what to run, then standard input. It is taken before it is an event, so nobody else can come by the port.
+const stdin = new Readable({ read() {} });
+const message = await new Promise((ok) => {
+  let whole = false;
+  const dispatchEvent = ({ data: word }) => {
+    if (word?.url !== undefined) ok(word);
+    if (word?.input === undefined || whole) return true;
+    if (word.input.length > 0) stdin.push(word.input);
+    if (word.eof) { whole = true; stdin.push(null); }
+    return true;
+  };
+  Object.defineProperty(inbox, "dispatchEvent", { value: dispatchEvent });
+  inbox.ref();
+  inbox.start();
+  post({ here: true });
+});
 // From here on it is standard input alone that keeps an isolate waiting for words of its cell.
-port.unref();
+inbox.unref();
 const credit = new Int32Array(message.credit);
 
 const used = () => { const { heapTotal, external } = memoryUsage(); return heapTotal + external; };
@@ -153,10 +168,10 @@ const curated = {
   get stdin() {
     if (!asked) {
       asked = true;
-      port.ref();
-      own.stdin.once("close", () => port.unref()).once("end", () => port.unref());
+      inbox.ref();
+      stdin.once("close", () => inbox.unref()).once("end", () => inbox.unref());
     }
-    return own.stdin;
+    return stdin;
   },
   get exitCode() { return exitCode; },
   set exitCode(code) { exitCode = code; own.exitCode = Number(code) & 255; },

@@ -9,6 +9,8 @@ import { builtinModules } from "node:module";
 const HERE = new URL(".", import.meta.url);
 // How often memory is looked at, in milliseconds.
 const LOOK_MS = 20, PAGE = 4096, WAIT_MS = 5, STILL_MS = 1000, PATIENCE_MS = 3000, HALT_MS = 50, TICKS_PER_S = 100;
+// How often a worker is let go on, at first and at last, and when it has done so by itself.
+const NUDGE_MS = 1, NUDGE_MS_MAX = 50, NUDGED_MS = 1000;
 
 // Where the engine's inspector listens, as its command line says: inside the engine's sandbox, whose network is its own.
 const INSPECTOR = "127.0.0.1:9229";
@@ -51,8 +53,8 @@ function tell(message, then) {
 }
 
 // To terminate a worker asks its event loop, which a loop of the program's own never reaches. The inspector asks V8, which stops wherever it is.
-// Address of an isolate → its session with the inspector.
-const inspected = new Map();
+// Address of a worker → its session with the inspector, as long as the worker lives; and the inspector's name of it → its address.
+const inspected = new Map(), targets = new Map();
 let asked = 0, inspector;
 function ask(method, params, sessionId) { inspector.send(JSON.stringify({ id: ++asked, method, params, sessionId })); }
 async function inspect() {
@@ -60,7 +62,14 @@ async function inspect() {
   inspector = new WebSocket(own.webSocketDebuggerUrl);
   inspector.onmessage = ({ data }) => {
     const { method, params } = JSON.parse(data);
-    if (method === "Target.attachedToTarget") inspected.set(params.targetInfo.url, params.sessionId);
+    if (method === "Target.attachedToTarget") {
+      const { url, targetId } = params.targetInfo;
+      inspected.set(url, params.sessionId);
+      targets.set(targetId, url);
+    } else if (method === "Target.targetDestroyed") {
+      inspected.delete(targets.get(params.targetId));
+      targets.delete(params.targetId);
+    }
   };
   inspector.onclose = inspector.onerror = () => fail("its inspector does not answer");
   await new Promise((open) => { inspector.onopen = open; });
@@ -68,20 +77,45 @@ async function inspect() {
 }
 await inspect();
 
+// A worker that the inspector has a session with waits up to half a second before its first line for a debugger that lets it go
+// on, and again before the first message of its maker for one that stops it at breakpoints. The first wait is ended here, by words
+// that are lost on a worker which does not wait yet, so they are repeated until it is there; for the second, words to workers go
+// through ports, which are not waited at.
+const waking = new Set();
+function wake(address) {
+  waking.add(address);
+  nudge(address, NUDGE_MS, performance.now() + NUDGED_MS);
+}
+function nudge(address, after, until) {
+  if (performance.now() > until) waking.delete(address);
+  if (!waking.has(address)) return;
+  const session = inspected.get(address);
+  if (session !== undefined) ask("Runtime.runIfWaitingForDebugger", {}, session);
+  setTimeout(nudge, after, address, Math.min(2 * after, NUDGE_MS_MAX), until);
+}
+
 const cells = new Map(), runs = new Map();
 
 function open({ cell: id, root, memory }) {
   const library = HERE.pathname;
   const permissions = { read: [root, library], write: [root], net: false, env: false, run: false, ffi: false, sys: false, import: false };
-  const worker = new Worker(new URL("cell.mjs", HERE), { type: "module", name: `cell-${id}`, deno: { permissions } });
-  cells.set(id, worker);
-  worker.onmessage = ({ data }) => heard(id, data);
+  const address = new URL(`cell.mjs?${new URLSearchParams({ root, memory })}`, HERE);
+  const worker = new Worker(address, { type: "module", name: `cell-${id}`, deno: { permissions } });
+  const cell = { worker, post: () => {} };
+  cells.set(id, cell);
+  worker.onmessage = ({ data }) => {
+    if (!data.port) return heard(id, data);
+    waking.delete(address.href);
+    cell.post = (message) => data.port.postMessage(message);
+    tell({ ev: "opened", cell: id });
+  };
   worker.onerror = (event) => { event.preventDefault(); fail(`a cell failed: ${event.message}`); };
-  worker.postMessage({ root, memory });
+  wake(address.href);
 }
 
 function heard(cell, message) {
-  if (message.ready) return tell({ ev: "opened", cell });
+  if (message.made !== undefined) return wake(message.made);
+  if (message.here !== undefined) return waking.delete(message.here);
   const run = runs.get(message.run);
   if (!run) return;
   if (message.thread !== undefined) {
@@ -91,7 +125,7 @@ function heard(cell, message) {
   } else if (message.out !== undefined) {
     const data = message.data;
     tell({ ev: "out", run: message.run, stream: message.out, data: data.toBase64() }, () => {
-      cells.get(run.cell)?.postMessage({ written: message.run, bytes: data.length });
+      cells.get(run.cell)?.post({ written: message.run, bytes: data.length });
     });
   } else if (message.ended) {
     Object.assign(run.last, message.ended);
@@ -183,7 +217,7 @@ setInterval(() => { try { look(); } catch { /* the next time */ } }, LOOK_MS);
 
 function run(message) {
   runs.set(message.run, { cell: message.cell, memory: message.memory, least: resident(), bound: 0, peak: 0, cpuUs: 0, told: Infinity, last: {} });
-  cells.get(message.cell)?.postMessage(message);
+  cells.get(message.cell)?.post(message);
 }
 
 function end(id, why) {
@@ -191,7 +225,7 @@ function end(id, why) {
   if (!run) return;
   Object.assign(run.last, why);
   run.told = Math.min(run.told, performance.now());
-  cells.get(run.cell)?.postMessage({ end: id });
+  cells.get(run.cell)?.post({ end: id });
   halt(run);
   // A cell tells of its isolate's end; of one that stays it can't.
   setTimeout(() => { if (runs.has(id)) over(id); }, PATIENCE_MS);
@@ -199,11 +233,11 @@ function end(id, why) {
 
 // A cell that is told to close ends its isolates; each is over when its thread is.
 async function close({ cell: id }) {
-  const worker = cells.get(id);
+  const cell = cells.get(id);
   for (const [run, one] of runs) if (one.cell === id) end(run, {});
-  worker?.postMessage({ closing: true });
+  cell?.post({ closing: true });
   while ([...runs.values()].some((run) => run.cell === id)) await new Promise((ok) => setTimeout(ok, 5));
-  worker?.terminate();
+  cell?.worker.terminate();
   cells.delete(id);
   tell({ ev: "closed", cell: id });
 }
@@ -212,7 +246,7 @@ function take(message) {
   switch (message.op) {
     case "open": return open(message);
     case "run": return run(message);
-    case "input": return cells.get(runs.get(message.run)?.cell)?.postMessage({ input: message.run, data: Uint8Array.fromBase64(message.data), eof: message.eof });
+    case "input": return cells.get(runs.get(message.run)?.cell)?.post({ input: message.run, data: Uint8Array.fromBase64(message.data), eof: message.eof });
     case "end": return end(message.run, {});
     case "close": return close(message);
   }
