@@ -150,7 +150,18 @@ fn doors() {
                   const seen = [];\ntry { Deno.readTextFileSync('absent'); } catch (error) { seen.push(...error.stack); }\n\
                   console.log(JSON.stringify([seen.length > 1, seen.flat().filter((kind) => kind !== 'undefined')]));";
     assert_eq!(told_json(&mut one, frames), json!([true, []]), "no function of the engine is handed out by a stack");
+    let answer = one.ok(&json!({"type": "execute_code", "code": PORTS, "stdin": "of the cell"}));
+    let told: Value = serde_json::from_str(answer["stdout"].as_str().expect("text").trim_end()).expect("JSON");
+    assert_eq!(told, json!(["of the cell", 0, true]), "the port to its cell is not seen; the control: one of its own is");
 }
+
+/// Watches what a message passes through while standard input comes from the cell, and then while a message of its own comes.
+const PORTS: &str = "const seen = [];\nfor (const [of, names] of [[EventTarget.prototype, ['dispatchEvent', 'addEventListener']], \
+                     [MessagePort.prototype, ['postMessage', 'start', 'close']]]) for (const name of names) {\n  const was = of[name];\n  \
+                     of[name] = function (...given) { if (this instanceof MessagePort) seen.push(name); return was.apply(this, given); };\n}\n\
+                     let text = '';\nfor await (const piece of process.stdin) text += piece;\nconst before = seen.length;\n\
+                     const { port1, port2 } = new MessageChannel();\nconst came = new Promise((ok) => { port2.onmessage = ok; });\n\
+                     port1.postMessage('own');\nawait came;\nport1.close();\nconsole.log(JSON.stringify([text, before, seen.length > 0]));";
 
 fn exits() {
     let server = Setup::engines().shared();

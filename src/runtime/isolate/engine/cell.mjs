@@ -7,7 +7,7 @@ import { Worker as Isolate } from "node:worker_threads";
 
 const YOUNG_MB = 16;
 // To make an isolate stops the cell for as long as that takes, and with it the output of one that runs: the next one is made when
-// an execution is over, or after this time.
+// the engine has told of an execution's end, or after this time.
 const AHEAD_MS = 100;
 const here = new URL(import.meta.url), settings = { root: here.searchParams.get("root"), memory: Number(here.searchParams.get("memory")) };
 let ready, made = 0, closing = false;
@@ -57,7 +57,6 @@ function gone(own, code) {
   if (own === ready) { ready = undefined; return; }
   if (own.run === undefined || !runs.delete(own.run)) return;
   self.postMessage({ run: own.run, ended: { code, ...own.ended } });
-  setTimeout(prepare, 0);
 }
 
 function prepare() {
@@ -87,6 +86,8 @@ inbox.onmessage = ({ data: message }) => {
     const credit = new Int32Array(own.credit);
     Atomics.sub(credit, 0, message.bytes);
     Atomics.notify(credit, 0);
+  } else if (message.over) {
+    prepare();
   } else if (message.end !== undefined) {
     const own = runs.get(message.end);
     if (own) end(own);

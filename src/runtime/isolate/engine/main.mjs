@@ -155,6 +155,7 @@ async function over(id) {
   const { code = null, cpuUs = run.cpuUs, memory = run.peak, oom = false } = run.last;
   const full = Deno.build.os === "linux" && code !== 0 && await isFull();
   tell({ ev: "ended", run: id, code, cpuUs: Math.round(Math.max(cpuUs, run.cpuUs)), memory: Math.max(memory, run.peak), oom, full });
+  cells.get(run.cell)?.post({ over: true });
 }
 
 // Asked again until the thread is gone: between two turns of the program there is nothing to stop.
