@@ -143,6 +143,8 @@ fn forking_leftovers() {
     let server = Setup::plain().with_config("# neighbours\n").shared();
     let mut session = Session::open(&server, &json!({"pidsLimit": 64}));
     background(&mut session, CLOCK);
+    let read = json!({"type": "read_file", "path": "/tmp/clock"});
+    assert!(eventually(Duration::from_secs(10), || session.execute(&read)["success"] == true), "the control: it goes on");
     // Runs beside the ending: everything that is stopped goes on at once.
     let wake = "import os, signal, time\n\
         while not os.path.exists('/tmp/ended'): time.sleep(0.001)\n\
