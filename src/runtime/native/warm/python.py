@@ -201,12 +201,8 @@ def wait_for_program(sys, os):
         if numpy is not None:
             numpy.seed()
         sock.close()
-        # Frozen objects are never finalised, which spares the end of a program what it shares with this one. The script's own module
-        # must be, so it is another one.
-        main = sys.modules["__main__"]
-        own = type(main)("__main__")
-        own.__dict__.update(main.__dict__)
-        sys.modules["__main__"] = own
+        # Frozen objects would never be finalised, the script's own module among them.
+        gc.unfreeze()
         if enabled:
             gc.enable()
 
