@@ -173,6 +173,15 @@ def late():
 threading.Thread(target=late).start()
 print('end')",
     ),
+    // One object each: in which order the collector comes by several is not promised.
+    (
+        "an object that a class of a loaded module holds at the end",
+        "import json\nclass C:\n    def __del__(self): print('del')\njson.JSONEncoder.held = C()\nprint('end')",
+    ),
+    (
+        "a file that a class of a loaded module holds at the end",
+        "import json, os\njson.JSONDecoder.held = open(os.dup(1), 'w')\njson.JSONDecoder.held.write('kept')\nprint('end', flush=True)",
+    ),
     ("an exception in atexit", "import atexit\natexit.register(int, 'x')\nprint('end')"),
     (
         "output that can't be written at the end",
