@@ -1,4 +1,4 @@
-//! The soak of `scripts/soak` itself, for seconds: that its load runs, and that it would see a flaw.
+//! The soak of `scripts/soak` itself, for seconds: that its load runs, and finds nothing.
 
 use std::process::Command;
 
