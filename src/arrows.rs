@@ -139,7 +139,8 @@ fn unsafe_stays_behind_the_fence() {
     let outside: Vec<String> = all()
         .into_iter()
         .filter(|(name, _)| !name.starts_with("sys/") && name != "arrows.rs")
-        .filter(|(_, text)| text.lines().any(|line| line.contains("unsafe {") || line.contains("allow(unsafe_code")))
+        // Cargo.toml denies the lint; what lifts it names it, whichever way.
+        .filter(|(_, text)| text.lines().any(|line| line.contains("unsafe {") || line.contains("(unsafe_code")))
         .map(|(name, _)| name)
         .collect();
     assert!(outside.is_empty(), "{outside:#?}");

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmodat, mkdirat, readlinkat, statat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmodat, mkdirat, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
 
 use super::budget::Budget;
@@ -16,7 +16,7 @@ use super::error::{failed, io_failed, refused};
 use super::ladder::Ladder;
 use super::open::{Identity, for_each_entry, open_directory, open_place, open_regular};
 use super::path::{Found, LastLink, Parents, Place, is_inside, locate};
-use super::write::{Over, install, permission_bits, take_place, temporary_name};
+use super::write::{Over, discard, install, permission_bits, take_place, temporary_name};
 use super::{FileContext, Reach};
 use crate::plan::files::{FileError, FileErrorKind, FileReply};
 
@@ -229,8 +229,7 @@ fn copy_link(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> Result<()
     symlinkat(&target, to, temporary.as_bytes()).map_err(failed("make a symlink"))?;
     let outcome = take_place(to, temporary.as_bytes(), name, Over::Anything);
     if outcome.is_err() {
-        // The error being reported is the one that matters.
-        let _ = unlinkat(to, temporary.as_bytes(), AtFlags::empty());
+        discard(to, temporary.as_bytes());
     }
     outcome
 }

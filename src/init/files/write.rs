@@ -81,10 +81,15 @@ pub fn install(
         .and_then(|()| fchmod(&file, permission_bits(permissions)).map_err(failed("set the permissions")))
         .and_then(|()| take_place(parent, temporary.as_bytes(), name, over));
     if outcome.is_err() {
-        // The error being reported is the one that matters; the name may even be gone already.
-        let _ = unlinkat(parent, temporary.as_bytes(), AtFlags::empty());
+        discard(parent, temporary.as_bytes());
     }
     outcome
+}
+
+/// Removes a temporary entry that gets no name. A failure changes nothing: the error that led here is the one to report, the entry may be gone
+/// already, and one that stays lies in the session's own files and counts there.
+pub fn discard(parent: BorrowedFd<'_>, temporary: &[u8]) {
+    unlinkat(parent, temporary, AtFlags::empty()).ok();
 }
 
 /// Gives a finished temporary entry its name.
