@@ -140,7 +140,7 @@ impl Engine {
         Held(Arc::clone(self))
     }
 
-    /// Has it take no further session: something of an earlier one could not be removed.
+    /// Has it take no further session: something of an earlier one could not be removed, or a place not be opened in time.
     pub fn retire(&self) {
         self.shared.worn.store(true, Ordering::Release);
     }

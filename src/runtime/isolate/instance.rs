@@ -204,8 +204,13 @@ async fn open_cell(engine: &Arc<Engine>, config: &InstanceConfig) -> Result<Cell
         Ok(())
     };
     let Ok(opened) = tokio::time::timeout(OPEN_TIME, opened).await else {
-        engine.give_up("it opened no place for a session in time");
-        return Err(gone(Gone));
+        // Sessions that it has may go on: whether it still does what it is told is found out by closing the place.
+        engine.retire();
+        drop(listener);
+        let engine = Arc::clone(engine);
+        tokio::spawn(async move { close_cell(&engine, &cell).await });
+        let message = format!("the engine of the session's isolates opened no place for it within {OPEN_TIME:?}");
+        return Err(Failure { kind: FailureKind::IoError, message });
     };
     opened.map(|()| cell).map_err(gone)
 }

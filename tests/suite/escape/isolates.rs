@@ -24,6 +24,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("an isolate that opens what it can or writes without end harms no neighbour", floods),
             ("sessions of different principals share no engine", principals),
             ("an engine that dies closes its sessions with the reason, and the next one gets another", engine_killed),
+            ("an engine that stands still refuses a session in time, and goes on with those that it has", engine_stopped),
             ("a shared sandbox is told, counts for less isolation, and is refused by the operator's floor", told),
         ],
     )
@@ -297,6 +298,26 @@ fn engine_killed() {
     assert!(engines(&server) != before, "another engine");
     next.close();
     drop((one, other));
+    let left = server.end_and_check();
+    assert!(left.is_empty(), "{}", left.join("; "));
+}
+
+fn engine_stopped() {
+    host().need(Feature::Deno);
+    let server = Server::start(&Setup::engines());
+    let mut one = open(&server, &json!({}));
+    let before = engines(&server);
+    kill(Pid::from_raw(before[0]), Signal::SIGSTOP).expect("a process of this test's own server");
+    let parameters = json!({"language": "javascript", "runtimeType": "V8Isolate"});
+    let refused = server.client().call("session.create", &parameters).expect_err("nobody opens a place").to_string();
+    kill(Pid::from_raw(before[0]), Signal::SIGCONT).expect("a process of this test's own server");
+    assert!(refused.contains("1302") && refused.contains("opened no place"), "{refused}");
+    assert_eq!(printed(&mut one, "console.log(1)"), "1", "its session goes on");
+    let mut next = open(&server, &json!({}));
+    assert_eq!(printed(&mut next, "console.log(2)"), "2");
+    assert_eq!(engines(&server).len(), 2, "it takes no other session");
+    next.close();
+    drop(one);
     let left = server.end_and_check();
     assert!(left.is_empty(), "{}", left.join("; "));
 }
