@@ -3,7 +3,7 @@
 //! Invariant: mounts are made only in the server's own mount namespace, the clock is changed only for the server, and a group
 //! that is made here is removed here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -202,15 +202,26 @@ impl TightGroup {
 
 impl Drop for TightGroup {
     fn drop(&mut self) {
-        // The server's groups lie in it until the server has ended.
+        // The server's groups lie in it until the server has ended. A failed trial may have ended it before it could remove them.
         let removed = eventually(Duration::from_secs(10), || {
-            if self.entry != self.directory {
+            if std::thread::panicking() {
+                remove_groups(&self.directory);
+            } else if self.entry != self.directory {
                 // Gone since the last try, or still with the server in it.
                 std::fs::remove_dir(&self.entry).ok();
             }
             std::fs::remove_dir(&self.directory).is_ok()
         });
         assert!(removed || std::thread::panicking(), "{} stays", self.directory.display());
+    }
+}
+
+/// Removes the groups below one of the trial's own, deepest first; one that is busy stays for the next try.
+fn remove_groups(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for group in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_groups(&group.path());
+        std::fs::remove_dir(group.path()).ok();
     }
 }
 
