@@ -78,6 +78,8 @@ pub struct Language {
     pub warm: Option<WarmInterpreter>,
     /// Modules that the warm interpreter loads where the image has them.
     pub preload: Vec<String>,
+    /// Names in the workspace that its program looks for when it starts: with one of them there, none is started ahead.
+    pub prestarted_unless: Vec<String>,
     /// How engines run it that need no image.
     pub engines: BTreeMap<engines::Engine, engines::EnginePlan>,
 }
@@ -86,8 +88,10 @@ pub struct Language {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WarmInterpreter {
-    /// `CPython` 3.
+    /// `CPython` 3, which forks for each program.
     Python,
+    /// Any program that reads its source once, from a file that it opens: it is started ahead, waits there, and runs one program.
+    Prestarted,
 }
 
 /// Why the languages could not be loaded, or a plan not made.

@@ -9,6 +9,7 @@ pub mod contained;
 pub mod files;
 
 mod door;
+mod prestarted;
 mod program;
 mod reaper;
 mod serve;

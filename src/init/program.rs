@@ -17,6 +17,7 @@ use crate::plan::{Plan, ProgramStep, Start};
 use crate::sys::process::{self, Cloned, CloseOnExec};
 use crate::sys::seccomp::{self, Waiting};
 use crate::sys::socket::{self, Wait};
+use crate::sys::standing::Standing;
 use crate::sys::start::{self, Stack};
 use crate::sys::{CallError, credentials, landlock};
 
@@ -259,6 +260,16 @@ pub fn start_failure(record: [u8; FAILURE_BYTES], steps: &[ProgramStep]) -> Star
         _ => wall("streams"),
     };
     StartFailure { stage, errno: i32::from_ne_bytes(errno) }
+}
+
+/// What every program of this plan begins with. It is not looked up in a process that waits, which somebody may have changed by then.
+pub fn standing(plan: &Plan) -> Option<Standing> {
+    let own = Standing::of(0).ok()?;
+    Some(plan.program.iter().fold(own, |standing, step| match step {
+        ProgramStep::Rlimit { resource, limit, .. } => standing.with_limit(*resource, *limit),
+        ProgramStep::OomScore(score) => standing.with_oom_score(*score),
+        _ => standing,
+    }))
 }
 
 /// A program as execve wants it.

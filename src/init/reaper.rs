@@ -64,6 +64,11 @@ impl Reaper {
         self.running.contains_key(&pid)
     }
 
+    /// Whether no program runs, nor anything that one left behind.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.ended.is_empty()
+    }
+
     /// Children that ended and were no programs.
     pub fn take_others(&mut self) -> Vec<i32> {
         std::mem::take(&mut self.others)

@@ -2,13 +2,15 @@
 //!
 //! Invariant: `Ended` is sent once for each execution that was asked for, and only when no descendant of it lives.
 
+mod ahead;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::plan::Plan;
-use crate::plan::files::{FileCommand, FileError, FileErrorKind, FileReply};
+use crate::plan::files::{FileCommand, FileError, FileErrorKind};
 use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, Tag};
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::error::Named;
@@ -17,7 +19,8 @@ use crate::sys::start::Stack;
 use crate::sys::{CallError, credentials, mount, process};
 
 use super::door;
-use super::files::{self, FileBounds, FileContext};
+use super::files::{FileBounds, FileContext};
+use super::prestarted::Prestarted;
 use super::program::{self, Base, Role};
 use super::reaper::{Over, Reaper, Running};
 use super::steps::Built;
@@ -34,8 +37,18 @@ pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Res
     let children = process::child_signals()?;
     let root = rustix::io::fcntl_dupfd_cloexec(&built.root, 0).named("fcntl(F_DUPFD_CLOEXEC)")?;
     let context = FileContext { root, working_directory: WORKSPACE.into(), bounds: FileBounds::default() };
-    let (reaper, warm, waiting, stack) = (Reaper::default(), Warm::default(), Vec::new(), Stack::new()?);
-    Ok((Init { plan, control, context, built, reaper, warm, waiting, stack }, children))
+    let init = Init {
+        plan,
+        control,
+        context,
+        built,
+        reaper: Reaper::default(),
+        warm: Warm::default(),
+        prestarted: Prestarted::default(),
+        waiting: Vec::new(),
+        stack: Stack::new()?,
+    };
+    Ok((init, children))
 }
 
 /// Serves until the control socket closes; leaving it ends the process, and with it the whole pid namespace.
@@ -79,6 +92,7 @@ pub struct Init<'a> {
     built: Built,
     reaper: Reaper,
     warm: Warm,
+    prestarted: Prestarted,
     waiting: Vec<Waiting>,
     /// Of programs until they execute.
     stack: Stack,
@@ -90,9 +104,12 @@ impl Init<'_> {
     fn wait(&mut self, children: BorrowedFd<'_>) -> Result<Ready, ChannelError> {
         let own = [self.control, children];
         let programs = self.reaper.waits_on().count();
-        let all = own.into_iter().chain(self.reaper.waits_on()).chain(self.warm.waits_on());
+        let ahead = self.prestarted.waits_on().iter().count();
+        let others = self.reaper.waits_on().chain(self.prestarted.waits_on()).chain(self.warm.waits_on());
+        let all = own.into_iter().chain(others);
         let mut waits: Vec<PollFd<'_>> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let deadline = self.waiting.iter().map(|waiting| waiting.until).chain(self.warm.deadline()).min();
+        let deadlines = self.warm.deadline().into_iter().chain(self.prestarted.deadline());
+        let deadline = self.waiting.iter().map(|waiting| waiting.until).chain(deadlines).min();
         let rest = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let rest = rest.and_then(|rest| Timespec::try_from(rest).ok());
         match rustix::event::poll(&mut waits, rest.as_ref()) {
@@ -102,9 +119,16 @@ impl Init<'_> {
         }
         let events: Vec<PollFlags> = waits.iter().map(PollFd::revents).collect();
         let (own, others) = events.split_at(own.len());
-        let (programs, warm) = others.split_at(programs);
+        let (programs, others) = others.split_at(programs);
+        let (ahead, warm) = others.split_at(ahead);
         for (execution, number) in self.reaper.hear(programs.iter().copied()) {
             self.send(&InitMessage::Blocked { execution, number })?;
+        }
+        for events in ahead {
+            self.prestarted.hear(*events);
+        }
+        if self.prestarted.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+            self.look_ahead()?;
         }
         let news = self.warm.hear(warm.iter().copied(), &mut self.reaper);
         self.tell(news)?;
@@ -138,8 +162,11 @@ impl Init<'_> {
                 self.warm.want(*request);
                 self.start_warm()
             }
+            InitRequest::Prestart(request) => self.prestart(*request, descriptors),
+            InitRequest::ExecutePrestarted(request) => self.execute_prestarted(&request),
             InitRequest::Cool => {
                 self.warm.end();
+                self.end_ahead();
                 self.start_waiting(|_| true)
             }
             InitRequest::File { tag, root, command } => self.file(tag, &root, command),
@@ -177,6 +204,7 @@ impl Init<'_> {
 
     fn execute(&mut self, request: &ExecuteRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
         let execution = request.execution;
+        self.clear_the_way()?;
         match program::start(
             Base { plan: self.plan, built: &self.built, stack: &mut self.stack },
             request,
@@ -192,6 +220,7 @@ impl Init<'_> {
     }
 
     fn execute_warm(&mut self, request: ExecuteRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
+        self.clear_the_way()?;
         match self.warm.take(request, streams, &self.reaper) {
             Ok((pid, running)) => {
                 self.reaper.add(pid, running);
@@ -234,10 +263,12 @@ impl Init<'_> {
         let mut news = News::default();
         self.warm.hear_words(&mut news);
         self.tell(news)?;
-        let over = self.reaper.reap(&self.plan.program, &self.built.quotas, &self.warm.spared())?;
+        let spared: Vec<i32> = self.warm.spared().into_iter().chain(self.prestarted.spared()).collect();
+        let over = self.reaper.reap(&self.plan.program, &self.built.quotas, &spared)?;
         for pid in self.reaper.take_others() {
             let news = self.warm.ended(pid);
             self.tell(news)?;
+            self.ahead_ended(pid)?;
         }
         let some = !over.is_empty();
         for Over { execution, end, outdated } in over {
@@ -254,7 +285,7 @@ impl Init<'_> {
     }
 
     fn file(&mut self, tag: Tag, root: &[u8], command: FileCommand) -> Result<(), ChannelError> {
-        let reply = self.as_user(|context| files::run_below(command, context, root));
+        let reply = self.file_beside_ahead(root, command)?;
         match self.send(&InitMessage::FileDone(tag, reply)) {
             // A reply too large to carry (the server's memory or ours) is the command's failure, not the sandbox's.
             Err(ChannelError::Carrier(error)) => {
@@ -267,7 +298,7 @@ impl Init<'_> {
     }
 
     /// Does `action` with the rights of the session's programs: their fs ids and no effective capability.
-    fn as_user(&self, action: impl FnOnce(&FileContext) -> Result<FileReply, FileError>) -> Result<FileReply, FileError> {
+    fn as_user<T>(&self, action: impl FnOnce(&FileContext) -> Result<T, FileError>) -> Result<T, FileError> {
         let refused =
             |error: CallError| FileError { kind: FileErrorKind::IoError, operation: error.call.into(), errno: error.raw() };
         let (effective, permitted) = credentials::capabilities().map_err(refused)?;

@@ -29,7 +29,8 @@ use crate::sys::standing::Standing;
 use super::program::Base;
 use super::reaper::{Reaper, Running};
 use super::watch::Watch;
-use interpreter::{Fork, Interpreter, Stage, Word, own_memory};
+pub use interpreter::own_memory;
+use interpreter::{Fork, Interpreter, Stage, Word};
 
 /// How often one that ended before it was ready is tried again.
 const STARTS_MAX: u32 = 3;

@@ -105,6 +105,11 @@ impl Watch {
         Self { born: Born::Warm, ..Self::new(socket, &[], Begin::InTime) }
     }
 
+    /// The same of a program that was started ahead, and has become one now.
+    pub fn of_one_started_ahead(self) -> Self {
+        Self { born: Born::Prestarted, ..self }
+    }
+
     /// Whether it is a fork of the warm interpreter.
     pub fn is_of_a_fork(&self) -> bool {
         self.born == Born::Warm

@@ -57,6 +57,8 @@ struct Definition {
     #[serde(default)]
     preload: Vec<String>,
     #[serde(default)]
+    prestarted_unless: Vec<String>,
+    #[serde(default)]
     runtime: BTreeMap<Engine, EnginePlan>,
 }
 
@@ -106,6 +108,7 @@ pub(super) fn parse(file: &str, text: &str, others: &Languages) -> Result<Langua
         helpers: definition.helpers,
         warm: definition.warm,
         preload: definition.preload,
+        prestarted_unless: definition.prestarted_unless,
         engines: definition.runtime,
     })
 }
@@ -274,10 +277,16 @@ fn check_packages(file: &str, definition: &Definition) -> Result<(), LanguageErr
 /// An option could make the interpreter pass over what makes it wait; a name that is no module's would only be passed over.
 fn check_warm(file: &str, definition: &Definition) -> Result<(), LanguageError> {
     let Definition { warm, run, compile, preload, .. } = definition;
-    if warm.is_some() && (run.len() != 2 || run[1] != FILE || compile.is_some()) {
-        let takes = "absent where `run` is more than the interpreter and `{file}`, or where the language has `compile`";
+    let waits = match warm {
+        None => true,
+        Some(WarmInterpreter::Python) => run.len() == 2 && run[1] == FILE && compile.is_none(),
+        Some(WarmInterpreter::Prestarted) => run.iter().any(|argument| argument == FILE) && compile.is_none(),
+    };
+    if !waits {
+        let takes = "absent where the language has `compile`, or `run` lacks `{file}`; `python` also where `run` is more than the interpreter and `{file}`";
         return Err(field(file, "warm", "there", takes));
     }
+    engines::check_beside(file, "prestarted_unless", &definition.prestarted_unless)?;
     let is_module = |name: &String| {
         let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         name.len() <= MODULE_BYTES_MAX && name.split('.').all(plain)

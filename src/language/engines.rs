@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Language, LanguageError};
+use super::{Language, LanguageError, WarmInterpreter};
 
 /// Stands for the flags that an engine gets of the request's permissions.
 pub const FLAGS: &str = "{flags}";
+
+/// Names that a program looks for when it starts; each is looked up before one that waits is taken.
+const NAMES_BESIDE_MAX: usize = 32;
 
 /// An engine that runs a language without an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,6 +99,11 @@ pub struct EnginePlan {
     env: BTreeMap<String, String>,
     /// The oldest version of the engine that runs this; absent: every one does.
     since: Option<String>,
+    /// What of it can be started ahead: only `prestarted` is known here.
+    warm: Option<WarmInterpreter>,
+    /// As in the language.
+    #[serde(default)]
+    prestarted_unless: Vec<String>,
 }
 
 impl Language {
@@ -119,7 +127,8 @@ impl Language {
             install: plan.install.clone(),
             install_file: None,
             env,
-            warm: None,
+            warm: plan.warm,
+            prestarted_unless: plan.prestarted_unless.clone(),
             ..self.clone()
         })
     }
@@ -142,9 +151,33 @@ pub(super) fn check(file: &str, engines: &BTreeMap<Engine, EnginePlan>) -> Resul
         if plan.since.as_deref().is_some_and(|since| EngineVersion::find(since).is_none()) {
             return refuse("runtime.*.since", &plan.since, "a version of three numbers: `22.18.0`");
         }
+        if plan.warm.is_some_and(|warm| warm != WarmInterpreter::Prestarted) {
+            return refuse("runtime.*.warm", &plan.warm, "`prestarted`");
+        }
+        check_beside(file, "runtime.*.prestarted_unless", &plan.prestarted_unless)?;
         super::definition::check_env(file, "runtime.*.env", &plan.env)?;
     }
     Ok(())
+}
+
+/// Names of entries of the workspace, not paths.
+pub(super) fn check_beside(file: &str, field: &'static str, names: &[String]) -> Result<(), LanguageError> {
+    let plain = |name: &String| !name.is_empty() && name.len() <= 255 && !name.contains(['/', '\0']);
+    match names.iter().find(|name| !plain(name)) {
+        None if names.len() <= NAMES_BESIDE_MAX => Ok(()),
+        None => Err(LanguageError::Field {
+            file: file.to_owned(),
+            field,
+            found: format!("{} names", names.len()),
+            takes: "32 names at most",
+        }),
+        Some(name) => Err(LanguageError::Field {
+            file: file.to_owned(),
+            field,
+            found: format!("{name:?}"),
+            takes: "names without a slash",
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -185,7 +218,9 @@ mod tests {
     fn a_table_without_flags_is_refused() {
         let table = |run: &[&str]| {
             let run = run.iter().map(|word| (*word).to_owned()).collect();
-            BTreeMap::from([(Engine::Deno, EnginePlan { run, install: None, env: BTreeMap::new(), since: None })])
+            let plan =
+                EnginePlan { run, install: None, env: BTreeMap::new(), since: None, warm: None, prestarted_unless: Vec::new() };
+            BTreeMap::from([(Engine::Deno, plan)])
         };
         assert!(check("x.toml", &table(&["deno", "run", "{flags}", "{file}"])).is_ok());
         for run in [&["deno", "run", "{file}"][..], &["deno", "{flags}"], &["sh", "{flags}", "{file}"], &[]] {

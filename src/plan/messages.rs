@@ -90,7 +90,11 @@ pub enum InitRequest {
     ExecuteWarm(ExecuteRequest),
     /// Keep an interpreter ready for such programs, in place of the one before.
     Warm(Box<WarmRequest>),
-    /// End it, and keep none.
+    /// Start a program whose source comes later, in place of the one before; stdin, stdout, stderr come along.
+    Prestart(Box<PrestartRequest>),
+    /// Have it carry this out, whose source is in its place by now. With [`StartStage::Prestarted`] it ends at once when it can't.
+    ExecutePrestarted(ExecuteRequest),
+    /// End both, and keep none.
     Cool,
     /// Do something with files.
     File {
@@ -162,6 +166,22 @@ pub struct WarmRequest {
     pub greeting: Vec<u8>,
 }
 
+/// A program that is started before its source is there, and that reads it once: it waits where the source will be, and is then
+/// what it would have been. `init::prestarted` has how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrestartRequest {
+    /// Its whole command line.
+    pub arguments: Vec<Vec<u8>>,
+    /// `NAME=value` each.
+    pub environment: Vec<Vec<u8>>,
+    /// Where it starts.
+    pub directory: Vec<u8>,
+    /// Absolute path of its source.
+    pub source: Vec<u8>,
+    /// Names beside the source that such a program looks for when it starts: with one of them there, none is kept or taken.
+    pub unless: Vec<Vec<u8>>,
+}
+
 /// What carried a program out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Born {
@@ -171,15 +191,18 @@ pub enum Born {
     Warm,
     /// A fork that found that it would not be as a fresh interpreter, and executed one in its place.
     Passed,
+    /// A process that was started before its source was known.
+    Prestarted,
 }
 
 impl Born {
-    /// For metrics: what carried out a program that was offered to the warm interpreter.
+    /// For metrics: what carried out a program that was offered to the warm interpreter, or to the one started ahead.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fresh => "fresh",
             Self::Warm => "warm",
             Self::Passed => "passed",
+            Self::Prestarted => "prestarted",
         }
     }
 }
@@ -214,7 +237,7 @@ pub enum InitMessage {
         /// The number of the call.
         number: u32,
     },
-    /// The answer to `Warm`: the interpreter is ready, with so much memory of its own in bytes; none: it ended before it was, or was
+    /// The answer to `Warm` and `Prestart`: the interpreter is ready, with so much memory of its own in bytes; none: it ended before it was, or was
     /// given up. One that is started anew later says the same.
     Warmed(Option<u64>),
     /// A file command is done.
@@ -263,4 +286,6 @@ pub enum StartStage {
     Directory,
     /// Finding or executing it.
     Execute,
+    /// None was started ahead that could carry it out.
+    Prestarted,
 }

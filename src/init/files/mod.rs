@@ -1,9 +1,12 @@
 //! The file commands, carried out by init inside the sandbox's own root with the user's file system credentials.
 //!
 //! Invariants: every path is resolved below the root descriptor without magic links; no object of a kernel file system
-//! (procfs, sysfs, cgroup …) is ever used; nothing but regular files and directories is opened, and always so that the
-//! open cannot block; every walk is iterative and bounded in entries, depth, memory and time. Read `path` and `open` next
-//! for how an object is reached, `ladder` for how trees are walked, then one file per command.
+//! (procfs, sysfs, cgroup …) is ever used; nothing but regular files, directories and the
+//! fifo of `gate` is opened, and always so that the open cannot block; every walk is iterative and bounded in entries,
+//! depth, memory and time. Read `path` and `open` next for how an object is reached, `ladder` for how trees are walked, then
+//! one file per command.
+
+pub mod gate;
 
 mod budget;
 mod copy;

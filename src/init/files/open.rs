@@ -72,6 +72,16 @@ pub fn refuse_kernel_file_system(object: impl AsFd) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Opens the fifo `name` of `parent` for reading or for writing, without waiting for the other end; anything else is refused.
+pub fn open_fifo(parent: impl AsFd, name: &[u8], access: OFlags) -> Result<OwnedFd, FileError> {
+    let fifo = openat2(parent, name, access | CAREFUL, Mode::empty(), ONE_STEP).map_err(failed("open the fifo"))?;
+    let stat = fstat(&fifo).map_err(failed("look at the opened fifo"))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+        return Err(refused(FileErrorKind::IoError, "use what is no fifo"));
+    }
+    Ok(fifo)
+}
+
 /// Opens the regular file `name` of `parent`; anything else is refused, also when it takes the file's place meanwhile.
 pub fn open_regular(parent: impl AsFd, name: &[u8], access: OFlags) -> Result<(OwnedFd, Stat), FileError> {
     let file = openat2(parent, name, access | CAREFUL, Mode::empty(), ONE_STEP).map_err(failed("open the file"))?;

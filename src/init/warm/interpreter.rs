@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
-use crate::init::program::{self, Base, Role, Started};
+use crate::init::program::{self, Base, Role, Started, standing};
 use crate::init::watch::Watch;
 use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View, WarmRequest};
-use crate::plan::{Plan, ProgramStep};
 use crate::sys::error::Named;
 use crate::sys::socket::{self, Wait};
 use crate::sys::standing::Standing;
@@ -146,18 +145,8 @@ impl Interpreter {
     }
 }
 
-/// That of every program of this plan. It is not looked up in the interpreter, which somebody may have changed by then.
-fn standing(plan: &Plan) -> Option<Standing> {
-    let own = Standing::of(0).ok()?;
-    Some(plan.program.iter().fold(own, |standing, step| match step {
-        ProgramStep::Rlimit { resource, limit, .. } => standing.with_limit(*resource, *limit),
-        ProgramStep::OomScore(score) => standing.with_oom_score(*score),
-        _ => standing,
-    }))
-}
-
 /// The memory that a process shares with no file, in bytes.
-pub(super) fn own_memory(pid: i32) -> u64 {
+pub fn own_memory(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let kilobytes =
         status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());

@@ -16,7 +16,9 @@ use tokio::task::JoinHandle;
 
 use crate::plan::StepFailure;
 use crate::plan::files::{FileCommand, FileError, FileReply};
-use crate::plan::messages::{Born, ExecuteRequest, InitMessage, InitRequest, ProgramEnd, ProgramNetwork, Tag, WarmRequest};
+use crate::plan::messages::{
+    Born, ExecuteRequest, InitMessage, InitRequest, PrestartRequest, ProgramEnd, ProgramNetwork, Tag, WarmRequest,
+};
 use crate::sys::channel::{self, ChannelError, Received};
 use crate::sys::socket::{self, Wait};
 
@@ -122,6 +124,16 @@ impl InitClient {
         receiver.await.map_err(|_| Gone)
     }
 
+    /// Has the one that was started ahead carry out a program; it has its streams already.
+    pub async fn execute_prestarted(&self, mut request: ExecuteRequest) -> Result<Execution, Gone> {
+        let (end, ended) = oneshot::channel();
+        let (blocked, told) = mpsc::channel(BLOCKED_WAITING_MAX);
+        let tag = self.expect(Waiter::Program { end, blocked })?;
+        request.execution = tag;
+        self.0.send(&InitRequest::ExecutePrestarted(request), &[]).await?;
+        Ok(Execution { tag, end: ended, blocked: told })
+    }
+
     /// Starts a program, by the warm interpreter where it may; the streams are stdin, stdout, stderr. With a `door` it has a network
     /// of its own, whose listener comes through the other end.
     pub async fn execute(
@@ -139,22 +151,28 @@ impl InitClient {
         let streams: Vec<BorrowedFd<'_>> = streams.iter().chain(door).map(AsFd::as_fd).collect();
         let request = match born {
             Born::Warm => InitRequest::ExecuteWarm(request),
-            Born::Fresh | Born::Passed => InitRequest::Execute(request),
+            Born::Fresh | Born::Passed | Born::Prestarted => InitRequest::Execute(request),
         };
         self.0.send(&request, &streams).await?;
         Ok(Execution { tag, end: ended, blocked: told })
     }
 
-    /// Has an interpreter kept ready, in place of the one before.
-    pub async fn keep_warm(&self, request: WarmRequest) -> Result<(), Gone> {
-        self.0.send(&InitRequest::Warm(Box::new(request)), &[]).await
+    /// Has an interpreter kept ready, or a program started ahead, in place of the one before.
+    pub async fn keep_warm(&self, keep: Keep) -> Result<(), Gone> {
+        match keep {
+            Keep::Interpreter(request) => self.0.send(&InitRequest::Warm(request), &[]).await,
+            Keep::Prestarted(request, streams) => {
+                let streams: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+                self.0.send(&InitRequest::Prestart(request), &streams).await
+            }
+        }
     }
 
     /// The same, and waits until it is ready or will not be.
-    pub async fn warm_up(&self, request: WarmRequest) -> Result<(), Gone> {
+    pub async fn warm_up(&self, keep: Keep) -> Result<(), Gone> {
         let (sender, receiver) = oneshot::channel();
         self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or(Gone)?.insert(WARM, Waiter::Warm(sender));
-        self.keep_warm(request).await?;
+        self.keep_warm(keep).await?;
         receiver.await.map_err(|_| Gone)
     }
 
@@ -288,6 +306,15 @@ impl Shared {
             InitMessage::Ready | InitMessage::Failed(_) => {}
         }
     }
+}
+
+/// What an init is asked to have ready.
+#[derive(Debug)]
+pub enum Keep {
+    /// An interpreter that forks for each program.
+    Interpreter(Box<WarmRequest>),
+    /// A program that waits for its source, with its standard input, output and error.
+    Prestarted(Box<PrestartRequest>, [OwnedFd; 3]),
 }
 
 /// Counts warm interpreters. Init is not believed: what it says of memory is shown, and decides nothing.

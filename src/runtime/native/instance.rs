@@ -19,14 +19,14 @@ use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::plan::files::FileCommand;
-use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, ProgramNetwork, View};
+use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, View};
 use crate::runtime::egress::{self, NetworkGrant, User};
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::Maker;
 use super::files;
-use super::program::{DriveError, Feed, Held, Program, drive};
+use super::program::{DriveError, Feed, Held, Program, Start, drive};
 use super::sandbox::{Ending, Sandbox};
 use super::verdict;
 use super::warm;
@@ -281,11 +281,11 @@ impl Run<'_> {
             view,
             network: ProgramNetwork::default(),
         };
-        let born = match warm {
-            Warm::Asked => self.sandbox.warm().offers(&request.arguments, &request.environment),
-            Warm::Never => Born::Fresh,
+        let start = match warm {
+            Warm::Asked => self.sandbox.warm().offers(&request, &feed),
+            Warm::Never => Start::Fresh,
         };
-        self.program(Program { request, born, feed, timeout, door }, sink, control).await
+        self.program(Program { request, start, feed, timeout, door }, sink, control).await
     }
 
     pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
@@ -307,7 +307,7 @@ impl Run<'_> {
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
         self.sandbox.reset_peaks();
-        let (timeout, born) = (program.timeout, program.born);
+        let (timeout, offered) = (program.timeout, !matches!(program.start, Start::Fresh));
         let driven = drive(self.sandbox.init(), program, sink, control).await;
         let mut driven = driven.map_err(|error| match error {
             DriveError::Gone => {
@@ -328,8 +328,9 @@ impl Run<'_> {
             }
         })?;
         if let ProgramEnd::Ran { born: how, .. } = driven.end
-            && born == Born::Warm
+            && offered
         {
+            self.sandbox.warm().carried_out(how);
             metrics::counter!("codebeaker_warm_programs_total", "by" => how.name()).increment(1);
         }
         let mut counters = self.sandbox.new_events();

@@ -15,7 +15,6 @@ use tokio::time::MissedTickBehavior;
 
 use crate::id::EnvironmentId;
 use crate::image::ImageRoot;
-use crate::plan::messages::WarmRequest;
 use crate::runtime::InstanceConfig;
 use crate::runtime::egress::NetworkGrant;
 use crate::sandbox::error::SandboxError;
@@ -23,6 +22,7 @@ use crate::sandbox::spec::NamedLimits;
 
 use super::NativeRuntime;
 use super::instance::environment;
+use super::control::Keep;
 use super::pool::{Found, Next, PoolBounds, Shelves};
 use super::ready::{Kind, Ready, Unfit};
 use super::sandbox::Sandbox;
@@ -275,7 +275,7 @@ async fn make(kind: &Kind, recipe: &Recipe) -> Result<Ready, Spoiled> {
 }
 
 /// The interpreter that waits in such a sandbox for its first program, where it is to have one.
-fn interpreter(runtime: &NativeRuntime, config: &InstanceConfig, sandbox: &Sandbox) -> Option<(Kept, WarmRequest)> {
+fn interpreter(runtime: &NativeRuntime, config: &InstanceConfig, sandbox: &Sandbox) -> Option<(Kept, Keep)> {
     let settings = runtime.works.parts.warm;
     if !settings.pooled || !warm::applies(settings, &config.language, &config.limits) {
         return None;

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::command::{Control, Stdin, Stream};
-use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, Tag};
+use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, StartStage, Tag};
 use crate::runtime::{OutputSink, OutputVerdict};
 use crate::seccomp::Arch;
 
@@ -70,12 +70,55 @@ pub enum Feed {
     Later(Held),
 }
 
+impl Feed {
+    /// No input, now or later.
+    pub fn nothing() -> Self {
+        Self::Own(Stdin::Empty, Held::default())
+    }
+
+    /// Whether it is that.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::nothing()
+    }
+}
+
+/// What may carry a program out, unless it turns out that it can't.
+#[derive(Debug)]
+pub enum Start {
+    /// A process of its own.
+    Fresh,
+    /// A fork of the warm interpreter.
+    Warm,
+    /// The one that was started ahead, whose output comes here.
+    Prestarted(Outputs),
+}
+
+/// Our ends of what a program writes to. Watched by no runtime yet.
+#[derive(Debug)]
+pub struct Outputs {
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Outputs {
+    /// For a program that is started before anybody asks for it; the other ends, and no input.
+    pub fn make() -> std::io::Result<(Self, [OwnedFd; 3])> {
+        Self::beside(no_input()?)
+    }
+
+    fn beside(their_stdin: OwnedFd) -> std::io::Result<(Self, [OwnedFd; 3])> {
+        let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        Ok((Self { stdout, stderr }, [their_stdin, their_stdout, their_stderr]))
+    }
+}
+
 /// What to run.
 pub struct Program {
     /// For init; its tag is filled in.
     pub request: ExecuteRequest,
-    /// Whether the warm interpreter may carry it out.
-    pub born: Born,
+    /// What may carry it out.
+    pub start: Start,
     /// Standard input.
     pub feed: Feed,
     /// Wall time.
@@ -111,39 +154,62 @@ pub async fn drive(
     sink: &dyn OutputSink,
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Driven, DriveError> {
-    let Program { request, born, feed, timeout, door } = program;
-    let (ours, theirs) = Pipes::make(feed).map_err(DriveError::Pipes)?;
-    let Execution { tag, end, blocked } = init.execute(request, born, &theirs, door.as_ref()).await?;
-    drop((theirs, door));
-    sink.started();
-    let guard = EndOnDrop { init, tag, armed: true };
-    let mut drive = Drive {
-        init,
-        tag,
-        pipes: ours,
-        sink,
-        broken: None,
-        ended_by: EndedBy::Itself,
-        blocked: Blocked { numbers: blocked, told: BTreeSet::new() },
-        buffer: vec![0; CHUNK_BYTES],
-        deadline: Instant::now() + timeout,
-    };
-    let end = drive.until_end(end, control).await?;
-    guard.disarm();
-    drive.drain();
-    while let Ok(number) = drive.blocked.numbers.try_recv() {
-        drive.blocked.tell(number, sink);
-    }
-    if let ProgramEnd::Ran { blocked, .. } = &end {
-        for number in blocked {
-            drive.blocked.tell(*number, sink);
+    let Program { request, start, feed, timeout, door } = program;
+    let mut way = Way { init, sink, control, deadline: Instant::now() + timeout, ended_by: EndedBy::Itself };
+    let born = match start {
+        Start::Fresh => Born::Fresh,
+        Start::Warm => Born::Warm,
+        Start::Prestarted(outputs) => {
+            let ours = Pipes::of(Input::nothing(), outputs).map_err(DriveError::Pipes)?;
+            let execution = init.execute_prestarted(request.clone()).await?;
+            let driven = way.go(execution, ours).await?;
+            if !matches!(&driven.end, ProgramEnd::NotStarted(failed) if failed.stage == StartStage::Prestarted) {
+                return Ok(driven);
+            }
+            // It never ran. Whoever wanted its end meanwhile wants the end of this one.
+            way.ended_by = driven.ended_by;
+            Born::Fresh
         }
-    }
-    let Input { waiting, open, broken, .. } = drive.pipes.stdin;
-    match drive.broken.or(broken) {
-        // What would be told of such a program could be wrong without anybody noticing.
-        Some(error) => Err(DriveError::Streams(error)),
-        None => Ok(Driven { end, ended_by: drive.ended_by, held: Held { bytes: waiting, eof: !open } }),
+    };
+    let (ours, theirs) = Pipes::make(feed).map_err(DriveError::Pipes)?;
+    let execution = init.execute(request, born, &theirs, door.as_ref()).await?;
+    drop((theirs, door));
+    way.go(execution, ours).await
+}
+
+/// What stays the same for a program that is started twice.
+struct Way<'a> {
+    init: &'a InitClient,
+    sink: &'a dyn OutputSink,
+    control: &'a mut mpsc::Receiver<Control>,
+    deadline: Instant,
+    ended_by: EndedBy,
+}
+
+impl Way<'_> {
+    /// From a program's start to its end.
+    async fn go(&mut self, execution: Execution, pipes: Pipes) -> Result<Driven, DriveError> {
+        let Execution { tag, end, blocked } = execution;
+        self.sink.started();
+        let guard = EndOnDrop { init: self.init, tag, armed: true };
+        let mut drive = Drive {
+            init: self.init,
+            tag,
+            pipes,
+            sink: self.sink,
+            broken: None,
+            ended_by: self.ended_by,
+            blocked: Blocked { numbers: blocked, told: BTreeSet::new() },
+            buffer: vec![0; CHUNK_BYTES],
+            deadline: self.deadline,
+        };
+        if drive.ended_by != EndedBy::Itself {
+            drive.deadline = Instant::now() + END_TIME;
+            self.init.end(tag).await?;
+        }
+        let end = drive.until_end(end, self.control).await?;
+        guard.disarm();
+        drive.finish(end)
     }
 }
 
@@ -161,6 +227,25 @@ struct Drive<'a> {
 }
 
 impl Drive<'_> {
+    /// Takes what is left to be taken of a program that has ended.
+    fn finish(mut self, end: ProgramEnd) -> Result<Driven, DriveError> {
+        self.drain();
+        while let Ok(number) = self.blocked.numbers.try_recv() {
+            self.blocked.tell(number, self.sink);
+        }
+        if let ProgramEnd::Ran { blocked, .. } = &end {
+            for number in blocked {
+                self.blocked.tell(*number, self.sink);
+            }
+        }
+        let Input { waiting, open, broken, .. } = self.pipes.stdin;
+        match self.broken.or(broken) {
+            // What would be told of such a program could be wrong without anybody noticing.
+            Some(error) => Err(DriveError::Streams(error)),
+            None => Ok(Driven { end, ended_by: self.ended_by, held: Held { bytes: waiting, eof: !open } }),
+        }
+    }
+
     async fn until_end(
         &mut self,
         mut end: oneshot::Receiver<ProgramEnd>,
@@ -383,14 +468,13 @@ impl Pipes {
                 (Input { keeps: true, waiting: bytes, open: !eof, ..Input::nothing() }, no_input()?)
             }
         };
-        let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let ours = Self {
-            stdin,
-            stdout: Some(pipe::Receiver::from_owned_fd(stdout)?),
-            stderr: Some(pipe::Receiver::from_owned_fd(stderr)?),
-        };
-        Ok((ours, [their_stdin, their_stdout, their_stderr]))
+        let (outputs, theirs) = Outputs::beside(their_stdin)?;
+        Ok((Self::of(stdin, outputs)?, theirs))
+    }
+
+    fn of(stdin: Input, outputs: Outputs) -> std::io::Result<Self> {
+        let receiver = |end| pipe::Receiver::from_owned_fd(end).map(Some);
+        Ok(Self { stdin, stdout: receiver(outputs.stdout)?, stderr: receiver(outputs.stderr)? })
     }
 
     fn input(bytes: Vec<u8>, open: bool) -> std::io::Result<(Input, OwnedFd)> {
@@ -461,7 +545,7 @@ mod tests {
         let feed = Feed::Own(Stdin::Empty, Held::default());
         let (_sender, mut control) = mpsc::channel(1);
         let begin = Instant::now();
-        let program = Program { request, born: Born::Fresh, feed, timeout, door: None };
+        let program = Program { request, start: Start::Fresh, feed, timeout, door: None };
         let driven = drive(&init, program, &Nowhere, &mut control).await;
         assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
         assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());

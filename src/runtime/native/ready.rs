@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::image::{Bind, ImageRoot};
-use crate::plan::messages::WarmRequest;
 use crate::runtime::{InstanceConfig, Origin, Permissions, RuntimeKind};
 use crate::sandbox::cgroups::{CgroupTree, SessionCgroup};
 use crate::sandbox::error::SandboxError;
@@ -18,7 +17,7 @@ use crate::sandbox::spec::Limits;
 use crate::sys::{CallError, mount};
 
 use super::NativeRuntime;
-use super::control::{Gone, Resting};
+use super::control::{Gone, Keep, Resting};
 use super::sandbox::{Body, Line, Sandbox};
 use super::warm::{self, Kept};
 
@@ -111,14 +110,14 @@ impl From<Gone> for Unfit {
 
 impl Ready {
     /// Lays a sandbox aside that has `limits` in force, with an interpreter where there is to be one.
-    pub async fn lay_aside(sandbox: Sandbox, limits: Limits, warm: Option<(Kept, WarmRequest)>) -> Result<Self, Unfit> {
+    pub async fn lay_aside(sandbox: Sandbox, limits: Limits, warm: Option<(Kept, Keep)>) -> Result<Self, Unfit> {
         let Sandbox { line, mut body } = sandbox;
         let init = line.release().ok_or(Unfit::Gone)?;
         let quota = tokio::time::timeout(ANSWER_TIME, init.quota()).await.map_err(|_| Unfit::Gone)??.ok();
-        if let Some((kept, request)) = warm {
+        if let Some((kept, keep)) = warm {
             // Only now: it runs what the image has. One that does not get ready costs a session its warm start and nothing else.
             body.warm = kept;
-            tokio::time::timeout(WARM_TIME, init.warm_up(request)).await.map_err(|_| Unfit::Gone)??;
+            tokio::time::timeout(WARM_TIME, init.warm_up(keep)).await.map_err(|_| Unfit::Gone)??;
         }
         // What happened until now is nobody's.
         body.told = body.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default().into();

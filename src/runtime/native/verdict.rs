@@ -202,6 +202,8 @@ fn not_started(failed: &StartFailure, ended_by: EndedBy) -> Failure {
             (FailureKind::PermissionDenied, "the file is not a program this machine can execute".into())
         }
         (StartStage::Execute, _) => (FailureKind::IoError, format!("the program could not be executed: {reason}")),
+        // Nobody is told: whoever asked for one starts another (`program`).
+        (StartStage::Prestarted, _) => (FailureKind::IoError, "no program had been started ahead".into()),
     };
     Failure { kind, message }
 }

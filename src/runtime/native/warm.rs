@@ -1,4 +1,5 @@
-//! The warm interpreter, seen from the server: which languages have one, what it is started with, and which programs it may run.
+//! What waits for a program, seen from the server – a warm interpreter that forks, or a program that was started ahead –: which
+//! languages have one, what it is started with, and which programs it may run.
 //!
 //! Invariant: a program is offered to it only when it would find there what a fresh interpreter finds; whatever decides about an
 //! interpreter at its start must be the same for both. What can be seen only inside the sandbox, the interpreter itself looks at
@@ -7,17 +8,27 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::language::{Language, WarmInterpreter, run_command};
-use crate::plan::messages::{Born, WARM_ARCHIVE, WarmRequest};
+use crate::language::{Language, WarmInterpreter, run_command, source_path};
+use crate::plan::messages::{Born, ExecuteRequest, PrestartRequest, WARM_ARCHIVE, WarmRequest};
 use crate::sandbox::spec::Limits;
 
-use super::control::{Gone, InitClient};
+use super::control::{Gone, InitClient, Keep};
+use super::program::{Feed, Outputs, Start};
 
 /// What makes a Python wait and fork.
 const PYTHON: &str = include_str!("warm/python.py");
 
 /// A session with fewer processes has none to spare: interpreter, fork and the one between are three.
 const PROCESSES_MIN: u64 = 16;
+
+/// The same where one waits that was started ahead, with all the threads of an engine.
+const PRESTARTED_PROCESSES_MIN: u64 = 64;
+
+/// A session with less memory keeps it for its programs.
+const PRESTARTED_MEMORY_MIN: u64 = 128 << 20;
+
+/// After so many that could not carry out their program no more are started: whatever it is, it will go on.
+const MISSES_MAX: u32 = 3;
 
 /// Variables that an interpreter or a library looks at when it starts, or is loaded.
 const READ_AT_START: [&str; 12] =
@@ -58,71 +69,140 @@ impl WarmSettings {
     pub const OFF: Self = Self { enabled: false, at_create: false, pooled: false };
 }
 
-/// The interpreter that a sandbox was asked to keep.
+/// What a sandbox was asked to have ready.
 #[derive(Debug, Default)]
-pub struct Kept(Mutex<Option<Basis>>);
+pub struct Kept(Mutex<Keeping>);
 
-/// What an interpreter was started with.
+#[derive(Debug, Default)]
+struct Keeping {
+    basis: Option<Basis>,
+    /// Of the one that was started ahead, as long as no program has it.
+    outputs: Option<Outputs>,
+    /// Programs in a row that it was to carry out and could not.
+    misses: u32,
+}
+
+/// What it was started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Basis {
+    kind: WarmInterpreter,
     arguments: Vec<Vec<u8>>,
     environment: Vec<Vec<u8>>,
 }
 
+impl Basis {
+    fn of(language: &Language, kind: WarmInterpreter, environment: Vec<Vec<u8>>) -> Self {
+        Self { kind, arguments: run_command(language).into_iter().map(String::into_bytes).collect(), environment }
+    }
+}
+
 /// Whether a session of this language and with these limits may have one.
 pub fn applies(settings: WarmSettings, language: &Language, limits: &Limits) -> bool {
-    settings.enabled && language.warm.is_some() && language.compile.is_none() && limits.pids >= PROCESSES_MIN
+    let has_room = match language.warm {
+        None => false,
+        Some(WarmInterpreter::Python) => limits.pids >= PROCESSES_MIN,
+        Some(WarmInterpreter::Prestarted) => {
+            limits.pids >= PRESTARTED_PROCESSES_MIN && limits.memory_bytes.get() >= PRESTARTED_MEMORY_MIN
+        }
+    };
+    settings.enabled && language.compile.is_none() && has_room
 }
 
 impl Kept {
-    /// How a program with this command line and environment is to be carried out.
-    pub fn offers(&self, arguments: &[Vec<u8>], environment: &[Vec<u8>]) -> Born {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match kept.as_ref() {
-            Some(basis) if arguments.starts_with(&basis.arguments) && same_start(&basis.environment, environment) => Born::Warm,
-            Some(_) | None => Born::Fresh,
+    /// How a program with this input is to be carried out.
+    pub fn offers(&self, request: &ExecuteRequest, feed: &Feed) -> Start {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(basis) = &kept.basis else { return Start::Fresh };
+        let (arguments, environment) = (&request.arguments, &request.environment);
+        match basis.kind {
+            WarmInterpreter::Python
+                if arguments.starts_with(&basis.arguments) && same_start(&basis.environment, environment) =>
+            {
+                Start::Warm
+            }
+            WarmInterpreter::Prestarted
+                if (arguments, environment) == (&basis.arguments, &basis.environment) && feed.is_nothing() =>
+            {
+                kept.outputs.take().map_or(Start::Fresh, Start::Prestarted)
+            }
+            WarmInterpreter::Python | WarmInterpreter::Prestarted => Start::Fresh,
         }
+    }
+
+    /// What carried out a program that was offered.
+    pub fn carried_out(&self, how: Born) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.misses = if how == Born::Prestarted { 0 } else { kept.misses + 1 };
     }
 
     /// Has `init` keep one for programs of this language in this environment, unless it does already. Waits for nothing but room on
     /// the socket.
     pub async fn keep(&self, init: &InitClient, language: &Language, environment: Vec<Vec<u8>>) -> Result<(), Gone> {
-        let Some(WarmInterpreter::Python) = language.warm else { return Ok(()) };
-        let arguments: Vec<Vec<u8>> = run_command(language).into_iter().map(String::into_bytes).collect();
-        let basis = Basis { arguments, environment };
-        {
-            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let fits = |kept: &Basis| kept.arguments == basis.arguments && same_start(&kept.environment, &basis.environment);
-            if kept.as_ref().is_some_and(fits) {
-                return Ok(());
-            }
-            *kept = Some(basis.clone());
+        match self.next(language, environment) {
+            Some(keep) => init.keep_warm(keep).await,
+            None => Ok(()),
         }
-        init.keep_warm(python(basis, &language.preload)).await
+    }
+
+    /// What init is to be asked for; none when that is there, or is not to be had.
+    fn next(&self, language: &Language, environment: Vec<Vec<u8>>) -> Option<Keep> {
+        let basis = Basis::of(language, language.warm?, environment);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = kept.basis.as_ref().is_some_and(|kept| match basis.kind {
+            WarmInterpreter::Python => {
+                (kept.kind, &kept.arguments) == (basis.kind, &basis.arguments)
+                    && same_start(&kept.environment, &basis.environment)
+            }
+            WarmInterpreter::Prestarted => *kept == basis,
+        });
+        match basis.kind {
+            WarmInterpreter::Python if fits => None,
+            WarmInterpreter::Python => {
+                *kept = Keeping { basis: Some(basis.clone()), ..Keeping::default() };
+                Some(Keep::Interpreter(Box::new(python(basis, &language.preload))))
+            }
+            WarmInterpreter::Prestarted if fits && (kept.outputs.is_some() || kept.misses >= MISSES_MAX) => None,
+            WarmInterpreter::Prestarted => {
+                let misses = if fits { kept.misses } else { 0 };
+                // Without a descriptor left programs start as they do anyway.
+                let (outputs, theirs) = Outputs::make().ok()?;
+                *kept = Keeping { basis: Some(basis.clone()), outputs: Some(outputs), misses };
+                Some(Keep::Prestarted(Box::new(prestarted(basis, language)), theirs))
+            }
+        }
     }
 
     /// One of this language for a sandbox that nobody has yet, and what its init is to be asked for.
-    pub fn ahead(language: &Language, environment: Vec<Vec<u8>>) -> Option<(Self, WarmRequest)> {
-        let WarmInterpreter::Python = language.warm?;
-        let basis = Basis { arguments: run_command(language).into_iter().map(String::into_bytes).collect(), environment };
-        let request = python(basis.clone(), &language.preload);
-        Some((Self(Mutex::new(Some(basis))), request))
+    pub fn ahead(language: &Language, environment: Vec<Vec<u8>>) -> Option<(Self, Keep)> {
+        let kept = Self::default();
+        let keep = kept.next(language, environment)?;
+        Some((kept, keep))
     }
 
     /// Whether there is one, or was.
     pub fn is_any(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).basis.is_some()
     }
 
-    /// Something was installed: the next [`Self::keep`] replaces the interpreter, and until then programs start afresh.
+    /// Something was installed: the next [`Self::keep`] replaces it, and until then programs start afresh.
     pub fn outdate(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Keeping::default();
+    }
+}
+
+fn prestarted(basis: Basis, language: &Language) -> PrestartRequest {
+    PrestartRequest {
+        arguments: basis.arguments,
+        environment: basis.environment,
+        directory: super::instance::WORKSPACE.into(),
+        source: source_path(language).into_bytes(),
+        unless: language.prestarted_unless.iter().map(|name| name.clone().into_bytes()).collect(),
     }
 }
 
 /// A Python that finds our file as `sitecustomize`: on its path before all others, until that file takes it off again.
 fn python(basis: Basis, preload: &[String]) -> WarmRequest {
-    let Basis { arguments, mut environment } = basis;
+    let Basis { arguments, mut environment, .. } = basis;
     let place = format!("PYTHONPATH=/proc/self/fd/{WARM_ARCHIVE}").into_bytes();
     match environment.iter_mut().find(|entry| entry.starts_with(b"PYTHONPATH=")) {
         Some(entry) => {
@@ -181,32 +261,93 @@ fn is_read_at_start(name: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::language::Languages;
+    use crate::plan::messages::{ProgramNetwork, View};
+    use crate::runtime::native::program::Held;
 
     fn words(list: &[&str]) -> Vec<Vec<u8>> {
         list.iter().map(|word| word.as_bytes().to_vec()).collect()
     }
 
+    fn request(arguments: &[&str], environment: &[&str]) -> ExecuteRequest {
+        ExecuteRequest {
+            execution: 0,
+            arguments: words(arguments),
+            environment: words(environment),
+            directory: super::super::instance::WORKSPACE.into(),
+            view: View::Programs,
+            network: ProgramNetwork::Sandbox,
+        }
+    }
+
+    fn is_prestarted(start: &Start) -> bool {
+        matches!(start, Start::Prestarted(_))
+    }
+
+    #[test]
+    fn one_that_was_started_ahead_is_offered_once_and_only_to_the_very_program_that_was_started() {
+        let language = Languages::load(None).ok().and_then(|languages| languages.get("javascript")).expect("embedded");
+        let environment = || words(&["A=1"]);
+        let (kept, keep) = Kept::ahead(&language, environment()).expect("it can be started ahead");
+        let Keep::Prestarted(sent, _) = keep else { panic!("it is no interpreter that forks: {keep:?}") };
+        assert_eq!((sent.source.as_slice(), sent.arguments[0].as_slice()), (&b"/workspace/.main.js"[..], &b"node"[..]));
+        let own = run_command(&language);
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        let input = Feed::Own(crate::command::Stdin::Bytes(b"x".to_vec()), Held::default());
+        let more = [own.as_slice(), &["argument"]].concat();
+        for (arguments, environment, feed) in [
+            (more.as_slice(), &["A=1"][..], Feed::nothing()),
+            (own.as_slice(), &["A=2"], Feed::nothing()),
+            (own.as_slice(), &["A=1"], input),
+        ] {
+            let start = kept.offers(&request(arguments, environment), &feed);
+            assert!(!is_prestarted(&start), "{arguments:?} {environment:?} {feed:?}");
+        }
+        assert!(kept.next(&language, environment()).is_none(), "it waits yet");
+        assert!(is_prestarted(&kept.offers(&request(&own, &["A=1"]), &Feed::nothing())));
+        assert!(!is_prestarted(&kept.offers(&request(&own, &["A=1"]), &Feed::nothing())), "each runs one program");
+        assert!(kept.next(&language, environment()).is_some());
+    }
+
+    #[test]
+    fn where_those_started_ahead_never_serve_no_more_are_started() {
+        let language = Languages::load(None).ok().and_then(|languages| languages.get("javascript")).expect("embedded");
+        let (kept, _) = Kept::ahead(&language, Vec::new()).expect("it can be started ahead");
+        let own = run_command(&language);
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        let once = |how| {
+            assert!(is_prestarted(&kept.offers(&request(&own, &[]), &Feed::nothing())));
+            kept.carried_out(how);
+            kept.next(&language, Vec::new()).is_some()
+        };
+        assert!([Born::Fresh, Born::Fresh, Born::Prestarted, Born::Fresh, Born::Fresh].into_iter().all(once));
+        assert!(!once(Born::Fresh));
+        assert!(kept.next(&language, words(&["A=1"])).is_some(), "another one may");
+    }
+
     #[test]
     fn a_program_is_offered_only_when_nothing_differs_that_an_interpreter_looks_at_when_it_starts() {
-        let basis = Basis { arguments: words(&["python3", "/f"]), environment: words(&["LANG=C", "A=1"]) };
-        let kept = Kept(Mutex::new(Some(basis)));
-        let offers = |arguments: &[&str], environment: &[&str]| kept.offers(&words(arguments), &words(environment));
-        assert_eq!(offers(&["python3", "/f"], &["LANG=C", "A=1"]), Born::Warm);
-        assert_eq!(offers(&["python3", "/f", "-x"], &["B=2", "LANG=C"]), Born::Warm, "what only the program reads may differ");
+        let (arguments, environment) = (words(&["python3", "/f"]), words(&["LANG=C", "A=1"]));
+        let basis = Basis { kind: WarmInterpreter::Python, arguments, environment };
+        let kept = Kept(Mutex::new(Keeping { basis: Some(basis), ..Keeping::default() }));
+        let offers = |arguments: &[&str], environment: &[&str]| kept.offers(&request(arguments, environment), &Feed::nothing());
+        let is_warm = |start: Start| matches!(start, Start::Warm);
+        assert!(is_warm(offers(&["python3", "/f"], &["LANG=C", "A=1"])));
+        assert!(is_warm(offers(&["python3", "/f", "-x"], &["B=2", "LANG=C"])), "what only the program reads may differ");
         for environment in
             [&["A=1"][..], &["LANG=D"], &["LANG=C", "PYTHONHASHSEED=0"], &["LANG=C", "LC_ALL=C"], &["LANG=C", "TZ="]]
         {
-            assert_eq!(offers(&["python3", "/f"], environment), Born::Fresh, "{environment:?}");
+            assert!(!is_warm(offers(&["python3", "/f"], environment)), "{environment:?}");
         }
-        assert_eq!(offers(&["python3", "/g"], &["LANG=C"]), Born::Fresh);
+        assert!(!is_warm(offers(&["python3", "/g"], &["LANG=C"])));
         kept.outdate();
-        assert_eq!(offers(&["python3", "/f"], &["LANG=C", "A=1"]), Born::Fresh);
+        assert!(!is_warm(offers(&["python3", "/f"], &["LANG=C", "A=1"])));
     }
 
     #[test]
     fn a_python_finds_our_file_before_all_that_its_path_has_already() {
         let request = |environment: &[&str]| {
-            python(Basis { arguments: words(&["python3"]), environment: words(environment) }, &["re".into(), "json".into()])
+            let (arguments, environment) = (words(&["python3"]), words(environment));
+            python(Basis { kind: WarmInterpreter::Python, arguments, environment }, &["re".into(), "json".into()])
         };
         assert_eq!(request(&["A=1"]).environment, words(&["A=1", "PYTHONPATH=/proc/self/fd/6"]));
         assert_eq!(request(&["PYTHONPATH=/x", "Z=1"]).environment, words(&["PYTHONPATH=/proc/self/fd/6:/x", "Z=1"]));
@@ -235,5 +376,7 @@ mod tests {
         assert!(!applies(WarmSettings { enabled: false, ..on }, &language("python"), &limits));
         assert!(!applies(on, &language("bash"), &limits));
         assert!(!applies(on, &language("python"), &Limits { pids: PROCESSES_MIN - 1, ..limits.clone() }));
+        assert!(applies(on, &language("javascript"), &limits));
+        assert!(!applies(on, &language("javascript"), &Limits { pids: PRESTARTED_PROCESSES_MIN - 1, ..limits.clone() }));
     }
 }

@@ -1,0 +1,225 @@
+//! A program that is started before its source is there. It begins as any program does, comes to the place of its source, finds a
+//! fifo there (`files::gate`) and waits in it; what carries out the source then is the very process that would have, with its start
+//! behind it. It runs one program; whoever wants another one started ahead says so with new streams.
+//!
+//! Invariants: nothing of it can be seen by, or be started beside, another program of the session before it waits; it is offered a
+//! source only when nothing is there now that such a program looks for when it starts, and nothing was there meanwhile. Whatever
+//! fails here costs the start that was saved, and nothing else.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+
+use crate::command::WriteMode;
+use crate::plan::files::{FileCommand, FileReply};
+use crate::plan::messages::{ExecuteRequest, PrestartRequest, ProgramNetwork, View};
+use crate::sys::process;
+use crate::sys::standing::Standing;
+
+use super::files::gate::Gate;
+use super::program::{self, Base, Role, Started, standing};
+use super::reaper::Running;
+use super::warm::{Outcome, own_memory};
+use super::watch::Watch;
+
+/// One that has not opened its source after this long is ended.
+const START_TIME: Duration = Duration::from_secs(10);
+
+/// How long it is left alone before it is looked at first; each time twice as long: nobody says when a file is opened.
+const FIRST_LOOK: Duration = Duration::from_millis(4);
+
+/// The one that is kept, if any.
+#[derive(Debug, Default)]
+pub struct Prestarted(Option<Ahead>);
+
+/// One that was started.
+#[derive(Debug)]
+pub struct Ahead {
+    pid: i32,
+    watch: Watch,
+    request: PrestartRequest,
+    gate: Gate,
+    /// Of a program that begins; none: nobody can tell.
+    standing: Option<Standing>,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// It has not opened its source yet, which can be seen.
+    Opening { next: Instant, pause: Duration, until: Instant },
+    /// It waits.
+    Waiting,
+}
+
+/// What a file command means for one that has not opened its source yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Touch {
+    /// Nothing.
+    None,
+    /// It is the source itself.
+    Source,
+    /// It would meet the fifo.
+    Meets,
+}
+
+impl Prestarted {
+    /// Starts one where the gate stands, in place of the one before.
+    pub fn begin(&mut self, request: PrestartRequest, streams: Vec<OwnedFd>, gate: Gate, base: Base<'_>) -> Result<(), Gate> {
+        let program = ExecuteRequest {
+            execution: 0,
+            arguments: request.arguments.clone(),
+            environment: request.environment.clone(),
+            directory: request.directory.clone(),
+            view: View::Programs,
+            network: ProgramNetwork::Sandbox,
+        };
+        let standing = standing(base.plan);
+        // Only Landlock keeps other programs of the session from its descriptors while nobody answers for it.
+        if base.built.rules.is_none() || gate.is_beside_any(&request.unless) {
+            return Err(gate);
+        }
+        let Ok(Started { pid, watch }) = program::start(base, &program, streams, Role::Program) else { return Err(gate) };
+        let now = Instant::now();
+        let stage = Stage::Opening { next: now + FIRST_LOOK, pause: FIRST_LOOK, until: now + START_TIME };
+        self.0 = Some(Ahead { pid, watch, request, gate, standing, stage });
+        Ok(())
+    }
+
+    /// Lets go of it, for somebody who ends it or gives it its source.
+    pub fn take(&mut self) -> Option<Ahead> {
+        self.0.take()
+    }
+
+    /// The one that has not opened its source yet, after a look.
+    pub fn opening(&self) -> Option<&Ahead> {
+        self.0.as_ref().filter(|ahead| ahead.is_opening() && !ahead.gate.has_reader())
+    }
+
+    /// The one that waits for its source.
+    pub fn waiting(&self) -> Option<&Ahead> {
+        self.0.as_ref().filter(|ahead| !ahead.is_opening())
+    }
+
+    /// A child that is no leftover of a program.
+    pub fn spared(&self) -> Option<i32> {
+        self.0.as_ref().map(|ahead| ahead.pid)
+    }
+
+    /// Whether that child was it.
+    pub fn ended(&mut self, pid: i32) -> Option<Ahead> {
+        self.0.take_if(|ahead| ahead.pid == pid)
+    }
+
+    /// What to poll besides.
+    pub fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref()?.watch.waits_on()
+    }
+
+    /// When it is to be looked at.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.0.as_ref()?.stage {
+            Stage::Opening { next, .. } => Some(next),
+            Stage::Waiting => None,
+        }
+    }
+
+    /// Takes what poll found for [`Self::waits_on`].
+    pub fn hear(&mut self, events: PollFlags) {
+        if let Some(ahead) = self.0.as_mut().filter(|_| !events.is_empty()) {
+            ahead.watch.hear(events);
+        }
+    }
+
+    /// Looks whether it has opened its source, when it is time to or somebody has a reason; what became of it, when that is new.
+    pub fn look(&mut self) -> Option<Outcome> {
+        let ahead = self.0.as_mut()?;
+        let Stage::Opening { pause, until, .. } = ahead.stage else { return None };
+        let now = Instant::now();
+        if ahead.gate.has_reader() {
+            ahead.stage = Stage::Waiting;
+            return Some(Outcome::Ready(own_memory(ahead.pid)));
+        }
+        if until <= now {
+            return Some(Outcome::Lost);
+        }
+        ahead.stage = Stage::Opening { next: now + pause * 2, pause: pause * 2, until };
+        None
+    }
+}
+
+impl Ahead {
+    /// Whether it has not opened its source, as far as it was looked at.
+    pub fn is_opening(&self) -> bool {
+        matches!(self.stage, Stage::Opening { .. })
+    }
+
+    /// Where its source is to be.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// What a command means as long as its fifo can be seen.
+    pub fn touch(&self, command: &FileCommand) -> Touch {
+        let named = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next() == Some(self.gate.name());
+        let meets = |is: bool| if is { Touch::Meets } else { Touch::None };
+        match command {
+            FileCommand::Write { path, mode: WriteMode::Create, .. } if *path == self.request.source => Touch::Source,
+            FileCommand::Write { path, .. }
+            | FileCommand::Read { path, .. }
+            | FileCommand::CreateDirectory { path, .. }
+            | FileCommand::Delete { path, recursive: false } => meets(named(path)),
+            FileCommand::Copy { source, destination, recursive: false, .. } => meets(named(source) || named(destination)),
+            FileCommand::Copy { .. } | FileCommand::Delete { .. } => Touch::Meets,
+            // It is left out of the answer.
+            FileCommand::List { .. } => Touch::None,
+        }
+    }
+
+    /// Takes the fifo out of a listing that was made while it could be seen.
+    pub fn hide(&self, reply: &mut FileReply) {
+        if let FileReply::Listed { entries, .. } = reply {
+            entries.retain(|entry| entry.path != self.request.source);
+        }
+    }
+
+    /// Whether something is there that such a program looks for when it starts.
+    pub fn is_outdated(&self) -> bool {
+        self.gate.is_beside_any(&self.request.unless)
+    }
+
+    /// Whether it is, but for its source, what would be started for this.
+    pub fn suits(&self, request: &ExecuteRequest) -> bool {
+        let own = &self.request;
+        request.view == View::Programs
+            && request.network == ProgramNetwork::Sandbox
+            && (&request.arguments, &request.environment, &request.directory)
+                == (&own.arguments, &own.environment, &own.directory)
+            && !self.gate.stands()
+            && (self.is_opening() || self.gate.has_reader())
+            && !self.is_outdated()
+            // A program has changed what it begins with.
+            && self.standing.is_some()
+            && Standing::of(self.pid).ok() == self.standing
+    }
+
+    /// Gives it its source; from then on it is a program like any other. None when it could not be: it has ended then.
+    pub fn give(self, source: &[u8], request: &ExecuteRequest) -> Option<(i32, Running)> {
+        let Self { pid, watch, gate, .. } = self;
+        // One that has not opened it yet will find the file itself.
+        if gate.has_reader() && gate.feed(source).is_err() {
+            process::kill(pid, libc::SIGKILL).ok();
+            return None;
+        }
+        // A program of the same session may have stopped it.
+        process::kill(pid, libc::SIGCONT).ok();
+        Some((pid, Running { execution: request.execution, watch: watch.of_one_started_ahead() }))
+    }
+
+    /// Ends it; the fifo, if it still stands, is for the caller to remove.
+    pub fn end(self) -> Gate {
+        process::kill(self.pid, libc::SIGKILL).ok();
+        self.gate
+    }
+}

@@ -1,0 +1,133 @@
+//! Init and the program that is started ahead: when one is begun, when it is given up, and when it gets its source.
+
+use std::os::fd::OwnedFd;
+
+use crate::init::files::gate::Gate;
+use crate::init::files::{self};
+use crate::init::prestarted::Touch;
+use crate::init::program::Base;
+use crate::init::warm::Outcome;
+use crate::plan::files::{FileCommand, FileError, FileReply};
+use crate::plan::messages::{ExecuteRequest, InitMessage, PrestartRequest, ProgramEnd, StartFailure, StartStage};
+use crate::sys::channel::ChannelError;
+
+use super::Init;
+
+impl Init<'_> {
+    /// Starts one in place of the one before. Beside a program that runs there is none: it could meet the fifo.
+    pub(super) fn prestart(&mut self, request: PrestartRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
+        self.end_ahead();
+        let gate = self.reaper.is_idle().then(|| self.as_user(|context| Gate::make(context, &request.source)).ok()).flatten();
+        let Some(gate) = gate else { return self.send(&InitMessage::Warmed(None)) };
+        let base = Base { plan: self.plan, built: &self.built, stack: &mut self.stack };
+        match self.prestarted.begin(request, streams, gate, base) {
+            Ok(()) => Ok(()),
+            Err(gate) => {
+                self.remove(&gate);
+                self.send(&InitMessage::Warmed(None))
+            }
+        }
+    }
+
+    /// Gives the source to the one that waits, or says that there is none.
+    pub(super) fn execute_prestarted(&mut self, request: &ExecuteRequest) -> Result<(), ChannelError> {
+        let execution = request.execution;
+        self.look_ahead()?;
+        let taken = self.prestarted.take().and_then(|ahead| {
+            let source = ahead.suits(request).then(|| self.as_user(|_| ahead.gate().source()).ok()).flatten();
+            if let Some(source) = source {
+                return ahead.give(&source, request);
+            }
+            self.remove(&ahead.end());
+            None
+        });
+        if let Some((pid, running)) = taken {
+            self.reaper.add(pid, running);
+            return Ok(());
+        }
+        let errno = rustix::io::Errno::NOENT.raw_os_error();
+        let end = ProgramEnd::NotStarted(StartFailure { stage: StartStage::Prestarted, errno });
+        self.send(&InitMessage::Ended { execution, end })
+    }
+
+    /// Tells what became of it, when that can be known now.
+    pub(super) fn look_ahead(&mut self) -> Result<(), ChannelError> {
+        match self.prestarted.look() {
+            None => Ok(()),
+            Some(Outcome::Ready(bytes)) => {
+                // It has the fifo open, so nobody else needs to find it.
+                if let Some(ahead) = self.prestarted.waiting() {
+                    self.remove(ahead.gate());
+                }
+                self.send(&InitMessage::Warmed(Some(bytes)))
+            }
+            Some(Outcome::Lost) => {
+                self.end_ahead();
+                self.send(&InitMessage::Warmed(None))
+            }
+        }
+    }
+
+    /// Gives up one that another program could meet.
+    pub(super) fn clear_the_way(&mut self) -> Result<(), ChannelError> {
+        self.look_ahead()?;
+        if self.prestarted.opening().is_some() {
+            self.end_ahead();
+            return self.send(&InitMessage::Warmed(None));
+        }
+        Ok(())
+    }
+
+    pub(super) fn end_ahead(&mut self) {
+        if let Some(ahead) = self.prestarted.take() {
+            self.remove(&ahead.end());
+        }
+    }
+
+    /// A child that was no program has ended.
+    pub(super) fn ahead_ended(&mut self, pid: i32) -> Result<(), ChannelError> {
+        let Some(ahead) = self.prestarted.ended(pid) else { return Ok(()) };
+        let is_news = ahead.is_opening();
+        self.remove(&ahead.end());
+        if is_news { self.send(&InitMessage::Warmed(None)) } else { Ok(()) }
+    }
+
+    /// Carries out a file command beside one whose fifo may be seen.
+    pub(super) fn file_beside_ahead(
+        &mut self,
+        root: &[u8],
+        command: FileCommand,
+    ) -> Result<Result<FileReply, FileError>, ChannelError> {
+        self.look_ahead()?;
+        let touch = self.prestarted.opening().map_or(Touch::None, |ahead| ahead.touch(&command));
+        if touch == Touch::Meets {
+            self.clear_the_way()?;
+        }
+        let mut reply = match (touch, command, self.prestarted.opening()) {
+            (Touch::Source, FileCommand::Write { content, permissions, .. }, Some(ahead)) => {
+                let gate = ahead.gate();
+                let bytes = content.len() as u64;
+                self.as_user(|_| gate.replace(&content, permissions)).map(|()| FileReply::Written { bytes })
+            }
+            (_, command, _) => self.as_user(|context| files::run_below(command, context, root)),
+        };
+        if let Some(ahead) = self.prestarted.opening() {
+            if let Ok(reply) = &mut reply {
+                ahead.hide(reply);
+            }
+            if ahead.is_outdated() {
+                self.clear_the_way()?;
+            }
+        }
+        Ok(reply)
+    }
+
+    fn remove(&self, gate: &Gate) {
+        // One that can't be removed is the session's own file, and goes with it.
+        self.as_user(|_| {
+            gate.remove();
+            Ok(())
+        })
+        .ok();
+    }
+}
