@@ -30,6 +30,13 @@ pub struct Limits {
     pub open_files: u64,
 }
 
+impl Limits {
+    /// Wall time of a command that names none.
+    pub fn usual_time(&self) -> Duration {
+        self.timeout.min(self.timeout_max)
+    }
+}
+
 /// Which limits the request itself named.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NamedLimits {

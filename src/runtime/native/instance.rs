@@ -106,7 +106,8 @@ impl NativeInstance {
         if !warm::applies(self.runtime.warm(), language, &self.config.limits) {
             return;
         }
-        let environment = environment(&self.config, sandbox, &language.env, &BTreeMap::new(), &[]);
+        let told = self.runtime.variables(&self.config.limits, self.config.limits.usual_time());
+        let environment = environment(&self.config, sandbox, &language.env, &BTreeMap::new(), &told);
         if sandbox.warm().keep(sandbox.init(), language, environment).await.is_err() {
             // Whoever needs the sandbox next learns it by itself.
             tracing::debug!("a sandbox ended before it was asked to keep an interpreter");
@@ -290,7 +291,7 @@ impl Run<'_> {
 
     pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
         let limits = &self.instance.config.limits;
-        asked.map_or(limits.timeout, |seconds| Duration::from_secs(seconds.get().into())).min(limits.timeout_max)
+        asked.map_or(limits.usual_time(), |seconds| Duration::from_secs(seconds.get().into()).min(limits.timeout_max))
     }
 
     /// Has an interpreter ready for the next program of this language.

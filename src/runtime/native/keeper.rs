@@ -21,8 +21,8 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::spec::NamedLimits;
 
 use super::NativeRuntime;
-use super::instance::environment;
 use super::control::Keep;
+use super::instance::environment;
 use super::pool::{Found, Next, PoolBounds, Shelves};
 use super::ready::{Kind, Ready, Unfit};
 use super::sandbox::Sandbox;
@@ -280,7 +280,8 @@ fn interpreter(runtime: &NativeRuntime, config: &InstanceConfig, sandbox: &Sandb
     if !settings.pooled || !warm::applies(settings, &config.language, &config.limits) {
         return None;
     }
-    Kept::ahead(&config.language, environment(config, sandbox, &config.language.env, &BTreeMap::new(), &[]))
+    let told = runtime.flavour.variables(&config.limits, config.limits.usual_time());
+    Kept::ahead(&config.language, environment(config, sandbox, &config.language.env, &BTreeMap::new(), &told))
 }
 
 fn count(outcome: &'static str) {

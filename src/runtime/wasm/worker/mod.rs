@@ -113,11 +113,12 @@ fn carry_out(call: Call) -> End {
         Call::Compile { source, target } => compile(&source, &target).map(|()| End::Code(0)),
         Call::Run { engine: Some(engine), grants, file, arguments } => compiled(engine).map(|module| {
             let arguments = library::command_line(engine, &file).into_iter().chain(arguments).collect();
-            run::run(&module, &run::Guest { arguments, grants, library: library::directory(engine) })
+            let source = Some(PathBuf::from(file));
+            run::run(&module, &run::Guest { arguments, grants, library: library::directory(engine), source })
         }),
         Call::Run { engine: None, grants, file, arguments } => source::module(Path::new(&file)).map(|(module, name)| {
             let arguments = std::iter::once(name).chain(arguments).collect();
-            run::run(&module, &run::Guest { arguments, grants, library: None })
+            run::run(&module, &run::Guest { arguments, grants, library: None, source: None })
         }),
     };
     ended.unwrap_or_else(End::Refused)

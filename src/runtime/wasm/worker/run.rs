@@ -3,6 +3,9 @@
 //! Invariants: its memory and its time are bounded here as well as by the sandbox around; a guest that waits in a call of WASI past
 //! its deadline takes the worker with it.
 
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wasmtime::{Caller, Func, Instance, Linker, Module, ResourceLimiter, Store, Trap, TypedFunc};
@@ -33,6 +36,8 @@ pub(super) struct Guest {
     pub(super) grants: Vec<Grant>,
     /// Files of its engine.
     pub(super) library: Option<String>,
+    /// Of an engine, the program that it runs: it is waited for when it is not there yet.
+    pub(super) source: Option<PathBuf>,
 }
 
 /// What calls of a guest work on.
@@ -88,9 +93,16 @@ fn run_here(module: &Module, guest: &Guest) -> Result<End, String> {
     if guest.library.is_some() {
         look_up_builtins(&mut linker, &mut store).map_err(|error| format!("{error:#}"))?;
     }
-    watch_time(module);
+    if guest.source.is_none() {
+        // It may run when it is made.
+        watch_time(module);
+    }
     // Every import is looked up and every segment laid out before the first instruction.
     let begun = linker.instantiate(&mut store, module);
+    if let Some(source) = &guest.source {
+        wait_for(source);
+        watch_time(module);
+    }
     let begun = begun.and_then(|instance| instance.get_typed_func::<(), ()>(&mut store, "_start"));
     let start = match begun {
         Ok(start) => start,
@@ -98,6 +110,17 @@ fn run_here(module: &Module, guest: &Guest) -> Result<End, String> {
     };
     let ended = start.call(&mut store, ());
     Ok(judged(ended, store.data().bounds.refused))
+}
+
+/// A worker that was started ahead finds a fifo where the source will be (`init::prestarted`), and the source itself after that. The
+/// instance is ready by then, and its time begins when the wait ends.
+fn wait_for(source: &Path) {
+    // One that can't be read is the guest's to complain of.
+    if let Ok(mut file) = File::open(source)
+        && file.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo())
+    {
+        std::io::copy(&mut file, &mut std::io::sink()).ok();
+    }
 }
 
 /// Why `_start` was never reached; a module may have code of its own that runs before it.
