@@ -1,7 +1,7 @@
-"""JavaScript through each runtime that the server has, beside the bare engine. Used by `bench`.
+"""One line of code through each runtime that the server has, beside the bare engine. Used by `bench`.
 
-Two samples a runtime. One is a new session and `console.log(1)` in it; its end is not in the time: what a client waits for until it
-has a first result. The other is the same code in a session that stands. Beside both stands the same engine with the same file as a
+Two samples a runtime and language. One is a new session and the line in it; its end is not in the time: what a client waits for until
+it has a first result. The other is the same line in a session that stands. Beside both stands the same engine with the same file as a
 plain process.
 """
 
@@ -14,17 +14,24 @@ import peers
 from wire import WireError
 
 ENGINES = pathlib.Path(__file__).resolve().parent.parent / "target" / "engines"
-CODE = "console.log(1)"
+# What is run of each language, and the language's name in the rows.
+CODE = {"javascript": "console.log(1)", "python": "print(1)"}
+NAMES = {"javascript": "JavaScript", "python": "Python"}
 # What stands before the file on the bare command line of each program.
 BARE = {"deno": ["run", "--quiet"], "bun": ["run"], "node": []}
 # Runtime, the program that it is compared with, and the promise.
 RUNTIMES = [("Deno", "deno", "≤ 1.3"), ("Bun", "bun", "≤ 2"), ("NodeJs", "node", None), ("V8Isolate", "deno", None)]
+# Languages that a runtime speaks only with an engine that may be missing: without it the row says so.
+ENGINE_LANGUAGES = {"WebAssembly": ("javascript", "python")}
 
 
 def variables():
-    """Where the server finds engines that scripts/test has installed."""
-    places = {"DENO": ENGINES / "deno", "BUN": ENGINES / "bun"}
-    return {f"CODEBEAKER_RUNTIMES_{name}": str(place) for name, place in places.items() if place.is_file()}
+    """Where the server finds engines that scripts/test has installed. What it compiles of the modules stays there, for the next run."""
+    found = {"DENO": ENGINES / "deno", "BUN": ENGINES / "bun"}
+    found = {name: place for name, place in found.items() if place.is_file()}
+    if any(ENGINES.glob("*.wasm")):
+        found["ENGINES_DIR"] = ENGINES
+    return {f"CODEBEAKER_RUNTIMES_{name}": str(place) for name, place in found.items()}
 
 
 def count(bench):
@@ -32,14 +39,14 @@ def count(bench):
     return bench.sizes.spaced * 4
 
 
-def first_result(runtime):
+def first_result(runtime, language="javascript"):
     """Name of the row of a runtime."""
-    return f"{runtime}: `session.create` and JavaScript `{CODE}`"
+    return f"{runtime}: `session.create` and {NAMES[language]} `{CODE[language]}`"
 
 
-def in_session(runtime):
+def in_session(runtime, language="javascript"):
     """Name of its row in a session that stands."""
-    return f"{runtime}: JavaScript `{CODE}` in a session that stands"
+    return f"{runtime}: {NAMES[language]} `{CODE[language]}` in a session that stands"
 
 
 def bare(program):
@@ -48,33 +55,42 @@ def bare(program):
 
 
 def measure(bench, connection):
-    """The rows of every runtime that serves JavaScript, the main one with the image's Node among them."""
+    """The rows of every runtime: JavaScript for all of them, the main one with the image's Node among them, then Python."""
     rows = connection.call("runtime.list")[0]["runtimes"]
-    for row in rows:
-        runtime = row["type"]
-        if not row["available"]:
-            if any(runtime == compared for compared, *_ in RUNTIMES):
-                bench.missing(first_result(runtime), f"not there: {row['reason']}")
-        elif "javascript" in row["languages"]:
-            bench.row(first_result(runtime), sample_of(connection, runtime), count=count(bench), spaced=False)
-            measure_standing(bench, connection, runtime)
+    for language in CODE:
+        for row in rows:
+            measure_runtime(bench, connection, row, language)
 
 
-def measure_standing(bench, connection, runtime):
+def measure_runtime(bench, connection, row, language):
+    """The pair of rows of a runtime, or why they are missing."""
+    runtime = row["type"]
+    if not row["available"]:
+        if language == "javascript" and any(runtime == compared for compared, *_ in RUNTIMES):
+            bench.missing(first_result(runtime), f"not there: {row['reason']}")
+    elif language in row["languages"]:
+        sample = sample_of(connection, runtime, language)
+        bench.row(first_result(runtime, language), sample, count=count(bench), spaced=False)
+        measure_standing(bench, connection, runtime, language)
+    elif language in ENGINE_LANGUAGES.get(runtime, ()):
+        bench.missing(first_result(runtime, language), f"not there: `codebeaker engines install wasm-{language}` brings its engine")
+
+
+def measure_standing(bench, connection, runtime, language):
     """The row of one session that takes the same code again and again."""
-    name = in_session(runtime)
+    name = in_session(runtime, language)
     try:
-        session, _ = connection.call("session.create", language="javascript", runtimeType=runtime)
+        session, _ = connection.call("session.create", language=language, runtimeType=runtime)
     except WireError as error:
         bench.missing(name, f"failed: {error}")
         return
     with closed_after(connection, session):
-        bench.row(name, code_of(connection, session), count=count(bench), spaced=False)
+        bench.row(name, code_of(connection, session, language), count=count(bench), spaced=False)
 
 
-def code_of(connection, session):
+def code_of(connection, session, language):
     """Gives the seconds that the code takes in a session."""
-    return lambda: connection.command(session["sessionId"], type="execute_code", code=CODE)[1]
+    return lambda: connection.command(session["sessionId"], type="execute_code", code=CODE[language])[1]
 
 
 @contextlib.contextmanager
@@ -86,13 +102,13 @@ def closed_after(connection, session):
         connection.call("session.close", sessionId=session["sessionId"])
 
 
-def sample_of(connection, runtime):
+def sample_of(connection, runtime, language):
     """Gives the seconds until the first result of a new session."""
 
     def once():
-        session, made = connection.call("session.create", language="javascript", runtimeType=runtime)
+        session, made = connection.call("session.create", language=language, runtimeType=runtime)
         with closed_after(connection, session):
-            return made + code_of(connection, session)()
+            return made + code_of(connection, session, language)()
 
     return once
 
@@ -110,7 +126,7 @@ def measure_bare(bench):
     """The engines as plain processes; their program is the project's own one line."""
     with tempfile.TemporaryDirectory(prefix="codebeaker-bench-") as directory:
         source = os.path.join(directory, "hello.js")
-        pathlib.Path(source).write_text(CODE + "\n", encoding="utf-8")
+        pathlib.Path(source).write_text(CODE["javascript"] + "\n", encoding="utf-8")
         for program, before in BARE.items():
             own = ENGINES / program
             try:

@@ -1,8 +1,11 @@
-"""The measuring of JavaScript on each runtime, against a connection that only counts: python3 -B -m unittest discover -s benches."""
+"""The measuring of each runtime, against a connection that only counts: python3 -B -m unittest discover -s benches."""
 
 import contextlib
 import io
+import pathlib
+import tempfile
 import unittest
+from unittest import mock
 
 import bench
 import engines
@@ -14,7 +17,7 @@ class FakeConnection:
 
     def __init__(self, rows, broken=(), refused=()):
         self.rows, self.broken, self.refused = rows, broken, refused
-        self.opened, self.closed, self.ran = [], [], []
+        self.opened, self.closed, self.ran, self.languages = [], [], [], []
 
     def call(self, method, **parameters):
         if method == "runtime.list":
@@ -23,6 +26,7 @@ class FakeConnection:
             if parameters["runtimeType"] in self.refused:
                 raise WireError("1302: busy")
             self.opened.append(parameters["runtimeType"])
+            self.languages.append(parameters["language"])
             return {"sessionId": f"{parameters['runtimeType']}-{len(self.opened)}"}, 0.010
         self.closed.append(parameters["sessionId"])
         return {}, 0.5
@@ -52,7 +56,7 @@ def measured(connection):
 
 class Engines(unittest.TestCase):
     def test_each_runtime_has_a_row_for_new_sessions_and_one_for_a_session_that_stands(self):
-        connection = FakeConnection([available("Deno"), available("WebAssembly", ["python"]), absent("Bun"), absent("Docker")])
+        connection = FakeConnection([available("Deno"), absent("Bun"), absent("Docker")])
         rows = measured(connection)
         names = [row["name"] for row in rows.timings]
         self.assertEqual(names, [engines.first_result("Deno"), engines.in_session("Deno"), engines.first_result("Bun")])
@@ -63,6 +67,29 @@ class Engines(unittest.TestCase):
         sessions = [session for session, _ in connection.ran]
         self.assertGreater(sessions.count(sessions[-1]), 1, "one session took all of the second row's code")
         self.assertEqual(sessions.count(sessions[0]), 1, "each sample of the first row has a session of its own")
+
+    def test_each_language_of_a_runtime_has_its_pair_of_rows_with_its_own_code(self):
+        connection = FakeConnection([available("WebAssembly", ["javascript", "python", "wasm"])])
+        names = [row["name"] for row in measured(connection).timings]
+        pairs = [name("WebAssembly", language) for language in engines.CODE for name in (engines.first_result, engines.in_session)]
+        self.assertEqual(names, pairs)
+        self.assertEqual(set(connection.languages), set(engines.CODE))
+        self.assertEqual({code for _, code in connection.ran}, set(engines.CODE.values()))
+
+    def test_a_language_whose_engine_is_missing_says_what_brings_it(self):
+        connection = FakeConnection([available("WebAssembly", ["wasm", "python"]), available("Deno")])
+        told = {row["name"]: row.get("why") for row in measured(connection).timings}
+        self.assertIn("engines install wasm-javascript", told[engines.first_result("WebAssembly")])
+        self.assertIsNone(told[engines.first_result("WebAssembly", "python")])
+        self.assertNotIn(engines.first_result("Deno", "python"), told, "Deno has no Python to be missing")
+
+    def test_the_server_is_told_of_the_engines_that_lie_there_and_of_no_others(self):
+        with tempfile.TemporaryDirectory() as directory, mock.patch.object(engines, "ENGINES", pathlib.Path(directory)):
+            self.assertEqual(engines.variables(), {})
+            pathlib.Path(directory, "bun").touch()
+            self.assertEqual(set(engines.variables()), {"CODEBEAKER_RUNTIMES_BUN"})
+            pathlib.Path(directory, "python.wasm").touch()
+            self.assertEqual(engines.variables()["CODEBEAKER_RUNTIMES_ENGINES_DIR"], directory)
 
     def test_every_session_is_closed_also_when_its_code_fails(self):
         connection = FakeConnection([available("Deno"), available("Bun")], broken=("Deno",))
