@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 
+import containers
+import dockerd
 import engines
 import peers
 import report
@@ -34,6 +36,7 @@ START_TIME_S = 30
 STOP_TIME_S = 30
 KIB, MIB = 1 << 10, 1 << 20
 PYTHON = "print(1)"
+DOCKER_KEY = "CODEBEAKER_RUNTIMES_DOCKER"
 
 
 class Sizes:
@@ -190,11 +193,10 @@ CREATE, CLOSE = "`session.create`, cold", "`session.close`"
 POOLED = "`session.create` from the pool"
 TRUE, CODE = "`execute_shell` `true`", "`execute_code` Python `print(1)`, warm interpreter"
 CODE_ANEW = "`execute_code` Python `print(1)`, a new interpreter"
-BARE, BARE_PYTHON, BWRAP, DOCKER = (
+BARE, BARE_PYTHON, BWRAP = (
     "bare posix_spawn of `true`",
     "bare `python3 -c 'print(1)'`",
     "bubblewrap, all namespaces, `true`",
-    "`docker exec` `true`",
 )
 
 
@@ -297,9 +299,9 @@ def within(bench, name, call):
     bench.figure(name, f"{durations[1]} ms")
 
 
-def measure_server(bench, binary):
+def measure_server(bench, binary, settings):
     """The part that needs the server; gives the walls that do not stand as designed."""
-    with Server(binary) as server:
+    with Server(binary, settings) as server:
         say(f"measuring {server.url}")
         with contextlib.closing(server.connect()) as connection:
             connection.call("initialize")
@@ -325,12 +327,32 @@ def measure_peers(bench):
         except peers.NotThere as error:
             bench.missing(name, str(error))
     engines.measure_bare(bench)
+
+
+def measure_docker(bench, options):
+    """`docker exec` and `docker run` on the engine that answers; with --docker-engine on one of the bench's own, and the runtime Docker
+    on it, by a server that is told of it. Gives what of that engine is left on the host."""
+    if not options.docker_engine:
+        containers.measure(bench)
+        return []
+    say("starting a Docker engine")
+    own = dockerd.Engine()
     try:
-        with contextlib.closing(peers.DockerExec()) as docker:
-            bench.row(DOCKER, docker, count=bench.sizes.large, spaced=False)
+        with own:
+            containers.measure(bench, own)
+            measure_containers(bench, options.server, own)
     except peers.NotThere as error:
-        bench.missing(DOCKER, str(error))
-    scenes.docker_runs(bench)
+        bench.missing(containers.TRUE, str(error))
+    return own.left
+
+
+def measure_containers(bench, binary, own):
+    """Sessions of the runtime Docker on that engine, with those of the bench's containers gone."""
+    try:
+        with Server(binary, {DOCKER_KEY: own.socket}) as server, contextlib.closing(server.connect()) as connection:
+            engines.measure(bench, connection, only=engines.DOCKER)
+    except WireError as error:
+        bench.missing(engines.first_result(engines.DOCKER), f"failed: {error}")
 
 
 def compare(bench):
@@ -338,7 +360,7 @@ def compare(bench):
     for name, over, under, target in [
         ("`session.create` : bubblewrap", CREATE, BWRAP, "≤ 0.5"),
         ("`execute_shell` `true` : bare posix_spawn", TRUE, BARE, "≤ 2"),
-        ("`docker exec` `true` : `execute_shell` `true`", DOCKER, TRUE, "≥ 40"),
+        ("`docker exec` `true` : `execute_shell` `true`", containers.TRUE, TRUE, "≥ 40"),
         ("bare python3 : `execute_code` `print(1)`", BARE_PYTHON, CODE, "≥ 5 with a warm interpreter"),
         *engines.ratios(),
     ]:
@@ -358,6 +380,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=pathlib.Path, default=ROOT / "target" / "bench.json", metavar="FILE")
     parser.add_argument("--no-docs", action="store_true")
+    parser.add_argument("--docker-engine", action="store_true")
     return parser.parse_args()
 
 
@@ -372,10 +395,12 @@ def main():
     weaker, lost = [], None
     try:
         measure_cold(bench, options.server)
-        weaker = measure_server(bench, options.server)
+        # What is measured on an engine of the bench's own is measured by a server of its own, so that the two do not disturb each other.
+        weaker = measure_server(bench, options.server, {DOCKER_KEY: "off"} if options.docker_engine else {})
     except (WireError, OSError) as error:
         lost = error
     measure_peers(bench)
+    left = measure_docker(bench, options)
     compare(bench)
     after = report.throttled_periods()
     host["load_after"] = f"{os.getloadavg()[0]:.2f}"
@@ -396,6 +421,8 @@ def main():
     print(block)
     if lost:
         sys.exit(f"error: the server could not be measured to the end: {lost}\nhint: `{options.server} doctor` tells what this host lacks")
+    if left:
+        sys.exit("error: left on this host: " + "; ".join(left))
     if not options.quick and not options.no_docs:
         PAGE.write_text(report.put_between_markers(PAGE.read_text(encoding="utf-8"), block), encoding="utf-8")
         say(f"table: {PAGE.relative_to(ROOT)}")

@@ -21,6 +21,7 @@ NAMES = {"javascript": "JavaScript", "python": "Python"}
 BARE = {"deno": ["run", "--quiet"], "bun": ["run"], "node": []}
 # Runtime, the program that it is compared with, and the promise.
 RUNTIMES = [("Deno", "deno", "≤ 1.3"), ("Bun", "bun", "≤ 2"), ("NodeJs", "node", None), ("V8Isolate", "deno", None)]
+DOCKER = "Docker"
 # Languages that a runtime speaks only with an engine that may be missing: without it the row says so.
 ENGINE_LANGUAGES = {"WebAssembly": ("javascript", "python")}
 
@@ -34,9 +35,9 @@ def variables():
     return {f"CODEBEAKER_RUNTIMES_{name}": str(place) for name, place in found.items()}
 
 
-def count(bench):
-    """Each of these takes tens of milliseconds."""
-    return bench.sizes.spaced * 4
+def count(bench, runtime=None):
+    """Each of these takes tens of milliseconds, a container several times that."""
+    return bench.sizes.large if runtime == DOCKER else bench.sizes.spaced * 4
 
 
 def first_result(runtime, language="javascript"):
@@ -54,9 +55,9 @@ def bare(program):
     return f"bare `{program}` of the same file"
 
 
-def measure(bench, connection):
-    """The rows of every runtime: JavaScript for all of them, the main one with the image's Node among them, then Python."""
-    rows = connection.call("runtime.list")[0]["runtimes"]
+def measure(bench, connection, only=None):
+    """The rows of every runtime, or of one: JavaScript for all of them, the main one with the image's Node among them, then Python."""
+    rows = [row for row in connection.call("runtime.list")[0]["runtimes"] if only in (None, row["type"])]
     for language in CODE:
         for row in rows:
             measure_runtime(bench, connection, row, language)
@@ -70,7 +71,7 @@ def measure_runtime(bench, connection, row, language):
             bench.missing(first_result(runtime), f"not there: {row['reason']}")
     elif language in row["languages"]:
         sample = sample_of(connection, runtime, language)
-        bench.row(first_result(runtime, language), sample, count=count(bench), spaced=False)
+        bench.row(first_result(runtime, language), sample, count=count(bench, runtime), spaced=False)
         measure_standing(bench, connection, runtime, language)
     elif language in ENGINE_LANGUAGES.get(runtime, ()):
         bench.missing(first_result(runtime, language), f"not there: `codebeaker engines install wasm-{language}` brings its engine")
@@ -85,7 +86,7 @@ def measure_standing(bench, connection, runtime, language):
         bench.missing(name, f"failed: {error}")
         return
     with closed_after(connection, session):
-        bench.row(name, code_of(connection, session, language), count=count(bench), spaced=False)
+        bench.row(name, code_of(connection, session, language), count=count(bench, runtime), spaced=False)
 
 
 def code_of(connection, session, language):
@@ -141,6 +142,6 @@ def ratios():
     """For the promises that are ratios: name, over, under, target."""
     return [
         (f"{name(runtime)} : bare `{program}`", name(runtime), bare(program), target)
-        for runtime, program, target in RUNTIMES
+        for runtime, program, target in [*RUNTIMES, (DOCKER, "node", None)]
         for name in (first_result, in_session)
     ]

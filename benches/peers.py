@@ -58,10 +58,13 @@ def bubblewrap():
 
 
 class DockerExec:
-    """`docker exec` of `true` in a container of an image that is already there; nothing is downloaded."""
+    """A container of an image that is already there, on the engine that answers, or on one of the bench's own; nothing is downloaded."""
 
-    def __init__(self):
-        self.docker = path_of("docker")
+    def __init__(self, own=None):
+        self.own = own
+        self.docker = [path_of("docker"), *(own.client if own else [])]
+        # What each container is given.
+        self.options = ["--network", "none", *(own.options if own else [])]
         if self._run("info", "--format", "{{.ServerVersion}}").returncode != 0:
             raise NotThere("not there: no Docker engine answers")
         images = self._run("image", "ls", "--quiet").stdout.split()
@@ -69,7 +72,7 @@ class DockerExec:
             raise NotThere("not there: the Docker engine has no image")
         self.container = None
         for image in images:
-            made = self._run("run", "--detach", "--rm", "--network", "none", "--entrypoint", "sleep", image, "600")
+            made = self._run("run", "--detach", "--rm", *self.options, "--entrypoint", "sleep", image, "600")
             if made.returncode == 0:
                 self.container, self.image = made.stdout.strip(), image
                 return
@@ -77,16 +80,33 @@ class DockerExec:
 
     def _run(self, *arguments):
         try:
-            return subprocess.run([self.docker, *arguments], capture_output=True, text=True, timeout=DOCKER_TIME_S, check=False)
+            return subprocess.run([*self.docker, *arguments], capture_output=True, text=True, timeout=DOCKER_TIME_S, check=False)
         except subprocess.TimeoutExpired as error:
             raise NotThere(f"not there: the Docker engine did not answer in {DOCKER_TIME_S} s") from error
 
-    def __call__(self):
-        return spawn(self.docker, "exec", self.container, "true")
+    def path_of(self, program):
+        """Where a program that the host runs is in the container, if it is there."""
+        return self.own.program(program) if self.own else program
+
+    def copy(self, source, target):
+        """Puts a file of the host into the container."""
+        done = self._run("cp", source, f"{self.container}:{target}")
+        if done.returncode != 0:
+            raise NotThere(f"not there: no file can be copied into the container: {done.stderr.strip()}")
+
+    def try_out(self, line):
+        """Runs a command line once, so that the row of one that can't run says why."""
+        done = self._run("exec", self.container, *line)
+        if done.returncode != 0:
+            raise NotThere(f"not there: the container can't run `{os.path.basename(line[0])}`")
+
+    def exec(self, line):
+        """Seconds of a command line in the container."""
+        return spawn(*self.docker, "exec", self.container, *line)
 
     def run_true(self):
         """Seconds of a container of its own."""
-        return spawn(self.docker, "run", "--rm", "--network", "none", "--entrypoint", "true", self.image)
+        return spawn(*self.docker, "run", "--rm", *self.options, "--entrypoint", "true", self.image)
 
     def close(self):
         if self.container:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import time
 
-import peers
 import report
 from wire import WireError
 
@@ -136,14 +135,3 @@ def delays(connection):
             yield (now - int(event["data"].split()[-1])) / 1e9
         elif event.get("type") == "exited":
             return
-
-
-def docker_runs(bench):
-    """Ten times `docker run`, as the seeds did it; nothing is downloaded."""
-    try:
-        with contextlib.closing(peers.DockerExec()) as docker:
-            bench.say("   docker run, ten times")
-            bench.figure("ten times `docker run --rm` of `true`", f"{sum(docker.run_true() for _ in range(RUNS)) * 1e3:.0f} ms")
-            bench.figure("ten times `docker exec` of `true`", f"{sum(docker() for _ in range(RUNS)) * 1e3:.0f} ms")
-    except peers.NotThere as error:
-        bench.figure("ten times `docker run --rm` of `true`", str(error))
