@@ -149,8 +149,7 @@ impl IsolateInstance {
         let write =
             FileCommand::Write { path: file.clone().into(), content, mode: WriteMode::Create, permissions: Some(0o644) };
         if let Err(error) = self.engine.file(&cell.root, write).await.map_err(gone)? {
-            let message = format!("the source could not be written: {}", error.operation);
-            return Err(Failure { kind: files::verdict(error.kind), message });
+            return Err(files::refusal(&format!("`{file}`"), &error));
         }
         let mut env = self.config.env.clone();
         env.extend(code.env);
@@ -193,8 +192,7 @@ async fn open_cell(engine: &Arc<Engine>, config: &InstanceConfig) -> Result<Cell
         let path = format!("{}/{name}", cell.root).into_bytes();
         let create = FileCommand::CreateDirectory { path, recursive: true, permissions: None };
         if let Err(error) = engine.file("/", create).await.map_err(gone)? {
-            let message = format!("the session's directory could not be made: {}", error.operation);
-            return Err(Failure { kind: files::verdict(error.kind), message });
+            return Err(files::refusal("the session's directory", &error));
         }
     }
     let memory = config.limits.memory_bytes.get();

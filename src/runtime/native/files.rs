@@ -92,10 +92,14 @@ fn subject(command: &Command) -> &str {
 
 /// Init's refusal as a verdict and a sentence.
 pub fn failure(command: &Command, error: &FileError) -> Failure {
-    let path = subject(command);
+    refusal(&format!("`{}`", subject(command)), error)
+}
+
+/// The same of what no command of the client names.
+pub fn refusal(subject: &str, error: &FileError) -> Failure {
     let message = match error.errno {
-        0 => format!("`{path}`: {}", error.operation),
-        errno => format!("`{path}`: could not {}: {}", error.operation, describe(errno)),
+        0 => format!("{subject}: {}", error.operation),
+        errno => format!("{subject}: could not {}: {}", error.operation, describe(errno)),
     };
     Failure { kind: verdict(error.kind), message }
 }

@@ -13,6 +13,7 @@ mod methods;
 mod openrpc;
 mod programs;
 mod sessions;
+mod source;
 mod speech;
 mod stream;
 mod tree;
@@ -34,6 +35,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         tree::trials(),
         programs::trials(),
         code::trials(),
+        source::trials(),
         matrix::trials(),
         stream::trials(),
         disconnect::trials(),
