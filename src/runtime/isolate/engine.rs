@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::runtime::{InstanceConfig, RuntimeKind};
 use crate::sandbox::error::SandboxError;
 
 use super::files;
+use super::seats::{Key, Room};
 use super::wire::{Event, Id, LINE_BYTES_MAX, Request};
 
 /// An engine that does not take requests after this long is taken for broken.
@@ -37,15 +38,6 @@ const LOG_BYTES_MAX: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
-/// Whose isolates an engine may hold: sessions of different principals or profiles never share one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// The principal.
-    pub owner: String,
-    /// Name of the profile.
-    pub profile: String,
-}
-
 struct Shared {
     /// None once the engine is gone.
     waiters: Mutex<Option<HashMap<Id, mpsc::Sender<Event>>>>,
@@ -56,12 +48,12 @@ struct Shared {
 
 /// An engine that takes requests.
 pub struct Engine {
-    pub(super) key: Key,
+    key: Key,
     sandbox: Sandbox,
     requests: mpsc::Sender<Vec<u8>>,
     shared: Arc<Shared>,
     next: AtomicU64,
-    sessions: AtomicUsize,
+    sessions: AtomicU64,
     executions: AtomicU64,
 }
 
@@ -93,7 +85,7 @@ impl Engine {
             requests,
             shared,
             next: AtomicU64::new(1),
-            sessions: AtomicUsize::new(0),
+            sessions: AtomicU64::new(0),
             executions: AtomicU64::new(0),
         });
         match tokio::time::timeout(START_TIME, is_up).await {
@@ -113,27 +105,6 @@ impl Engine {
         self.shared.gone.subscribe()
     }
 
-    /// True as long as it takes requests.
-    pub fn is_alive(&self) -> bool {
-        self.shared.gone.borrow().is_none()
-    }
-
-    /// Ends it, with all its sessions.
-    pub fn give_up(&self, why: &str) {
-        self.shared.end(why);
-        self.sandbox.give_up();
-    }
-
-    /// Sessions that it holds.
-    pub fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Acquire)
-    }
-
-    /// Executions that it has had.
-    pub fn executions(&self) -> u64 {
-        self.executions.load(Ordering::Relaxed)
-    }
-
     /// Counts a session until what comes back is dropped.
     pub fn hold(self: &Arc<Self>) -> Held {
         self.sessions.fetch_add(1, Ordering::AcqRel);
@@ -143,11 +114,6 @@ impl Engine {
     /// Has it take no further session: something of an earlier one could not be removed, or a place not be opened in time.
     pub fn retire(&self) {
         self.shared.worn.store(true, Ordering::Release);
-    }
-
-    /// False once it was retired.
-    pub fn is_fit(&self) -> bool {
-        !self.shared.worn.load(Ordering::Acquire)
     }
 
     /// A number, and the events that come for it.
@@ -185,6 +151,33 @@ impl Engine {
         }
         self.give_up("a file command got no answer");
         Err(Gone)
+    }
+}
+
+impl Room for Engine {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Acquire)
+    }
+
+    fn executions(&self) -> u64 {
+        self.executions.load(Ordering::Relaxed)
+    }
+
+    fn is_fit(&self) -> bool {
+        !self.shared.worn.load(Ordering::Acquire)
+    }
+
+    fn is_alive(&self) -> bool {
+        self.shared.gone.borrow().is_none()
+    }
+
+    fn give_up(&self, why: &str) {
+        self.shared.end(why);
+        self.sandbox.give_up();
     }
 }
 

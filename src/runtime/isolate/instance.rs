@@ -16,7 +16,7 @@ use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::language::engines::Engine as EngineName;
-use crate::plan::files::FileCommand;
+use crate::plan::files::{FileCommand, FileErrorKind};
 use crate::runtime::native::{Maker, files};
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, Permissions, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
@@ -24,6 +24,7 @@ use crate::sandbox::enforcement::Enforcement;
 use super::IsolateRuntime;
 use super::engine::{Engine, Gone, Held};
 use super::run::{Run, drive};
+use super::seats::Room;
 use super::wire::{Event, Id, Request};
 
 /// How long an engine may take to open a session's place: its worker and the first isolate in it start, beside others that are busy.
@@ -192,6 +193,7 @@ async fn open_cell(engine: &Arc<Engine>, config: &InstanceConfig) -> Result<Cell
         let path = format!("{}/{name}", cell.root).into_bytes();
         let create = FileCommand::CreateDirectory { path, recursive: true, permissions: None };
         if let Err(error) = engine.file("/", create).await.map_err(gone)? {
+            remove(engine, &cell.root).await;
             return Err(files::refusal("the session's directory", &error));
         }
     }
@@ -226,9 +228,16 @@ async fn close_cell(engine: &Arc<Engine>, cell: &Cell) {
         Ok(Err(Gone)) => return,
         Err(_) => return engine.give_up("an isolate could not be ended"),
     }
-    let delete = FileCommand::Delete { path: cell.root.clone().into(), recursive: true };
-    if !matches!(engine.file("/", delete).await, Ok(Ok(_))) {
-        engine.retire();
+    remove(engine, &cell.root).await;
+}
+
+/// Removes a cell's directories, as far as they are there. What stays makes the engine unfit for others.
+async fn remove(engine: &Engine, root: &str) {
+    let delete = FileCommand::Delete { path: root.to_owned().into(), recursive: true };
+    match engine.file("/", delete).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) if error.kind == FileErrorKind::FileNotFound => {}
+        Ok(Err(_)) | Err(Gone) => engine.retire(),
     }
 }
 
@@ -273,7 +282,7 @@ impl Instance for IsolateInstance {
             let cell = self.cell.lock().await.clone();
             close_cell(&self.engine, &cell).await;
             drop(held);
-            self.runtime.left(&self.engine).await;
+            self.runtime.left(&self.engine);
         }
         .boxed()
     }

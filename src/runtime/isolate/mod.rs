@@ -2,16 +2,17 @@
 //!
 //! Invariants: an engine holds sessions of one principal and one profile only; what a session's isolates may reach is its own
 //! directory; the row `own_sandbox` of `enforcement` says that the sandbox is shared, and the isolation level follows from it. The
-//! engine is Deno, whose workers have permissions of their own: docs/decisions/0054. Read `engine`, then `instance` and `run`.
+//! engine is Deno, whose workers have permissions of their own: docs/decisions/0054. Read `seats` and `engine`, then `instance` and `run`.
 
 mod engine;
 mod files;
 mod instance;
 mod run;
+mod seats;
 mod wire;
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -33,8 +34,9 @@ use super::features::Features;
 use super::isolation::OWN_SANDBOX;
 use super::native::NativeRuntime;
 use super::{Availability, Instance, InstanceConfig, Runtime, RuntimeKind, Wants};
-use engine::{Engine, Key};
+use engine::Engine;
 use instance::{IsolateInstance, Parts};
+use seats::{Key, Number, Room, Seat, Seats, Start};
 
 /// The oldest Deno whose workers keep to limits of their own; older ones have not been tried.
 const SINCE: EngineVersion = EngineVersion(2, 9, 0);
@@ -63,7 +65,7 @@ pub struct IsolateBounds {
 pub struct IsolateRuntime {
     native: Arc<NativeRuntime>,
     bounds: IsolateBounds,
-    engines: tokio::sync::Mutex<Vec<Arc<Engine>>>,
+    seats: Mutex<Seats<Engine>>,
     itself: Weak<Self>,
 }
 
@@ -76,56 +78,68 @@ impl IsolateRuntime {
         Some(Arc::new_cyclic(|itself| Self {
             native,
             bounds,
-            engines: tokio::sync::Mutex::default(),
+            seats: Mutex::new(Seats::new(bounds)),
             itself: Weak::clone(itself),
         }))
     }
 
-    /// An engine with a place for one more session, and the place.
+    /// The lock is held for a look and a change, never while an engine starts.
+    fn seats(&self) -> MutexGuard<'_, Seats<Engine>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An engine with a place for one more session, and the place. Nobody waits for an engine that starts for others.
     async fn place(&self, config: &InstanceConfig) -> Result<(Arc<Engine>, engine::Held), SandboxError> {
         let key = Key { owner: config.owner.clone(), profile: config.profile.name.clone() };
-        let mut engines = self.engines.lock().await;
-        self.clear(&mut engines);
-        let takes = |engine: &&Arc<Engine>| engine.key == key && self.has_room(engine);
-        if let Some(engine) = engines.iter().find(takes) {
-            return Ok((Arc::clone(engine), engine.hold()));
+        loop {
+            match self.look(&key)? {
+                Found::Place(engine, held) => return Ok((engine, held)),
+                Found::Start(mut start) => start.over().await?,
+                Found::Turn(ticket) => return self.start(ticket, config, key).await,
+            }
         }
-        if engines.len() as u64 >= self.bounds.engines_max {
-            // One that waits for sessions of somebody else gives way.
-            let Some(idle) = engines.iter().position(|engine| engine.sessions() == 0) else {
+    }
+
+    fn look(&self, key: &Key) -> Result<Found<'_>, SandboxError> {
+        let mut seats = self.seats();
+        Ok(match seats.look(key) {
+            Seat::In(engine) => {
+                let held = engine.hold();
+                Found::Place(engine, held)
+            }
+            Seat::Soon(start) => Found::Start(start),
+            Seat::New(number) => Found::Turn(Ticket { runtime: self, number }),
+            Seat::None => {
                 let cause = format!("all {} engines of isolates are in use", self.bounds.engines_max);
                 return Err(SandboxError::Busy { cause });
-            };
-            engines.swap_remove(idle).give_up("it gave way to another one");
+            }
+        })
+    }
+
+    async fn start(
+        &self,
+        ticket: Ticket<'_>,
+        config: &InstanceConfig,
+        key: Key,
+    ) -> Result<(Arc<Engine>, engine::Held), SandboxError> {
+        let started = Engine::start(&self.native, &self.engine_config(config), key).await;
+        let mut seats = self.seats();
+        match &started {
+            Ok(engine) => {
+                let held = engine.hold();
+                seats.stands(ticket.number, Arc::clone(engine));
+                Ok((Arc::clone(engine), held))
+            }
+            Err(error) => {
+                seats.failed(ticket.number, error);
+                Err(error.clone())
+            }
         }
-        let engine = Engine::start(&self.native, &self.engine_config(config), key).await?;
-        engines.push(Arc::clone(&engine));
-        let held = engine.hold();
-        Ok((engine, held))
-    }
-
-    /// Ends those that are spent, and lets go of those that are over: a session that is closed may still know its engine.
-    fn clear(&self, engines: &mut Vec<Arc<Engine>>) {
-        for engine in engines.iter().filter(|engine| self.is_spent(engine)) {
-            engine.give_up("it has had its executions");
-        }
-        engines.retain(|engine| engine.is_alive());
-    }
-
-    fn has_room(&self, engine: &Engine) -> bool {
-        (engine.sessions() as u64) < self.bounds.sessions_max
-            && engine.executions() < self.bounds.executions_max
-            && engine.is_fit()
-    }
-
-    /// True when nobody is in it and nobody will be.
-    fn is_spent(&self, engine: &Engine) -> bool {
-        engine.sessions() == 0 && (engine.executions() >= self.bounds.executions_max || !engine.is_fit())
     }
 
     /// A session has left: an engine that stays empty is ended after a while.
-    pub(super) async fn left(&self, engine: &Arc<Engine>) {
-        self.clear(&mut *self.engines.lock().await);
+    pub(super) fn left(&self, engine: &Arc<Engine>) {
+        self.seats().clear();
         if engine.sessions() > 0 {
             return;
         }
@@ -133,10 +147,10 @@ impl IsolateRuntime {
         tokio::spawn(async move {
             tokio::time::sleep(IDLE_TIME).await;
             let (Some(runtime), Some(engine)) = (runtime.upgrade(), engine.upgrade()) else { return };
-            let mut engines = runtime.engines.lock().await;
+            let mut seats = runtime.seats();
             if engine.sessions() == 0 {
                 engine.give_up("nobody was in it");
-                runtime.clear(&mut engines);
+                seats.clear();
             }
         });
     }
@@ -177,6 +191,25 @@ impl IsolateRuntime {
         enforcement.walls.push(permissions_row());
         let parts = Parts { runtime, engine, held, config, enforcement };
         IsolateInstance::open(parts).await.map_err(|failure| SandboxError::Busy { cause: failure.message })
+    }
+}
+
+/// What a look for a place has found.
+enum Found<'a> {
+    Place(Arc<Engine>, engine::Held),
+    Start(Start),
+    Turn(Ticket<'a>),
+}
+
+/// The turn to start an engine. Whoever lets go of it before the engine stands leaves it to another one.
+struct Ticket<'a> {
+    runtime: &'a IsolateRuntime,
+    number: Number,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.runtime.seats().given_up(self.number);
     }
 }
 

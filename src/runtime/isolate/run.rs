@@ -17,6 +17,7 @@ use crate::runtime::{OutputSink, OutputVerdict};
 use crate::sandbox::spec::Limits;
 
 use super::engine::{Engine, Gone, Listener};
+use super::seats::Room;
 use super::wire::{Event, Id, Request, RunEnd, bytes};
 
 /// How long an isolate may take to die: V8 stops a thread where it looks for interrupts, which a call of its own may put off.

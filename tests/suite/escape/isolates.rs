@@ -264,7 +264,7 @@ fn principals() {
 }
 
 /// The engines of a server, as processes of the host.
-fn engines(server: &Server) -> Vec<i32> {
+pub fn engines(server: &Server) -> Vec<i32> {
     let is_engine = |pid: &i32| {
         std::fs::read(format!("/proc/{pid}/cmdline"))
             .is_ok_and(|line| String::from_utf8_lossy(&line).contains("isolates/main.mjs"))
