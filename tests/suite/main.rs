@@ -58,6 +58,7 @@ fn trials() -> Vec<libtest_mimic::Trial> {
     trials.extend(egress::trials());
     trials.extend(docker::trials());
     trials.extend(warm::trials());
+    trials.extend(warm::prestarted::trials());
     trials.extend(wasm::trials());
     trials.extend(cli::trials());
     trials.extend(seccomp::trials());

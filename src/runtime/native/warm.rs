@@ -27,8 +27,11 @@ const PRESTARTED_PROCESSES_MIN: u64 = 64;
 /// A session with less memory keeps it for its programs.
 const PRESTARTED_MEMORY_MIN: u64 = 128 << 20;
 
-/// After so many that could not carry out their program no more are started: whatever it is, it will go on.
+/// After so many in a row that could not carry out their program none is started for a while: whatever it is, it may go on.
 const MISSES_MAX: u32 = 3;
+
+/// So many programs long; then one is tried again.
+const REST_PROGRAMS: u32 = 12;
 
 /// Variables that an interpreter or a library looks at when it starts, or is loaded.
 const READ_AT_START: [&str; 12] =
@@ -80,6 +83,8 @@ struct Keeping {
     outputs: Option<Outputs>,
     /// Programs in a row that it was to carry out and could not.
     misses: u32,
+    /// Programs for which none is started.
+    rest: u32,
 }
 
 /// What it was started with.
@@ -133,6 +138,10 @@ impl Kept {
     pub fn carried_out(&self, how: Born) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.misses = if how == Born::Prestarted { 0 } else { kept.misses + 1 };
+        if kept.misses >= MISSES_MAX {
+            // The one after that is the last chance for another such while.
+            (kept.misses, kept.rest) = (MISSES_MAX - 1, REST_PROGRAMS);
+        }
     }
 
     /// Has `init` keep one for programs of this language in this environment, unless it does already. Waits for nothing but room on
@@ -161,12 +170,16 @@ impl Kept {
                 *kept = Keeping { basis: Some(basis.clone()), ..Keeping::default() };
                 Some(Keep::Interpreter(Box::new(python(basis, &language.preload))))
             }
-            WarmInterpreter::Prestarted if fits && (kept.outputs.is_some() || kept.misses >= MISSES_MAX) => None,
+            WarmInterpreter::Prestarted if fits && kept.outputs.is_some() => None,
+            WarmInterpreter::Prestarted if fits && kept.rest > 0 => {
+                kept.rest -= 1;
+                None
+            }
             WarmInterpreter::Prestarted => {
                 let misses = if fits { kept.misses } else { 0 };
                 // Without a descriptor left programs start as they do anyway.
                 let (outputs, theirs) = Outputs::make().ok()?;
-                *kept = Keeping { basis: Some(basis.clone()), outputs: Some(outputs), misses };
+                *kept = Keeping { basis: Some(basis.clone()), outputs: Some(outputs), misses, rest: 0 };
                 Some(Keep::Prestarted(Box::new(prestarted(basis, language)), theirs))
             }
         }
@@ -309,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn where_those_started_ahead_never_serve_no_more_are_started() {
+    fn where_those_started_ahead_do_not_serve_none_is_started_for_a_while() {
         let language = Languages::load(None).ok().and_then(|languages| languages.get("javascript")).expect("embedded");
         let (kept, _) = Kept::ahead(&language, Vec::new()).expect("it can be started ahead");
         let own = run_command(&language);
@@ -321,6 +334,9 @@ mod tests {
         };
         assert!([Born::Fresh, Born::Fresh, Born::Prestarted, Born::Fresh, Born::Fresh].into_iter().all(once));
         assert!(!once(Born::Fresh));
+        let next = || kept.next(&language, Vec::new()).is_some();
+        assert!((1..REST_PROGRAMS).all(|_| !next()) && next(), "then one more is tried");
+        assert!(!once(Born::Fresh), "and given up at once");
         assert!(kept.next(&language, words(&["A=1"])).is_some(), "another one may");
     }
 

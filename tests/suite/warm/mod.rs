@@ -4,6 +4,7 @@
 //! programs that are run both ways.
 
 mod corpus;
+pub mod prestarted;
 
 use std::time::Duration;
 
