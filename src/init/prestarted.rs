@@ -223,3 +223,84 @@ impl Ahead {
         self.gate
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{EntryType, FileEntry};
+    use crate::init::files::{FileBounds, FileContext};
+    use crate::init::watch::Begin;
+    use crate::sys::socket;
+
+    /// One that has not opened its source, in a workspace of its own; no process of anybody has that number.
+    fn opening(directory: &tempfile::TempDir) -> Prestarted {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
+        let root = rustix::fs::open(directory.path(), flags, rustix::fs::Mode::empty()).expect("just made");
+        let context = FileContext { root, working_directory: b"/".to_vec(), bounds: FileBounds::default() };
+        let gate = Gate::make(&context, b"/.main.js").expect("the place is free");
+        let (socket, _) = socket::pair().expect("a socket pair");
+        let request = PrestartRequest {
+            arguments: vec![b"node".to_vec()],
+            environment: Vec::new(),
+            directory: b"/".to_vec(),
+            source: b"/.main.js".to_vec(),
+            unless: vec![b"package.json".to_vec()],
+        };
+        let now = Instant::now();
+        let stage = Stage::Opening { next: now, pause: FIRST_LOOK, until: now + START_TIME };
+        let watch = Watch::new(socket, &[], Begin::InTime);
+        Prestarted(Some(Ahead { pid: i32::MAX, watch, request, gate, standing: Standing::of(0).ok(), stage }))
+    }
+
+    #[test]
+    fn what_would_meet_the_fifo_is_told_from_what_would_not() {
+        let directory = tempfile::tempdir().expect("room on the disk");
+        let kept = opening(&directory);
+        let touch = |command: &FileCommand| kept.opening().expect("nobody reads").touch(command);
+        let write =
+            |path: &str, mode| touch(&FileCommand::Write { path: path.into(), content: Vec::new(), mode, permissions: None });
+        assert_eq!(write("/.main.js", WriteMode::Create), Touch::Source);
+        assert_eq!(write("/.main.js", WriteMode::Append), Touch::Meets);
+        assert_eq!(write("./.main.js", WriteMode::Create), Touch::Meets, "another spelling");
+        assert_eq!(write("/main.js", WriteMode::Create), Touch::None);
+        let delete = |path: &str, recursive| touch(&FileCommand::Delete { path: path.into(), recursive });
+        assert_eq!((delete("/other", false), delete("/other", true)), (Touch::None, Touch::Meets));
+        assert_eq!(delete("/.main.js", false), Touch::Meets);
+    }
+
+    #[test]
+    fn a_listing_lacks_the_fifo_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("room on the disk");
+        let kept = opening(&directory);
+        let entry = |path: &str| FileEntry {
+            name: Vec::new(),
+            path: path.into(),
+            kind: EntryType::Other,
+            size: 0,
+            mode: 0,
+            modified_ms: 0,
+            target: None,
+        };
+        let mut reply = FileReply::Listed { entries: vec![entry("/.main.js"), entry("/sub/.main.js")], truncated: false };
+        kept.opening().expect("nobody reads").hide(&mut reply);
+        assert_eq!(reply, FileReply::Listed { entries: vec![entry("/sub/.main.js")], truncated: false });
+    }
+
+    #[test]
+    fn it_waits_once_somebody_has_opened_the_fifo_and_is_lost_when_nobody_does() {
+        let directory = tempfile::tempdir().expect("room on the disk");
+        let mut kept = opening(&directory);
+        assert_eq!(kept.look(), None);
+        assert!(kept.deadline().is_some_and(|next| next > Instant::now()) && kept.waiting().is_none());
+        let reader = std::fs::File::open(directory.path().join(".main.js")).expect("its other end is open");
+        assert!(matches!(kept.look(), Some(Outcome::Ready(_))));
+        assert!(kept.deadline().is_none() && kept.opening().is_none() && kept.waiting().is_some());
+        assert_eq!(kept.look(), None, "that is told once");
+        drop(reader);
+        let mut late = opening(&tempfile::tempdir().expect("room on the disk"));
+        if let Some(Ahead { stage: Stage::Opening { until, .. }, .. }) = &mut late.0 {
+            *until = Instant::now();
+        }
+        assert_eq!(late.look(), Some(Outcome::Lost));
+    }
+}

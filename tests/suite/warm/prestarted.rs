@@ -118,7 +118,7 @@ fn wasm() {
 }
 
 /// A session of JavaScript on Node of the host's image, where every program of the host is there too.
-fn native<'a>(server: &'a Server) -> Session<'a> {
+fn native(server: &Server) -> Session<'_> {
     Session::open(server, &json!({"language": "javascript", "runtimeType": "NativeProcess"}))
 }
 
