@@ -92,9 +92,9 @@ impl Prestarted {
         self.0.take()
     }
 
-    /// The one that has not opened its source yet, after a look.
+    /// The one whose fifo may stand yet: it had not opened its source when it was looked at last.
     pub fn opening(&self) -> Option<&Ahead> {
-        self.0.as_ref().filter(|ahead| ahead.is_opening() && !ahead.gate.has_reader())
+        self.0.as_ref().filter(|ahead| ahead.is_opening())
     }
 
     /// The one that waits for its source.
