@@ -24,6 +24,8 @@ WAIT_S = 60
 WAITER = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+# Who runs the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import dockerd, peers
 with dockerd.Engine() as own:
     docker = peers.DockerExec(own)

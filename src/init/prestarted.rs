@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use crate::command::WriteMode;
 use crate::plan::files::{FileCommand, FileReply};
 use crate::plan::messages::{ExecuteRequest, PrestartRequest, ProgramNetwork, View};
 use crate::sys::process;
@@ -26,8 +25,10 @@ use super::watch::Watch;
 /// One that has not opened its source after this long is ended.
 const START_TIME: Duration = Duration::from_secs(10);
 
-/// How long it is left alone before it is looked at first; each time twice as long: nobody says when a file is opened.
+/// How long it is left alone before it is looked at first; each time twice as long, to a bound: nobody says when a file is opened.
 const FIRST_LOOK: Duration = Duration::from_millis(4);
+
+const LONGEST_PAUSE: Duration = Duration::from_millis(128);
 
 /// The one that is kept, if any.
 #[derive(Debug, Default)]
@@ -51,17 +52,6 @@ enum Stage {
     Opening { next: Instant, pause: Duration, until: Instant },
     /// It waits.
     Waiting,
-}
-
-/// What a file command means for one that has not opened its source yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Touch {
-    /// Nothing.
-    None,
-    /// It is the source itself.
-    Source,
-    /// It would meet the fifo.
-    Meets,
 }
 
 impl Prestarted {
@@ -144,7 +134,8 @@ impl Prestarted {
         if until <= now {
             return Some(Outcome::Lost);
         }
-        ahead.stage = Stage::Opening { next: now + pause * 2, pause: pause * 2, until };
+        let pause = (pause * 2).min(LONGEST_PAUSE);
+        ahead.stage = Stage::Opening { next: (now + pause).min(until), pause, until };
         None
     }
 }
@@ -160,20 +151,19 @@ impl Ahead {
         &self.gate
     }
 
-    /// What a command means as long as its fifo can be seen.
-    pub fn touch(&self, command: &FileCommand) -> Touch {
+    /// Whether a command would meet the fifo as long as that can be seen. So does one that writes the source: a file in its place would
+    /// be run as soon as it is opened, which is before anybody asks for it.
+    pub fn is_met_by(&self, command: &FileCommand) -> bool {
         let named = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next() == Some(self.gate.name());
-        let meets = |is: bool| if is { Touch::Meets } else { Touch::None };
         match command {
-            FileCommand::Write { path, mode: WriteMode::Create, .. } if *path == self.request.source => Touch::Source,
             FileCommand::Write { path, .. }
             | FileCommand::Read { path, .. }
             | FileCommand::CreateDirectory { path, .. }
-            | FileCommand::Delete { path, recursive: false } => meets(named(path)),
-            FileCommand::Copy { source, destination, recursive: false, .. } => meets(named(source) || named(destination)),
-            FileCommand::Copy { .. } | FileCommand::Delete { .. } => Touch::Meets,
+            | FileCommand::Delete { path, recursive: false } => named(path),
+            FileCommand::Copy { source, destination, recursive: false, .. } => named(source) || named(destination),
+            FileCommand::Copy { .. } | FileCommand::Delete { .. } => true,
             // It is left out of the answer.
-            FileCommand::List { .. } => Touch::None,
+            FileCommand::List { .. } => false,
         }
     }
 
@@ -190,14 +180,16 @@ impl Ahead {
     }
 
     /// Whether it is, but for its source, what would be started for this.
-    pub fn suits(&self, request: &ExecuteRequest) -> bool {
+    pub fn suits(&self, request: &ExecuteRequest, number: u64) -> bool {
         let own = &self.request;
-        request.view == View::Programs
+        number == own.number
+            && request.view == View::Programs
             && request.network == ProgramNetwork::Sandbox
             && (&request.arguments, &request.environment, &request.directory)
                 == (&own.arguments, &own.environment, &own.directory)
-            && !self.gate.stands()
-            && (self.is_opening() || self.gate.has_reader())
+            // Neither has somebody put a file into its way, nor has it ended.
+            && !self.is_opening()
+            && self.gate.has_reader()
             && !self.is_outdated()
             // A program has changed what it begins with.
             && self.standing.is_some()
@@ -207,8 +199,7 @@ impl Ahead {
     /// Gives it its source; from then on it is a program like any other. None when it could not be: it has ended then.
     pub fn give(self, source: &[u8], request: &ExecuteRequest) -> Option<(i32, Running)> {
         let Self { pid, watch, gate, .. } = self;
-        // One that has not opened it yet will find the file itself.
-        if gate.has_reader() && gate.feed(source).is_err() {
+        if gate.feed(source).is_err() {
             process::kill(pid, libc::SIGKILL).ok();
             return None;
         }
@@ -227,10 +218,12 @@ impl Ahead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{EntryType, FileEntry};
+    use crate::command::{EntryType, FileEntry, WriteMode};
     use crate::init::files::{FileBounds, FileContext};
     use crate::init::watch::Begin;
     use crate::sys::socket;
+
+    const NUMBER: u64 = 7;
 
     /// One that has not opened its source, in a workspace of its own; no process of anybody has that number.
     fn opening(directory: &tempfile::TempDir) -> Prestarted {
@@ -240,6 +233,7 @@ mod tests {
         let gate = Gate::make(&context, b"/.main.js").expect("the place is free");
         let (socket, _) = socket::pair().expect("a socket pair");
         let request = PrestartRequest {
+            number: NUMBER,
             arguments: vec![b"node".to_vec()],
             environment: Vec::new(),
             directory: b"/".to_vec(),
@@ -256,16 +250,45 @@ mod tests {
     fn what_would_meet_the_fifo_is_told_from_what_would_not() {
         let directory = tempfile::tempdir().expect("room on the disk");
         let kept = opening(&directory);
-        let touch = |command: &FileCommand| kept.opening().expect("nobody reads").touch(command);
-        let write =
-            |path: &str, mode| touch(&FileCommand::Write { path: path.into(), content: Vec::new(), mode, permissions: None });
-        assert_eq!(write("/.main.js", WriteMode::Create), Touch::Source);
-        assert_eq!(write("/.main.js", WriteMode::Append), Touch::Meets);
-        assert_eq!(write("./.main.js", WriteMode::Create), Touch::Meets, "another spelling");
-        assert_eq!(write("/main.js", WriteMode::Create), Touch::None);
-        let delete = |path: &str, recursive| touch(&FileCommand::Delete { path: path.into(), recursive });
-        assert_eq!((delete("/other", false), delete("/other", true)), (Touch::None, Touch::Meets));
-        assert_eq!(delete("/.main.js", false), Touch::Meets);
+        let meets = |command: &FileCommand| kept.opening().expect("it was not looked at").is_met_by(command);
+        let write = |path: &str| {
+            meets(&FileCommand::Write { path: path.into(), content: Vec::new(), mode: WriteMode::Create, permissions: None })
+        };
+        assert!(write("/.main.js") && write("./.main.js") && write(".main.js") && !write("/main.js"));
+        let delete = |path: &str, recursive| meets(&FileCommand::Delete { path: path.into(), recursive });
+        assert!(!delete("/other", false) && delete("/other", true) && delete("/.main.js", false));
+    }
+
+    #[test]
+    fn only_one_that_waits_and_has_that_number_suits_the_very_program() {
+        let directory = tempfile::tempdir().expect("room on the disk");
+        let mut kept = opening(&directory);
+        // This process stands as it does itself.
+        kept.0.as_mut().expect("there").pid = 0;
+        let program = || ExecuteRequest {
+            execution: 1,
+            arguments: vec![b"node".to_vec()],
+            environment: Vec::new(),
+            directory: b"/".to_vec(),
+            view: View::Programs,
+            network: ProgramNetwork::Sandbox,
+        };
+        let suits = |kept: &Prestarted, request: &ExecuteRequest, number| {
+            kept.0.as_ref().is_some_and(|ahead| ahead.suits(request, number))
+        };
+        assert!(!suits(&kept, &program(), NUMBER), "it has not opened its source");
+        let reader = std::fs::File::open(directory.path().join(".main.js")).expect("its other end is open");
+        assert!(matches!(kept.look(), Some(Outcome::Ready(_))));
+        assert!(suits(&kept, &program(), NUMBER));
+        assert!(!suits(&kept, &program(), NUMBER + 1), "its streams are another one's");
+        let other = ExecuteRequest { arguments: vec![b"node".to_vec(), b"x".to_vec()], ..program() };
+        assert!(!suits(&kept, &other, NUMBER));
+        std::fs::write(directory.path().join("package.json"), "{}").expect("room on the disk");
+        assert!(!suits(&kept, &program(), NUMBER), "it may have been looked for");
+        std::fs::remove_file(directory.path().join("package.json")).expect("just written");
+        assert!(suits(&kept, &program(), NUMBER));
+        drop(reader);
+        assert!(!suits(&kept, &program(), NUMBER), "it has ended");
     }
 
     #[test]

@@ -159,11 +159,16 @@ impl Init<'_> {
             InitRequest::Execute(request) => self.execute(&request, descriptors),
             InitRequest::ExecuteWarm(request) => self.execute_warm(request, descriptors),
             InitRequest::Warm(request) => {
+                self.end_ahead();
                 self.warm.want(*request);
                 self.start_warm()
             }
-            InitRequest::Prestart(request) => self.prestart(*request, descriptors),
-            InitRequest::ExecutePrestarted(request) => self.execute_prestarted(&request),
+            InitRequest::Prestart(request) => {
+                self.warm.end();
+                self.start_waiting(|_| true)?;
+                self.prestart(*request, descriptors)
+            }
+            InitRequest::ExecutePrestarted(request, number) => self.execute_prestarted(&request, number),
             InitRequest::Cool => {
                 self.warm.end();
                 self.end_ahead();

@@ -92,8 +92,9 @@ pub enum InitRequest {
     Warm(Box<WarmRequest>),
     /// Start a program whose source comes later, in place of the one before; stdin, stdout, stderr come along.
     Prestart(Box<PrestartRequest>),
-    /// Have it carry this out, whose source is in its place by now. With [`StartStage::Prestarted`] it ends at once when it can't.
-    ExecutePrestarted(ExecuteRequest),
+    /// Have the one of that number carry this out, whose source is in its place by now. With [`StartStage::Prestarted`] it ends at once
+    /// when it can't.
+    ExecutePrestarted(ExecuteRequest, u64),
     /// End both, and keep none.
     Cool,
     /// Do something with files.
@@ -170,6 +171,8 @@ pub struct WarmRequest {
 /// what it would have been. `init::prestarted` has how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrestartRequest {
+    /// Which of the sandbox's: another one has other streams.
+    pub number: u64,
     /// Its whole command line.
     pub arguments: Vec<Vec<u8>>,
     /// `NAME=value` each.

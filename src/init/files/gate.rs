@@ -1,9 +1,9 @@
 //! A fifo in the place of a program's source: whoever opens it waits until the source is known, and then reads it.
 //!
-//! Invariants: it takes the place of nothing; at every moment there is the fifo or the source itself at the path, and whoever opens
-//! either reads the source; of the two ends init keeps only the one that is written to, so the other end says whether somebody reads.
+//! Invariants: it takes the place of nothing, and nothing takes its own while somebody may come for it; of the two ends init keeps only
+//! the one that is written to, so the other end says whether somebody reads.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -14,7 +14,7 @@ use super::FileContext;
 use super::error::{failed, io_failed, refused};
 use super::open::{Identity, open_fifo, open_regular};
 use super::path::{LastLink, Parents, locate};
-use super::write::{self, Over, discard};
+use super::write::discard;
 use crate::plan::files::{FileError, FileErrorKind};
 
 /// Of a source: what a pipe holds by default (pipe(7)), so that it is written without waiting for its reader.
@@ -76,10 +76,10 @@ impl Gate {
         there.is_ok_and(|stat| Identity::of(&stat) == self.identity)
     }
 
-    /// Whether one of these names is beside it.
+    /// Whether one of these names is beside it, or in the directory above, where what looks for such a thing goes on.
     pub fn is_beside_any(&self, names: &[Vec<u8>]) -> bool {
-        let is_there = |name: &Vec<u8>| statat(&self.parent, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        names.iter().any(is_there)
+        let is_there = |path: &[u8]| statat(&self.parent, path, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        names.iter().any(|name| is_there(name) || is_there(&[b"../", name.as_slice()].concat()))
     }
 
     /// Takes it from its path; whoever has opened it goes on waiting.
@@ -87,13 +87,6 @@ impl Gate {
         if self.stands() {
             discard(self.parent.as_fd(), &self.name);
         }
-    }
-
-    /// Puts a regular file in its place, in one step.
-    pub fn replace(&self, content: &[u8], permissions: Option<u32>) -> Result<(), FileError> {
-        write::install(self.parent.as_fd(), &self.name, permissions.unwrap_or(MODE), Over::Anything, |file| {
-            file.write_all(content).map_err(io_failed("write the file"))
-        })
     }
 
     /// What the file holds that is at its path by now; an error when it is more than goes through.
@@ -125,6 +118,7 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::Write;
     use std::os::unix::fs::FileTypeExt;
 
     use super::*;
@@ -156,26 +150,28 @@ mod tests {
     }
 
     #[test]
-    fn it_takes_the_place_of_nothing_and_only_a_file_takes_its_own() {
+    fn it_takes_the_place_of_nothing_and_what_took_its_own_is_not_removed() {
         let sandbox = Sandbox::new();
         sandbox.put("/workspace/.main.js", b"own");
         assert_eq!(Gate::make(&sandbox.context, PATH).expect_err("a file is there").kind, FileErrorKind::AlreadyExists);
         assert_eq!(sandbox.get("/workspace/.main.js"), b"own");
         std::fs::remove_file(sandbox.host("/workspace/.main.js")).expect("it is there");
         let gate = Gate::make(&sandbox.context, PATH).expect("the place is free");
-        gate.replace(b"new", None).expect("room on the disk");
+        std::fs::remove_file(sandbox.host("/workspace/.main.js")).expect("it is there");
+        sandbox.put("/workspace/.main.js", b"new");
         assert!(!gate.stands() && !gate.has_reader());
         gate.remove();
-        assert_eq!(sandbox.get("/workspace/.main.js"), b"new", "what took its place is not removed");
+        assert_eq!(sandbox.get("/workspace/.main.js"), b"new");
     }
 
     #[test]
     fn what_is_too_large_or_was_written_by_somebody_else_is_not_fed() {
         let sandbox = Sandbox::new();
         let gate = Gate::make(&sandbox.context, PATH).expect("the place is free");
-        gate.replace(&vec![b'x'; SOURCE_BYTES_MAX + 1], None).expect("room on the disk");
+        gate.remove();
+        sandbox.put("/workspace/.main.js", &vec![b'x'; SOURCE_BYTES_MAX + 1]);
         assert_eq!(gate.source().expect_err("more than a pipe holds").kind, FileErrorKind::LimitExceeded);
-        gate.replace(&vec![b'x'; SOURCE_BYTES_MAX], None).expect("room on the disk");
+        sandbox.put("/workspace/.main.js", &vec![b'x'; SOURCE_BYTES_MAX]);
         assert_eq!(gate.source().expect("as much as a pipe holds").len(), SOURCE_BYTES_MAX);
         let other = Sandbox::new();
         let gate = Gate::make(&other.context, PATH).expect("the place is free");
@@ -194,5 +190,9 @@ mod tests {
         assert!(!gate.is_beside_any(&names));
         std::os::unix::fs::symlink("nowhere", sandbox.host("/workspace/package.json")).expect("room on the disk");
         assert!(gate.is_beside_any(&names), "a link that leads nowhere is one too");
+        std::fs::remove_file(sandbox.host("/workspace/package.json")).expect("just made");
+        assert!(!gate.is_beside_any(&names));
+        sandbox.put("/deno.json", b"{}");
+        assert!(gate.is_beside_any(&names), "and one above");
     }
 }

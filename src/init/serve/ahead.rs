@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 
 use crate::init::files::gate::Gate;
 use crate::init::files::{self};
-use crate::init::prestarted::Touch;
 use crate::init::program::Base;
 use crate::init::warm::Outcome;
 use crate::plan::files::{FileCommand, FileError, FileReply};
@@ -30,11 +29,11 @@ impl Init<'_> {
     }
 
     /// Gives the source to the one that waits, or says that there is none.
-    pub(super) fn execute_prestarted(&mut self, request: &ExecuteRequest) -> Result<(), ChannelError> {
+    pub(super) fn execute_prestarted(&mut self, request: &ExecuteRequest, number: u64) -> Result<(), ChannelError> {
         let execution = request.execution;
         self.look_ahead()?;
         let taken = self.prestarted.take().and_then(|ahead| {
-            let source = ahead.suits(request).then(|| self.as_user(|_| ahead.gate().source()).ok()).flatten();
+            let source = ahead.suits(request, number).then(|| self.as_user(|_| ahead.gate().source()).ok()).flatten();
             if let Some(source) = source {
                 return ahead.give(&source, request);
             }
@@ -99,24 +98,19 @@ impl Init<'_> {
         command: FileCommand,
     ) -> Result<Result<FileReply, FileError>, ChannelError> {
         self.look_ahead()?;
-        let touch = self.prestarted.opening().map_or(Touch::None, |ahead| ahead.touch(&command));
-        if touch == Touch::Meets {
-            self.clear_the_way()?;
+        if self.prestarted.opening().is_some_and(|ahead| ahead.is_met_by(&command)) {
+            self.end_ahead();
+            self.send(&InitMessage::Warmed(None))?;
         }
-        let mut reply = match (touch, command, self.prestarted.opening()) {
-            (Touch::Source, FileCommand::Write { content, permissions, .. }, Some(ahead)) => {
-                let gate = ahead.gate();
-                let bytes = content.len() as u64;
-                self.as_user(|_| gate.replace(&content, permissions)).map(|()| FileReply::Written { bytes })
-            }
-            (_, command, _) => self.as_user(|context| files::run_below(command, context, root)),
-        };
+        let mut reply = self.as_user(|context| files::run_below(command, context, root));
         if let Some(ahead) = self.prestarted.opening() {
             if let Ok(reply) = &mut reply {
                 ahead.hide(reply);
             }
+            // It may have seen what is there now; that it may be gone when its source comes does not help.
             if ahead.is_outdated() {
-                self.clear_the_way()?;
+                self.end_ahead();
+                self.send(&InitMessage::Warmed(None))?;
             }
         }
         Ok(reply)

@@ -125,12 +125,12 @@ impl InitClient {
     }
 
     /// Has the one that was started ahead carry out a program; it has its streams already.
-    pub async fn execute_prestarted(&self, mut request: ExecuteRequest) -> Result<Execution, Gone> {
+    pub async fn execute_prestarted(&self, mut request: ExecuteRequest, number: u64) -> Result<Execution, Gone> {
         let (end, ended) = oneshot::channel();
         let (blocked, told) = mpsc::channel(BLOCKED_WAITING_MAX);
         let tag = self.expect(Waiter::Program { end, blocked })?;
         request.execution = tag;
-        self.0.send(&InitRequest::ExecutePrestarted(request), &[]).await?;
+        self.0.send(&InitRequest::ExecutePrestarted(request, number), &[]).await?;
         Ok(Execution { tag, end: ended, blocked: told })
     }
 

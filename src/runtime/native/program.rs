@@ -89,8 +89,8 @@ pub enum Start {
     Fresh,
     /// A fork of the warm interpreter.
     Warm,
-    /// The one that was started ahead, whose output comes here.
-    Prestarted(Outputs),
+    /// The one that was started ahead and has this number, whose output comes here.
+    Prestarted(u64, Outputs),
 }
 
 /// Our ends of what a program writes to. Watched by no runtime yet.
@@ -159,14 +159,15 @@ pub async fn drive(
     let born = match start {
         Start::Fresh => Born::Fresh,
         Start::Warm => Born::Warm,
-        Start::Prestarted(outputs) => {
+        Start::Prestarted(number, outputs) => {
             let ours = Pipes::of(Input::nothing(), outputs).map_err(DriveError::Pipes)?;
-            let execution = init.execute_prestarted(request.clone()).await?;
+            let execution = init.execute_prestarted(request.clone(), number).await?;
             let driven = way.go(execution, ours).await?;
-            if !matches!(&driven.end, ProgramEnd::NotStarted(failed) if failed.stage == StartStage::Prestarted) {
+            let is_refused = matches!(&driven.end, ProgramEnd::NotStarted(failed) if failed.stage == StartStage::Prestarted);
+            if !is_refused || driven.ended_by == EndedBy::Cancel {
                 return Ok(driven);
             }
-            // It never ran. Whoever wanted its end meanwhile wants the end of this one.
+            // It never ran. Its time may be over all the same.
             way.ended_by = driven.ended_by;
             Born::Fresh
         }

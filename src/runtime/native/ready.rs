@@ -157,10 +157,10 @@ impl Ready {
         body.variables.clone_from(&image.env);
         body.enforcement = runtime.enforcement(config, body.walls.clone(), body.cgroup.as_ref()).map_err(Box::new)?;
         let init = resting.wake()?;
-        if body.warm.is_any()
-            && !(config.env.is_empty() && warm::applies(runtime.works.parts.warm, &config.language, &config.limits))
-        {
-            // It was loaded without the session's variables, or takes more processes than the session can spare.
+        let others = (limits.memory_bytes, limits.cpu_cores) != (config.limits.memory_bytes, config.limits.cpu_cores);
+        let applies = warm::applies(runtime.works.parts.warm, &config.language, &config.limits);
+        if body.warm.is_any() && !(config.env.is_empty() && applies && !(others && body.warm.knows_limits())) {
+            // It was loaded without the session's variables or under other limits, or takes more than the session can spare.
             body.warm.outdate();
             if !init.cool_now() {
                 return Err(Unfit::Gone);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::language::{Language, WarmInterpreter, run_command, source_path};
 use crate::plan::messages::{Born, ExecuteRequest, PrestartRequest, WARM_ARCHIVE, WarmRequest};
@@ -25,10 +26,13 @@ const PROCESSES_MIN: u64 = 16;
 const PRESTARTED_PROCESSES_MIN: u64 = 64;
 
 /// A session with less memory keeps it for its programs.
-const PRESTARTED_MEMORY_MIN: u64 = 128 << 20;
+const PRESTARTED_MEMORY_MIN: u64 = 256 << 20;
 
 /// After so many in a row that could not carry out their program none is started for a while: whatever it is, it may go on.
 const MISSES_MAX: u32 = 3;
+
+/// In which an engine starts.
+const FAIR_TIME: Duration = Duration::from_secs(2);
 
 /// So many programs long; then one is tried again.
 const REST_PROGRAMS: u32 = 12;
@@ -81,10 +85,14 @@ struct Keeping {
     basis: Option<Basis>,
     /// Of the one that was started ahead, as long as no program has it.
     outputs: Option<Outputs>,
+    /// The number of the last one that was started ahead.
+    number: u64,
     /// Programs in a row that it was to carry out and could not.
     misses: u32,
     /// Programs for which none is started.
     rest: u32,
+    /// When the last one was started ahead.
+    begun: Option<Instant>,
 }
 
 /// What it was started with.
@@ -128,7 +136,8 @@ impl Kept {
             WarmInterpreter::Prestarted
                 if (arguments, environment) == (&basis.arguments, &basis.environment) && feed.is_nothing() =>
             {
-                kept.outputs.take().map_or(Start::Fresh, Start::Prestarted)
+                let number = kept.number;
+                kept.outputs.take().map_or(Start::Fresh, |outputs| Start::Prestarted(number, outputs))
             }
             WarmInterpreter::Python | WarmInterpreter::Prestarted => Start::Fresh,
         }
@@ -137,7 +146,12 @@ impl Kept {
     /// What carried out a program that was offered.
     pub fn carried_out(&self, how: Born) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.misses = if how == Born::Prestarted { 0 } else { kept.misses + 1 };
+        match how {
+            Born::Prestarted => kept.misses = 0,
+            // One whose program came at once had no chance.
+            _ if kept.begun.is_some_and(|begun| begun.elapsed() >= FAIR_TIME) => kept.misses += 1,
+            _ => {}
+        }
         if kept.misses >= MISSES_MAX {
             // The one after that is the last chance for another such while.
             (kept.misses, kept.rest) = (MISSES_MAX - 1, REST_PROGRAMS);
@@ -167,7 +181,7 @@ impl Kept {
         match basis.kind {
             WarmInterpreter::Python if fits => None,
             WarmInterpreter::Python => {
-                *kept = Keeping { basis: Some(basis.clone()), ..Keeping::default() };
+                *kept = Keeping { basis: Some(basis.clone()), number: kept.number, ..Keeping::default() };
                 Some(Keep::Interpreter(Box::new(python(basis, &language.preload))))
             }
             WarmInterpreter::Prestarted if fits && kept.outputs.is_some() => None,
@@ -179,8 +193,16 @@ impl Kept {
                 let misses = if fits { kept.misses } else { 0 };
                 // Without a descriptor left programs start as they do anyway.
                 let (outputs, theirs) = Outputs::make().ok()?;
-                *kept = Keeping { basis: Some(basis.clone()), outputs: Some(outputs), misses, rest: 0 };
-                Some(Keep::Prestarted(Box::new(prestarted(basis, language)), theirs))
+                let number = kept.number + 1;
+                *kept = Keeping {
+                    basis: Some(basis.clone()),
+                    outputs: Some(outputs),
+                    number,
+                    misses,
+                    rest: 0,
+                    begun: Some(Instant::now()),
+                };
+                Some(Keep::Prestarted(Box::new(prestarted(number, basis, language)), theirs))
             }
         }
     }
@@ -197,14 +219,22 @@ impl Kept {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).basis.is_some()
     }
 
+    /// Whether what there is looked at the session's limits when it started: engines size their heap by them.
+    pub fn knows_limits(&self) -> bool {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.basis.as_ref().is_some_and(|basis| basis.kind == WarmInterpreter::Prestarted)
+    }
+
     /// Something was installed: the next [`Self::keep`] replaces it, and until then programs start afresh.
     pub fn outdate(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Keeping::default();
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Keeping { number: kept.number, ..Keeping::default() };
     }
 }
 
-fn prestarted(basis: Basis, language: &Language) -> PrestartRequest {
+fn prestarted(number: u64, basis: Basis, language: &Language) -> PrestartRequest {
     PrestartRequest {
+        number,
         arguments: basis.arguments,
         environment: basis.environment,
         directory: super::instance::WORKSPACE.into(),
@@ -293,7 +323,7 @@ mod tests {
     }
 
     fn is_prestarted(start: &Start) -> bool {
-        matches!(start, Start::Prestarted(_))
+        matches!(start, Start::Prestarted(..))
     }
 
     #[test]
@@ -329,9 +359,12 @@ mod tests {
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
         let once = |how| {
             assert!(is_prestarted(&kept.offers(&request(&own, &[]), &Feed::nothing())));
+            kept.0.lock().expect("nobody panicked").begun = Instant::now().checked_sub(FAIR_TIME);
             kept.carried_out(how);
             kept.next(&language, Vec::new()).is_some()
         };
+        kept.carried_out(Born::Fresh);
+        assert_eq!(kept.0.lock().expect("nobody panicked").misses, 0, "its program came at once");
         assert!([Born::Fresh, Born::Fresh, Born::Prestarted, Born::Fresh, Born::Fresh].into_iter().all(once));
         assert!(!once(Born::Fresh));
         let next = || kept.next(&language, Vec::new()).is_some();

@@ -27,6 +27,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
                 fresh,
             ),
             ("nothing of one that starts is seen, and nothing that is done meanwhile is lost", unseen),
+            ("a file in the place of a source is run by nobody, and each program once", run_by_nobody),
             ("a program can't reach what waits, and whoever kills or stops it loses no program", out_of_reach),
             ("beside a program in the background none is started, and what runs is not disturbed", background),
             ("time and cancel end one as any program", ends),
@@ -45,8 +46,11 @@ fn code(language: &str, text: &str) -> Value {
 /// Runs a program until one that was started ahead has carried it out: the first of a session has none. The whole CommandResult.
 #[track_caller]
 fn by_one_ahead(server: &Server, session: &mut Session<'_>, command: &Value) -> Value {
-    let mut answer = Value::Null;
-    let done = eventually(Duration::from_secs(20), || {
+    let (mut answer, mut pause) = (Value::Null, Duration::ZERO);
+    let done = eventually(Duration::from_secs(30), || {
+        // An engine takes its time to start, on a busy host more of it.
+        std::thread::sleep(pause);
+        pause += Duration::from_millis(100);
         let before = programs(server, "prestarted");
         answer = session.execute(command);
         programs(server, "prestarted") > before
@@ -199,6 +203,27 @@ fn unseen() {
         }
     }
     assert!(programs(&server, "prestarted") > 0, "the control: some were there");
+}
+
+fn run_by_nobody() {
+    host().need(Feature::Node);
+    let server = Server::start(&setup(true).with_config("[pool]\nsandboxes_max = 0\n"));
+    // Written while the engine starts that the program before has left, at different times of that.
+    for pause in [0, 2, 5, 10, 15, 20, 30, 40, 60, 100] {
+        let mut session = native(&server);
+        session.ok(&code("javascript", "1"));
+        std::thread::sleep(Duration::from_millis(pause));
+        session.write(".main.js", "require('fs').writeFileSync('/workspace/ran', ''); setTimeout(() => {}, 5000)");
+        std::thread::sleep(Duration::from_millis(150));
+        let list = session.ok(&json!({"type": "list_directory", "path": "/workspace", "pattern": "ran"}));
+        assert_eq!(list["entries"], json!([]), "{pause} ms: nobody asked for it");
+        let once = "require('fs').appendFileSync('/workspace/log', 'x'); console.log(require('fs').readFileSync('/workspace/log', 'utf8'))";
+        let mut command = code("javascript", once);
+        command["args"] = json!(["an argument, so that no other one can take it"]);
+        session.ok(&code("javascript", "1"));
+        assert_eq!(session.ok(&command)["stdout"], "x\n", "{pause} ms");
+        assert_eq!(session.ok(&code("javascript", once))["stdout"], "xx\n", "{pause} ms");
+    }
 }
 
 /// Children of init but the caller.
