@@ -50,14 +50,8 @@ const JAVASCRIPT: Words = Words { language: "javascript", hello: "console.log(6 
 
 /// A server of the trial's own: executions of isolates are numbered in their engine. Its profile `small` has little disk.
 fn server(directory: &tempfile::TempDir) -> Server {
-    let text = include_str!("../../../profiles/default.toml").replace("name = \"default\"", "name = \"small\"");
-    let text = text.replace("disk_mib = 256\n", &format!("disk_mib = {DISK_MIB}\n"));
-    assert!(text.contains("\"small\"") && text.contains(&format!("disk_mib = {DISK_MIB}\n")), "{text}");
-    std::fs::write(directory.path().join("small.toml"), text).expect("an own directory");
     let setup = Setup::engines().with_config("measure = false\nisolates_per_engine = 1\n");
-    let own = format!("[sandbox]\nprofile_dir = \"{}\"\n", directory.path().display());
-    let config = setup.config.replace("[sandbox]\n", &own).replace("\"permissive\"]", "\"permissive\", \"small\"]");
-    Server::start(&Setup { config, ..setup })
+    Server::start(&setup.with_profile(directory.path(), "small", &format!("disk_mib = {DISK_MIB}")))
 }
 
 fn open<'a>(server: &'a Server, runtime: &str, words: &Words) -> Session<'a> {

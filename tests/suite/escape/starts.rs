@@ -79,14 +79,8 @@ fn starts() {
 
 /// A server whose engines of isolates have two sessions and few files.
 fn scarce(directory: &tempfile::TempDir) -> Server {
-    let text = include_str!("../../../profiles/default.toml").replace("name = \"default\"", "name = \"scarce\"");
-    let text = text.replace("inodes = 65536\n", &format!("inodes = {INODES}\n"));
-    assert!(text.contains("\"scarce\"") && text.contains(&format!("inodes = {INODES}\n")), "{text}");
-    std::fs::write(directory.path().join("scarce.toml"), text).expect("an own directory");
     let setup = Setup::engines().with_config("measure = false\nisolates_per_engine = 2\nisolate_engines_max = 1\n");
-    let own = format!("[sandbox]\nprofile_dir = \"{}\"\n", directory.path().display());
-    let config = setup.config.replace("[sandbox]\n", &own).replace("\"permissive\"]", "\"permissive\", \"scarce\"]");
-    Server::start(&Setup { config, ..setup })
+    Server::start(&setup.with_profile(directory.path(), "scarce", &format!("inodes = {INODES}")))
 }
 
 fn half_way() {

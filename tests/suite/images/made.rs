@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::support::fixture_user::directory_of;
+use crate::support::fixture_user::{directory_of, kept_directory};
 use crate::support::trial::skip;
 use crate::support::{Feature, host};
 
@@ -21,16 +21,16 @@ pub fn tool(program: &str, arguments: &[&str]) -> String {
 
 /// An OCI layout `image:v1` of two layers: Debian's bash and coreutils, and one that changes some of it.
 pub fn layout() -> &'static Path {
-    static LAYOUT: OnceLock<Option<TempDir>> = OnceLock::new();
+    static LAYOUT: OnceLock<Option<PathBuf>> = OnceLock::new();
     host().need(Feature::Root).need(Feature::ImageTools);
     let made = LAYOUT.get_or_init(|| {
-        let place = directory_of(None);
-        let image = format!("{}:v1", place.path().join("image").display());
+        let place = kept_directory();
+        let image = format!("{}:v1", place.join("image").display());
         let base = debian()?;
-        tool("umoci", &["init", "--layout", &place.path().join("image").display().to_string()]);
+        tool("umoci", &["init", "--layout", &place.join("image").display().to_string()]);
         tool("umoci", &["new", "--image", &image]);
         tool("umoci", &["raw", "add-layer", "--image", &image, &base.display().to_string()]);
-        let bundle = place.path().join("bundle");
+        let bundle = place.join("bundle");
         let at = |path: &str| bundle.join("rootfs").join(path);
         tool("umoci", &["unpack", "--image", &image, &bundle.display().to_string()]);
         std::fs::remove_file(at("etc/issue")).expect("base-files has it");
@@ -42,7 +42,7 @@ pub fn layout() -> &'static Path {
         Some(place)
     });
     match made {
-        Some(place) => place.path(),
+        Some(place) => place,
         None => skip("no Debian packages can be fetched here"),
     }
 }

@@ -9,10 +9,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
-use tempfile::TempDir;
 
 use super::eventually;
-use super::fixture_user::{binary_for, directory_of};
+use super::fixture_user::{binary_for, kept_directory};
 
 /// What a call gave.
 #[derive(Debug)]
@@ -53,11 +52,11 @@ pub struct Invocation {
 impl Invocation {
     /// A call on the state directory that all calls without a server share.
     pub fn new(arguments: &[&str]) -> Self {
-        static STATE: OnceLock<TempDir> = OnceLock::new();
-        let state = STATE.get_or_init(|| directory_of(None));
+        static STATE: OnceLock<PathBuf> = OnceLock::new();
+        let state = STATE.get_or_init(kept_directory);
         Self {
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
-            state_dir: state.path().join("state"),
+            state_dir: state.join("state"),
             server: None,
             stdin: Vec::new(),
             uid: None,

@@ -1,8 +1,9 @@
 //! How a server is to be started: its configuration, environment, flags and user.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::{Server, dockerd, host};
+use super::{Server, dockerd, fixture_user, host};
 
 /// One configuration of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +52,25 @@ impl Setup {
             place("deno"),
             place("bun")
         ))
+    }
+
+    /// With a profile `name` in `directory`, which is the one by default with `line` in the place of the line of the same key.
+    pub fn with_profile(mut self, directory: &Path, name: &str, line: &str) -> Self {
+        let key = line.split_once(" = ").expect("a key and its value").0;
+        let own = include_str!("../../../profiles/default.toml").lines().map(|old| match old.split_once(" = ") {
+            Some(("name", _)) => format!("name = \"{name}\"\n"),
+            Some((old, _)) if old == key => format!("{line}\n"),
+            _ => format!("{old}\n"),
+        });
+        let text: String = own.collect();
+        assert!(text.contains(line), "the profile has {key}");
+        std::fs::write(directory.join(format!("{name}.toml")), text).expect("an own directory");
+        let places = format!("[sandbox]\nprofile_dir = \"{}\"\n", directory.display());
+        let with =
+            self.config.replace("[sandbox]\n", &places).replace("\"permissive\"]", &format!("\"permissive\", \"{name}\"]"));
+        assert!(with.contains(&places) && with.contains(name), "its profiles are those of `plain`: {}", self.config);
+        self.config = with;
+        self
     }
 
     /// Without ready sandboxes: for trials that count what a session takes.
@@ -115,5 +135,6 @@ pub fn end_shared() -> Vec<String> {
     }
     left.extend(super::residue::groups_left());
     left.extend(dockerd::end_shared());
+    fixture_user::remove_kept();
     left
 }
