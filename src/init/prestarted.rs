@@ -16,6 +16,7 @@ use crate::plan::messages::{ExecuteRequest, PrestartRequest, ProgramNetwork, Vie
 use crate::sys::process;
 use crate::sys::standing::Standing;
 
+use super::files::FileContext;
 use super::files::gate::Gate;
 use super::program::{self, Base, Role, Started, standing};
 use super::reaper::Running;
@@ -30,9 +31,18 @@ const FIRST_LOOK: Duration = Duration::from_millis(4);
 
 const LONGEST_PAUSE: Duration = Duration::from_millis(128);
 
+/// How often in a row one may end or be late before it has opened its source, until another command line is asked for.
+const FAILURES_MAX: u32 = 3;
+
 /// The one that is kept, if any.
 #[derive(Debug, Default)]
-pub struct Prestarted(Option<Ahead>);
+pub struct Prestarted {
+    ahead: Option<Ahead>,
+    /// Of the last one.
+    arguments: Vec<Vec<u8>>,
+    /// Of such, in a row.
+    failures: u32,
+}
 
 /// One that was started.
 #[derive(Debug)]
@@ -57,59 +67,63 @@ enum Stage {
 impl Prestarted {
     /// Starts one where the gate stands, in place of the one before.
     pub fn begin(&mut self, request: PrestartRequest, streams: Vec<OwnedFd>, gate: Gate, base: Base<'_>) -> Result<(), Gate> {
-        let program = ExecuteRequest {
-            execution: 0,
-            arguments: request.arguments.clone(),
-            environment: request.environment.clone(),
-            directory: request.directory.clone(),
-            view: View::Programs,
-            network: ProgramNetwork::Sandbox,
-        };
+        let program = ExecuteRequest::ahead(&request.arguments, &request.environment, &request.directory);
         let standing = standing(base.plan);
         // Only Landlock keeps other programs of the session from its descriptors while nobody answers for it.
-        if base.built.rules.is_none() || gate.is_beside_any(&request.unless) {
+        if base.built.rules.is_none() || gate.is_beside_any(&request.unless) || !self.is_worth_a_start(&request) {
             return Err(gate);
         }
         let Ok(Started { pid, watch }) = program::start(base, &program, streams, Role::Program) else { return Err(gate) };
         let now = Instant::now();
         let stage = Stage::Opening { next: now + FIRST_LOOK, pause: FIRST_LOOK, until: now + START_TIME };
-        self.0 = Some(Ahead { pid, watch, request, gate, standing, stage });
+        self.ahead = Some(Ahead { pid, watch, request, gate, standing, stage });
         Ok(())
+    }
+
+    /// False for what has failed again and again.
+    fn is_worth_a_start(&mut self, request: &PrestartRequest) -> bool {
+        if self.arguments != request.arguments {
+            self.arguments.clone_from(&request.arguments);
+            self.failures = 0;
+        }
+        self.failures < FAILURES_MAX
     }
 
     /// Lets go of it, for somebody who ends it or gives it its source.
     pub fn take(&mut self) -> Option<Ahead> {
-        self.0.take()
+        self.ahead.take()
     }
 
     /// The one whose fifo may stand yet: it had not opened its source when it was looked at last.
     pub fn opening(&self) -> Option<&Ahead> {
-        self.0.as_ref().filter(|ahead| ahead.is_opening())
+        self.ahead.as_ref().filter(|ahead| ahead.is_opening())
     }
 
     /// The one that waits for its source.
     pub fn waiting(&self) -> Option<&Ahead> {
-        self.0.as_ref().filter(|ahead| !ahead.is_opening())
+        self.ahead.as_ref().filter(|ahead| !ahead.is_opening())
     }
 
     /// A child that is no leftover of a program.
     pub fn spared(&self) -> Option<i32> {
-        self.0.as_ref().map(|ahead| ahead.pid)
+        self.ahead.as_ref().map(|ahead| ahead.pid)
     }
 
     /// Whether that child was it.
     pub fn ended(&mut self, pid: i32) -> Option<Ahead> {
-        self.0.take_if(|ahead| ahead.pid == pid)
+        let ahead = self.ahead.take_if(|ahead| ahead.pid == pid)?;
+        self.failures += u32::from(ahead.is_opening());
+        Some(ahead)
     }
 
     /// What to poll besides.
     pub fn waits_on(&self) -> Option<BorrowedFd<'_>> {
-        self.0.as_ref()?.watch.waits_on()
+        self.ahead.as_ref()?.watch.waits_on()
     }
 
     /// When it is to be looked at.
     pub fn deadline(&self) -> Option<Instant> {
-        match self.0.as_ref()?.stage {
+        match self.ahead.as_ref()?.stage {
             Stage::Opening { next, .. } => Some(next),
             Stage::Waiting => None,
         }
@@ -117,21 +131,23 @@ impl Prestarted {
 
     /// Takes what poll found for [`Self::waits_on`].
     pub fn hear(&mut self, events: PollFlags) {
-        if let Some(ahead) = self.0.as_mut().filter(|_| !events.is_empty()) {
+        if let Some(ahead) = self.ahead.as_mut().filter(|_| !events.is_empty()) {
             ahead.watch.hear(events);
         }
     }
 
     /// Looks whether it has opened its source, when it is time to or somebody has a reason; what became of it, when that is new.
     pub fn look(&mut self) -> Option<Outcome> {
-        let ahead = self.0.as_mut()?;
+        let ahead = self.ahead.as_mut()?;
         let Stage::Opening { pause, until, .. } = ahead.stage else { return None };
         let now = Instant::now();
         if ahead.gate.has_reader() {
             ahead.stage = Stage::Waiting;
+            self.failures = 0;
             return Some(Outcome::Ready(own_memory(ahead.pid)));
         }
         if until <= now {
+            self.failures += 1;
             return Some(Outcome::Lost);
         }
         let pause = (pause * 2).min(LONGEST_PAUSE);
@@ -153,14 +169,14 @@ impl Ahead {
 
     /// Whether a command would meet the fifo as long as that can be seen. So does one that writes the source: a file in its place would
     /// be run as soon as it is opened, which is before anybody asks for it.
-    pub fn is_met_by(&self, command: &FileCommand) -> bool {
-        let named = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next() == Some(self.gate.name());
+    pub fn is_met_by(&self, command: &FileCommand, context: &FileContext) -> bool {
+        let leads_here = |path: &[u8]| self.gate.is_reached_by(path, context);
         match command {
             FileCommand::Write { path, .. }
             | FileCommand::Read { path, .. }
             | FileCommand::CreateDirectory { path, .. }
-            | FileCommand::Delete { path, recursive: false } => named(path),
-            FileCommand::Copy { source, destination, recursive: false, .. } => named(source) || named(destination),
+            | FileCommand::Delete { path, recursive: false } => leads_here(path),
+            FileCommand::Copy { source, destination, recursive: false, .. } => leads_here(source) || leads_here(destination),
             FileCommand::Copy { .. } | FileCommand::Delete { .. } => true,
             // It is left out of the answer.
             FileCommand::List { .. } => false,
@@ -219,18 +235,21 @@ impl Ahead {
 mod tests {
     use super::*;
     use crate::command::{EntryType, FileEntry, WriteMode};
-    use crate::init::files::{FileBounds, FileContext};
+    use crate::init::files::FileBounds;
     use crate::init::watch::Begin;
     use crate::sys::socket;
 
     const NUMBER: u64 = 7;
 
-    /// One that has not opened its source, in a workspace of its own; no process of anybody has that number.
-    fn opening(directory: &tempfile::TempDir) -> Prestarted {
+    fn context(directory: &tempfile::TempDir) -> FileContext {
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
         let root = rustix::fs::open(directory.path(), flags, rustix::fs::Mode::empty()).expect("just made");
-        let context = FileContext { root, working_directory: b"/".to_vec(), bounds: FileBounds::default() };
-        let gate = Gate::make(&context, b"/.main.js").expect("the place is free");
+        FileContext { root, working_directory: b"/".to_vec(), bounds: FileBounds::default() }
+    }
+
+    /// One that has not opened its source, in a workspace of its own; no process of anybody has that number.
+    fn opening(directory: &tempfile::TempDir) -> Prestarted {
+        let gate = Gate::make(&context(directory), b"/.main.js").expect("the place is free");
         let (socket, _) = socket::pair().expect("a socket pair");
         let request = PrestartRequest {
             number: NUMBER,
@@ -243,18 +262,21 @@ mod tests {
         let now = Instant::now();
         let stage = Stage::Opening { next: now, pause: FIRST_LOOK, until: now + START_TIME };
         let watch = Watch::new(socket, &[], Begin::InTime);
-        Prestarted(Some(Ahead { pid: i32::MAX, watch, request, gate, standing: Standing::of(0).ok(), stage }))
+        let ahead = Ahead { pid: i32::MAX, watch, request, gate, standing: Standing::of(0).ok(), stage };
+        Prestarted { ahead: Some(ahead), ..Prestarted::default() }
     }
 
     #[test]
     fn what_would_meet_the_fifo_is_told_from_what_would_not() {
         let directory = tempfile::tempdir().expect("room on the disk");
         let kept = opening(&directory);
-        let meets = |command: &FileCommand| kept.opening().expect("it was not looked at").is_met_by(command);
+        let meets =
+            |command: &FileCommand| kept.opening().expect("it was not looked at").is_met_by(command, &context(&directory));
         let write = |path: &str| {
             meets(&FileCommand::Write { path: path.into(), content: Vec::new(), mode: WriteMode::Create, permissions: None })
         };
-        assert!(write("/.main.js") && write("./.main.js") && write(".main.js") && !write("/main.js"));
+        std::os::unix::fs::symlink(".main.js", directory.path().join("link")).expect("room on the disk");
+        assert!(write("/.main.js") && write("./.main.js") && write(".main.js") && write("link") && !write("/main.js"));
         let delete = |path: &str, recursive| meets(&FileCommand::Delete { path: path.into(), recursive });
         assert!(!delete("/other", false) && delete("/other", true) && delete("/.main.js", false));
     }
@@ -264,17 +286,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("room on the disk");
         let mut kept = opening(&directory);
         // This process stands as it does itself.
-        kept.0.as_mut().expect("there").pid = 0;
-        let program = || ExecuteRequest {
-            execution: 1,
-            arguments: vec![b"node".to_vec()],
-            environment: Vec::new(),
-            directory: b"/".to_vec(),
-            view: View::Programs,
-            network: ProgramNetwork::Sandbox,
-        };
+        kept.ahead.as_mut().expect("there").pid = 0;
+        let program = || ExecuteRequest::ahead(&[b"node".to_vec()], &[], b"/");
         let suits = |kept: &Prestarted, request: &ExecuteRequest, number| {
-            kept.0.as_ref().is_some_and(|ahead| ahead.suits(request, number))
+            kept.ahead.as_ref().is_some_and(|ahead| ahead.suits(request, number))
         };
         assert!(!suits(&kept, &program(), NUMBER), "it has not opened its source");
         let reader = std::fs::File::open(directory.path().join(".main.js")).expect("its other end is open");
@@ -310,6 +325,28 @@ mod tests {
     }
 
     #[test]
+    fn what_fails_again_and_again_is_not_started_until_another_one_is_asked_for() {
+        let directories: Vec<tempfile::TempDir> = (0..5).map(|_| tempfile::tempdir().expect("room on the disk")).collect();
+        let mut kept = opening(&directories[0]);
+        let request = kept.ahead.as_ref().expect("there").request.clone();
+        assert!(kept.is_worth_a_start(&request));
+        let again = |kept: &mut Prestarted, at: usize| kept.ahead = opening(&directories[at]).ahead;
+        for at in 1..4 {
+            assert!(kept.is_worth_a_start(&request), "the failure {at} is yet to come");
+            assert!(kept.ended(i32::MAX).is_some_and(|ahead| ahead.is_opening()));
+            again(&mut kept, at);
+        }
+        assert!(!kept.is_worth_a_start(&request));
+        let other = PrestartRequest { arguments: vec![b"deno".to_vec()], ..request.clone() };
+        assert!(kept.is_worth_a_start(&other) && kept.is_worth_a_start(&request), "the count is of one command line in a row");
+        kept.failures = FAILURES_MAX - 1;
+        let _reader = std::fs::File::open(directories[3].path().join(".main.js")).expect("its other end is open");
+        assert!(matches!(kept.look(), Some(Outcome::Ready(_))));
+        assert!(kept.ended(i32::MAX).is_some() && kept.is_worth_a_start(&request), "one that waited was no failure");
+        assert_eq!(kept.failures, 0);
+    }
+
+    #[test]
     fn it_waits_once_somebody_has_opened_the_fifo_and_is_lost_when_nobody_does() {
         let directory = tempfile::tempdir().expect("room on the disk");
         let mut kept = opening(&directory);
@@ -321,7 +358,7 @@ mod tests {
         assert_eq!(kept.look(), None, "that is told once");
         drop(reader);
         let mut late = opening(&tempfile::tempdir().expect("room on the disk"));
-        if let Some(Ahead { stage: Stage::Opening { until, .. }, .. }) = &mut late.0 {
+        if let Some(Ahead { stage: Stage::Opening { until, .. }, .. }) = &mut late.ahead {
             *until = Instant::now();
         }
         assert_eq!(late.look(), Some(Outcome::Lost));

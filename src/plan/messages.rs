@@ -133,6 +133,20 @@ pub struct ExecuteRequest {
     pub network: ProgramNetwork,
 }
 
+impl ExecuteRequest {
+    /// What is started before it is known which execution it belongs to: an ordinary program of the session.
+    pub fn ahead(arguments: &[Vec<u8>], environment: &[Vec<u8>], directory: &[u8]) -> Self {
+        Self {
+            execution: 0,
+            arguments: arguments.to_vec(),
+            environment: environment.to_vec(),
+            directory: directory.to_vec(),
+            view: View::Programs,
+            network: ProgramNetwork::Sandbox,
+        }
+    }
+}
+
 /// The network namespace of a program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProgramNetwork {

@@ -57,11 +57,6 @@ impl Gate {
         }
     }
 
-    /// The last component of its path.
-    pub fn name(&self) -> &[u8] {
-        &self.name
-    }
-
     /// Whether somebody has it open for reading.
     pub fn has_reader(&self) -> bool {
         let mut ends = [PollFd::new(&self.writer, PollFlags::OUT)];
@@ -74,6 +69,12 @@ impl Gate {
     pub fn stands(&self) -> bool {
         let there = statat(&self.parent, self.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
         there.is_ok_and(|stat| Identity::of(&stat) == self.identity)
+    }
+
+    /// Whether a path leads to the fifo, through links too.
+    pub fn is_reached_by(&self, path: &[u8], context: &FileContext) -> bool {
+        let place = locate(context, path, LastLink::Followed, Parents::Required);
+        place.is_ok_and(|place| place.found.is_some_and(|found| found.identity == self.identity))
     }
 
     /// Whether one of these names is beside it, or in the directory above, where what looks for such a thing goes on.

@@ -2,8 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use crate::init::files;
 use crate::init::files::gate::Gate;
-use crate::init::files::{self};
 use crate::init::program::Base;
 use crate::init::warm::Outcome;
 use crate::plan::files::{FileCommand, FileError, FileReply};
@@ -98,7 +98,8 @@ impl Init<'_> {
         command: FileCommand,
     ) -> Result<Result<FileReply, FileError>, ChannelError> {
         self.look_ahead()?;
-        if self.prestarted.opening().is_some_and(|ahead| ahead.is_met_by(&command)) {
+        let opening = self.prestarted.opening();
+        if opening.is_some_and(|ahead| self.as_user(|context| Ok(ahead.is_met_by(&command, context))).unwrap_or(true)) {
             self.end_ahead();
             self.send(&InitMessage::Warmed(None))?;
         }

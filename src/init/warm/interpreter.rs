@@ -10,7 +10,7 @@ use rustix::pipe::PipeFlags;
 
 use crate::init::program::{self, Base, Role, Started, standing};
 use crate::init::watch::Watch;
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View, WarmRequest};
+use crate::plan::messages::{ExecuteRequest, ProgramEnd, StartFailure, StartStage, WarmRequest};
 use crate::sys::error::Named;
 use crate::sys::socket::{self, Wait};
 use crate::sys::standing::Standing;
@@ -73,14 +73,7 @@ impl Interpreter {
         let archive = file_of(&request.archive).map_err(failed)?;
         let (output, streams) = streams().map_err(failed)?;
         let [theirs, archive] = [raised(&theirs).map_err(failed)?, raised(&archive).map_err(failed)?];
-        let program = ExecuteRequest {
-            execution: 0,
-            arguments: request.arguments.clone(),
-            environment: request.environment.clone(),
-            directory: request.directory.clone(),
-            view: View::Programs,
-            network: ProgramNetwork::Sandbox,
-        };
+        let program = ExecuteRequest::ahead(&request.arguments, &request.environment, &request.directory);
         socket::send(socket.as_fd(), &request.greeting, &[], Wait::No).map_err(failed)?;
         let role = Role::Warm([theirs.as_fd(), archive.as_fd()]);
         let plan = base.plan;

@@ -331,7 +331,6 @@ impl Run<'_> {
         if let ProgramEnd::Ran { born: how, .. } = driven.end
             && offered
         {
-            self.sandbox.warm().carried_out(how);
             metrics::counter!("codebeaker_warm_programs_total", "by" => how.name()).increment(1);
         }
         let mut counters = self.sandbox.new_events();

@@ -7,10 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::language::{Language, WarmInterpreter, run_command, source_path};
-use crate::plan::messages::{Born, ExecuteRequest, PrestartRequest, WARM_ARCHIVE, WarmRequest};
+use crate::plan::messages::{ExecuteRequest, PrestartRequest, WARM_ARCHIVE, WarmRequest};
 use crate::sandbox::spec::Limits;
 
 use super::control::{Gone, InitClient, Keep};
@@ -27,15 +26,6 @@ const PRESTARTED_PROCESSES_MIN: u64 = 64;
 
 /// A session with less memory keeps it for its programs.
 const PRESTARTED_MEMORY_MIN: u64 = 256 << 20;
-
-/// After so many in a row that could not carry out their program none is started for a while: whatever it is, it may go on.
-const MISSES_MAX: u32 = 3;
-
-/// In which an engine starts.
-const FAIR_TIME: Duration = Duration::from_secs(2);
-
-/// So many programs long; then one is tried again.
-const REST_PROGRAMS: u32 = 12;
 
 /// Variables that an interpreter or a library looks at when it starts, or is loaded.
 const READ_AT_START: [&str; 12] =
@@ -87,12 +77,6 @@ struct Keeping {
     outputs: Option<Outputs>,
     /// The number of the last one that was started ahead.
     number: u64,
-    /// Programs in a row that it was to carry out and could not.
-    misses: u32,
-    /// Programs for which none is started.
-    rest: u32,
-    /// When the last one was started ahead.
-    begun: Option<Instant>,
 }
 
 /// What it was started with.
@@ -143,21 +127,6 @@ impl Kept {
         }
     }
 
-    /// What carried out a program that was offered.
-    pub fn carried_out(&self, how: Born) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match how {
-            Born::Prestarted => kept.misses = 0,
-            // One whose program came at once had no chance.
-            _ if kept.begun.is_some_and(|begun| begun.elapsed() >= FAIR_TIME) => kept.misses += 1,
-            _ => {}
-        }
-        if kept.misses >= MISSES_MAX {
-            // The one after that is the last chance for another such while.
-            (kept.misses, kept.rest) = (MISSES_MAX - 1, REST_PROGRAMS);
-        }
-    }
-
     /// Has `init` keep one for programs of this language in this environment, unless it does already. Waits for nothing but room on
     /// the socket.
     pub async fn keep(&self, init: &InitClient, language: &Language, environment: Vec<Vec<u8>>) -> Result<(), Gone> {
@@ -185,23 +154,11 @@ impl Kept {
                 Some(Keep::Interpreter(Box::new(python(basis, &language.preload))))
             }
             WarmInterpreter::Prestarted if fits && kept.outputs.is_some() => None,
-            WarmInterpreter::Prestarted if fits && kept.rest > 0 => {
-                kept.rest -= 1;
-                None
-            }
             WarmInterpreter::Prestarted => {
-                let misses = if fits { kept.misses } else { 0 };
                 // Without a descriptor left programs start as they do anyway.
                 let (outputs, theirs) = Outputs::make().ok()?;
                 let number = kept.number + 1;
-                *kept = Keeping {
-                    basis: Some(basis.clone()),
-                    outputs: Some(outputs),
-                    number,
-                    misses,
-                    rest: 0,
-                    begun: Some(Instant::now()),
-                };
+                *kept = Keeping { basis: Some(basis.clone()), outputs: Some(outputs), number };
                 Some(Keep::Prestarted(Box::new(prestarted(number, basis, language)), theirs))
             }
         }
@@ -304,7 +261,6 @@ fn is_read_at_start(name: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::language::Languages;
-    use crate::plan::messages::{ProgramNetwork, View};
     use crate::runtime::native::program::Held;
 
     fn words(list: &[&str]) -> Vec<Vec<u8>> {
@@ -312,14 +268,7 @@ mod tests {
     }
 
     fn request(arguments: &[&str], environment: &[&str]) -> ExecuteRequest {
-        ExecuteRequest {
-            execution: 0,
-            arguments: words(arguments),
-            environment: words(environment),
-            directory: super::super::instance::WORKSPACE.into(),
-            view: View::Programs,
-            network: ProgramNetwork::Sandbox,
-        }
+        ExecuteRequest::ahead(&words(arguments), &words(environment), super::super::instance::WORKSPACE.as_bytes())
     }
 
     fn is_prestarted(start: &Start) -> bool {
@@ -349,28 +298,6 @@ mod tests {
         assert!(is_prestarted(&kept.offers(&request(&own, &["A=1"]), &Feed::nothing())));
         assert!(!is_prestarted(&kept.offers(&request(&own, &["A=1"]), &Feed::nothing())), "each runs one program");
         assert!(kept.next(&language, environment()).is_some());
-    }
-
-    #[test]
-    fn where_those_started_ahead_do_not_serve_none_is_started_for_a_while() {
-        let language = Languages::load(None).ok().and_then(|languages| languages.get("javascript")).expect("embedded");
-        let (kept, _) = Kept::ahead(&language, Vec::new()).expect("it can be started ahead");
-        let own = run_command(&language);
-        let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        let once = |how| {
-            assert!(is_prestarted(&kept.offers(&request(&own, &[]), &Feed::nothing())));
-            kept.0.lock().expect("nobody panicked").begun = Instant::now().checked_sub(FAIR_TIME);
-            kept.carried_out(how);
-            kept.next(&language, Vec::new()).is_some()
-        };
-        kept.carried_out(Born::Fresh);
-        assert_eq!(kept.0.lock().expect("nobody panicked").misses, 0, "its program came at once");
-        assert!([Born::Fresh, Born::Fresh, Born::Prestarted, Born::Fresh, Born::Fresh].into_iter().all(once));
-        assert!(!once(Born::Fresh));
-        let next = || kept.next(&language, Vec::new()).is_some();
-        assert!((1..REST_PROGRAMS).all(|_| !next()) && next(), "then one more is tried");
-        assert!(!once(Born::Fresh), "and given up at once");
-        assert!(kept.next(&language, words(&["A=1"])).is_some(), "another one may");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{corpus, count, programs};
+use super::{INTERPRETERS, corpus, count, programs};
 use crate::support::{Feature, Server, Session, Setup, eventually, host, page};
 
 const PROGRAMS: &str = include_str!("programs.js");
@@ -226,52 +226,51 @@ fn run_by_nobody() {
     }
 }
 
-/// Children of init but the caller.
-const OTHERS: &str = r#"
-import os, errno, sys, json, time
-def parent(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file: return int(file.read().rpartition(")")[2].split()[1])
-    except (OSError, ValueError): return None
-def others():
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and parent(name) == 1 and int(name) != os.getpid()]
-def attempt(action):
-    try: action()
-    except OSError as error: return errno.errorcode[error.errno]
-    return "done"
+/// After [`INTERPRETERS`]: what a program may do to another one.
+const TRIES: &str = r#"
 def tries(pid):
     numbers = os.listdir(f"/proc/{pid}/fd")
     writes = {attempt(lambda: os.close(os.open(f"/proc/{pid}/fd/{number}", os.O_WRONLY | os.O_NONBLOCK))) for number in numbers}
-    return [attempt(lambda: os.readlink(f"/proc/{pid}/fd/0")), " ".join(sorted(writes & {"done", "EACCES"})), attempt(lambda: open(f"/proc/{pid}/mem", "rb").close()), attempt(lambda: open(f"/proc/{pid}/environ").read())]
+    return [attempt(lambda: os.readlink(f"/proc/{pid}/fd/0")), " ".join(sorted(writes & {"done", "EACCES"})),
+            attempt(lambda: open(f"/proc/{pid}/mem", "rb").close()), attempt(lambda: open(f"/proc/{pid}/environ").read())]
 "#;
+
+/// Has a program start another one ahead, and waits until that waits.
+#[track_caller]
+fn waiting(server: &Server, session: &mut Session<'_>) {
+    let before = count(server, "codebeaker_warm_interpreters_total{outcome=\"ready\"}");
+    session.ok(&code("javascript", "1"));
+    let ready = || count(server, "codebeaker_warm_interpreters_total{outcome=\"ready\"}") > before;
+    assert!(eventually(Duration::from_secs(20), ready), "none waits");
+}
 
 fn out_of_reach() {
     host().need(Feature::Node);
     host().need(Feature::Python);
     // No other session's counts.
     let server = Server::start(&setup(true).with_config("[pool]\nsandboxes_max = 0\n"));
+    for profile in ["default", "strict", "permissive"] {
+        let named = json!({"language": "javascript", "runtimeType": "NativeProcess", "profile": profile});
+        let mut session = Session::open(&server, &named);
+        waiting(&server, &mut session);
+        let text = format!(
+            "{INTERPRETERS}{TRIES}\nimport json\nends = os.pipe()\nchild = os.fork()\nif child == 0: time.sleep(60); os._exit(0)\n\
+             print(json.dumps([[tries(pid) for pid in interpreters()], tries(child)]))\nos.kill(child, 9)"
+        );
+        let seen = session.ok(&json!({"type": "execute_shell", "commandName": "python3", "args": ["-c", text]}));
+        let seen: Value = serde_json::from_str(seen["stdout"].as_str().expect("text")).expect("JSON");
+        let refused = json!(["EACCES", "EACCES", "EACCES", "EACCES"]);
+        let all_refused = seen[0].as_array().is_some_and(|all| !all.is_empty() && all.iter().all(|one| *one == refused));
+        assert!(all_refused, "{profile}: {seen}");
+        let own = &seen[1];
+        assert!([0, 2, 3].iter().all(|index| own[*index] == "done"), "{profile}, the control, its own child: {seen}");
+        assert!(own[1].as_str().is_some_and(|words| words.contains("done")), "and the pipe that it shares with it: {seen}");
+    }
     let mut session = native(&server);
-    let waiting = |session: &mut Session<'_>| {
-        let before = count(&server, "codebeaker_warm_interpreters_total{outcome=\"ready\"}");
-        session.ok(&code("javascript", "1"));
-        let ready = || count(&server, "codebeaker_warm_interpreters_total{outcome=\"ready\"}") > before;
-        assert!(eventually(Duration::from_secs(20), ready), "none waits");
-    };
-    waiting(&mut session);
-    let text = format!(
-        "{OTHERS}\nends = os.pipe()\nchild = os.fork()\nif child == 0: time.sleep(60); os._exit(0)\n\
-         print(json.dumps([[tries(pid) for pid in others()], tries(child)]))\nos.kill(child, 9)"
-    );
-    let seen = session.ok(&json!({"type": "execute_shell", "commandName": "python3", "args": ["-c", text]}));
-    let seen: Value = serde_json::from_str(seen["stdout"].as_str().expect("text")).expect("JSON");
-    let refused = json!(["EACCES", "EACCES", "EACCES", "EACCES"]);
-    assert!(seen[0].as_array().is_some_and(|all| !all.is_empty() && all.iter().all(|one| *one == refused)), "{seen}");
-    let own = &seen[1];
-    assert!([0, 2, 3].iter().all(|index| own[*index] == "done"), "the control, its own child: {seen}");
-    assert!(own[1].as_str().is_some_and(|words| words.contains("done")), "and the pipe that it shares with it: {seen}");
     for signal in [9, 19, 2, 15] {
-        waiting(&mut session);
-        let text = format!("{OTHERS}\nfound = others()\nfor pid in found: os.kill(pid, {signal})\nprint(len(found))");
+        waiting(&server, &mut session);
+        let text =
+            format!("{INTERPRETERS}\nfound = interpreters()\nfor pid in found: os.kill(pid, {signal})\nprint(len(found))");
         let found = session.ok(&json!({"type": "execute_shell", "commandName": "python3", "args": ["-c", text]}));
         assert_eq!(found["stdout"], "1\n", "signal {signal}");
         for round in 0..3 {
