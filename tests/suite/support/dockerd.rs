@@ -125,6 +125,8 @@ impl Dockerd {
             }
         }
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        // Podman leaves there what an image is loaded from.
+        command.env("TMPDIR", self.directory.path());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
         let child = command.spawn().expect("nsenter is there");
         *self.daemon.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
