@@ -190,12 +190,19 @@ fn engine_places(config: &Config) -> EnginePlaces {
 }
 
 fn isolate_bounds(config: &Config) -> IsolateBounds {
-    let RuntimesConfig { isolates_per_engine, isolate_engines_max, isolate_executions_max, isolate_engine_memory_mb, .. } =
-        config.runtimes;
+    let RuntimesConfig {
+        isolates_per_engine,
+        isolate_engines_max,
+        isolate_executions_max,
+        isolate_spares,
+        isolate_engine_memory_mb,
+        ..
+    } = config.runtimes;
     IsolateBounds {
         sessions_max: isolates_per_engine,
         engines_max: isolate_engines_max,
         executions_max: isolate_executions_max,
+        spares_max: isolate_spares,
         memory_bytes: NonZeroU64::new(isolate_engine_memory_mb << 20).unwrap_or(NonZeroU64::MAX),
     }
 }

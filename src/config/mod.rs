@@ -212,6 +212,8 @@ pub struct RuntimesConfig {
     pub isolate_engines_max: u64,
     /// Executions after which an engine of V8Isolate takes no further session, default 1000.
     pub isolate_executions_max: u64,
+    /// Places of an engine of V8Isolate that are opened before their session comes; 0 = none. Default 1.
+    pub isolate_spares: u64,
     /// Memory of an engine of V8Isolate with all its isolates, in MiB; default 4096.
     pub isolate_engine_memory_mb: u64,
 }
@@ -392,6 +394,7 @@ impl Default for RuntimesConfig {
             isolates_per_engine: 16,
             isolate_engines_max: 8,
             isolate_executions_max: 1000,
+            isolate_spares: 1,
             isolate_engine_memory_mb: 4096,
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::pipe::PipeFlags;
@@ -21,8 +21,11 @@ use crate::runtime::native::{Maker, NativeRuntime};
 use crate::runtime::{InstanceConfig, RuntimeKind};
 use crate::sandbox::error::SandboxError;
 
+use super::IsolateBounds;
+use super::cell::Cell;
 use super::files;
 use super::seats::{Key, Room};
+use super::spares::Spares;
 use super::wire::{Event, Id, LINE_BYTES_MAX, Request};
 
 /// An engine that does not take requests after this long is taken for broken.
@@ -53,13 +56,21 @@ pub struct Engine {
     requests: mpsc::Sender<Vec<u8>>,
     shared: Arc<Shared>,
     next: AtomicU64,
+    bounds: IsolateBounds,
     sessions: AtomicU64,
     executions: AtomicU64,
+    runs: AtomicU64,
+    spares: Mutex<Spares<Cell>>,
 }
 
 impl Engine {
     /// Starts one in a sandbox of its own.
-    pub async fn start(native: &NativeRuntime, config: &InstanceConfig, key: Key) -> Result<Arc<Self>, SandboxError> {
+    pub async fn start(
+        native: &NativeRuntime,
+        config: &InstanceConfig,
+        key: Key,
+        bounds: IsolateBounds,
+    ) -> Result<Arc<Self>, SandboxError> {
         let sandbox = native.sandbox(config, 0).await?;
         let streams = Streams::make().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
         let Streams { input, output, log, theirs } = streams;
@@ -85,8 +96,11 @@ impl Engine {
             requests,
             shared,
             next: AtomicU64::new(1),
+            bounds,
             sessions: AtomicU64::new(0),
             executions: AtomicU64::new(0),
+            runs: AtomicU64::new(0),
+            spares: Mutex::new(Spares::new(bounds.spares_max)),
         });
         match tokio::time::timeout(START_TIME, is_up).await {
             Ok(Ok(())) => Ok(engine),
@@ -111,6 +125,28 @@ impl Engine {
         Held(Arc::clone(self))
     }
 
+    /// Counts an execution as one that runs until what comes back is dropped.
+    pub fn run(self: &Arc<Self>) -> Running {
+        self.runs.fetch_add(1, Ordering::AcqRel);
+        Running(Arc::clone(self))
+    }
+
+    /// Executions that run.
+    pub fn runs(&self) -> u64 {
+        self.runs.load(Ordering::Acquire)
+    }
+
+    /// Places for sessions that are still to come; none once it takes no further session.
+    pub fn free(&self) -> u64 {
+        let takes = self.is_alive() && self.is_fit() && self.executions() < self.bounds.executions_max;
+        if takes { self.bounds.sessions_max.saturating_sub(self.sessions()) } else { 0 }
+    }
+
+    /// Places that are nobody's yet. The lock is held for a look and a change; it goes with the engine.
+    pub fn spares(&self) -> MutexGuard<'_, Spares<Cell>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has it take no further session: something of an earlier one could not be removed, or a place not be opened in time.
     pub fn retire(&self) {
         self.shared.worn.store(true, Ordering::Release);
@@ -118,7 +154,12 @@ impl Engine {
 
     /// A number, and the events that come for it.
     pub fn listen(&self) -> Result<Listener, Gone> {
-        self.adopt(self.next.fetch_add(1, Ordering::Relaxed))
+        self.adopt(self.number())
+    }
+
+    /// A number that nothing else has.
+    pub fn number(&self) -> Id {
+        self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The events of a number that nobody listens to any more.
@@ -187,6 +228,15 @@ pub struct Held(Arc<Engine>);
 impl Drop for Held {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An execution that runs in an engine.
+pub struct Running(Arc<Engine>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.runs.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

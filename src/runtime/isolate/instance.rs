@@ -16,22 +16,16 @@ use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::language::engines::Engine as EngineName;
-use crate::plan::files::{FileCommand, FileErrorKind};
+use crate::plan::files::FileCommand;
 use crate::runtime::native::{Maker, files};
-use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, OutputSink, Permissions, RuntimeKind};
+use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, RuntimeKind, Wants};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::IsolateRuntime;
-use super::engine::{Engine, Gone, Held};
+use super::cell::{self, Cell, gone};
+use super::engine::{Engine, Held};
 use super::run::{Run, drive};
-use super::seats::Room;
-use super::wire::{Event, Id, Request};
-
-/// How long an engine may take to open a session's place: its worker and the first isolate in it start, beside others that are busy.
-const OPEN_TIME: Duration = Duration::from_secs(20);
-
-/// How long the isolates of a session may take to die: V8 stops a thread where it looks for interrupts, which a call of its own may put off.
-const CLOSE_TIME: Duration = Duration::from_secs(10);
+use super::wire::Request;
 
 /// What an instance is made of.
 pub struct Parts {
@@ -50,20 +44,10 @@ pub struct IsolateInstance {
     config: InstanceConfig,
     enforcement: Enforcement,
     cell: tokio::sync::Mutex<Cell>,
+    origin: Origin,
     used: AtomicBool,
     cpu_ms: AtomicU64,
     memory_peak: AtomicU64,
-}
-
-/// What the session's executions see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Cell {
-    id: Id,
-    root: String,
-}
-
-fn gone(_: Gone) -> Failure {
-    Failure { kind: FailureKind::SandboxGone, message: "the engine of the session's isolates ended under the command".into() }
 }
 
 fn unsound() -> Failure {
@@ -74,7 +58,7 @@ impl IsolateInstance {
     /// In an engine that has a place for it.
     pub(super) async fn open(parts: Parts) -> Result<Arc<Self>, Failure> {
         let Parts { runtime, engine, held, config, enforcement } = parts;
-        let cell = open_cell(&engine, &config).await?;
+        let (cell, origin) = cell::take(&engine, &config).await?;
         Ok(Arc::new(Self {
             runtime,
             engine,
@@ -82,6 +66,7 @@ impl IsolateInstance {
             config,
             enforcement,
             cell: tokio::sync::Mutex::new(cell),
+            origin,
             used: AtomicBool::new(false),
             cpu_ms: AtomicU64::new(0),
             memory_peak: AtomicU64::new(0),
@@ -93,10 +78,10 @@ impl IsolateInstance {
         let mut cell = self.cell.lock().await;
         let looks_only = matches!(command.kind(), CommandKind::ReadFile | CommandKind::ListDirectory);
         if !self.config.persist_filesystem && !looks_only && self.used.load(Ordering::Acquire) {
-            let fresh = open_cell(&self.engine, &self.config).await?;
+            let (fresh, _) = cell::take(&self.engine, &self.config).await?;
             let old = std::mem::replace(&mut *cell, fresh);
             let engine = Arc::clone(&self.engine);
-            tokio::spawn(async move { close_cell(&engine, &old).await });
+            tokio::spawn(async move { cell::close(&engine, &old).await });
         }
         if !looks_only {
             self.used.store(command.kind().executes(), Ordering::Release);
@@ -169,7 +154,9 @@ impl IsolateInstance {
             timeout: self.timeout(code.timeout),
             limits: &self.config.limits,
         };
+        let running = self.engine.run();
         let answer = drive(run, sink, control).await;
+        drop(running);
         let delete = FileCommand::Delete { path: file.into(), recursive: false };
         // It may have removed itself.
         self.engine.file(&cell.root, delete).await.map_err(gone)?.ok();
@@ -182,62 +169,6 @@ impl IsolateInstance {
     fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
         let limits = &self.config.limits;
         asked.map_or(limits.timeout, |seconds| Duration::from_secs(seconds.get().into())).min(limits.timeout_max)
-    }
-}
-
-/// A directory of its own, and a cell that may reach nothing else.
-async fn open_cell(engine: &Arc<Engine>, config: &InstanceConfig) -> Result<Cell, Failure> {
-    let mut listener = engine.listen().map_err(gone)?;
-    let cell = Cell { id: listener.id, root: format!("/workspace/{}", listener.id) };
-    for name in ["workspace", "tmp"] {
-        let path = format!("{}/{name}", cell.root).into_bytes();
-        let create = FileCommand::CreateDirectory { path, recursive: true, permissions: None };
-        if let Err(error) = engine.file("/", create).await.map_err(gone)? {
-            remove(engine, &cell.root).await;
-            return Err(files::refusal("the session's directory", &error));
-        }
-    }
-    let memory = config.limits.memory_bytes.get();
-    let opened = async {
-        engine.send(&Request::Open { cell: cell.id, root: cell.root.clone(), memory }).await?;
-        while listener.next().await? != (Event::Opened { cell: cell.id }) {}
-        Ok(())
-    };
-    let Ok(opened) = tokio::time::timeout(OPEN_TIME, opened).await else {
-        // Sessions that it has may go on: whether it still does what it is told is found out by closing the place.
-        engine.retire();
-        drop(listener);
-        let engine = Arc::clone(engine);
-        tokio::spawn(async move { close_cell(&engine, &cell).await });
-        let message = format!("the engine of the session's isolates opened no place for it within {OPEN_TIME:?}");
-        return Err(Failure { kind: FailureKind::IoError, message });
-    };
-    opened.map(|()| cell).map_err(gone)
-}
-
-/// Ends a cell with its isolates and removes what they left. What can't be removed makes the engine unfit for others.
-async fn close_cell(engine: &Arc<Engine>, cell: &Cell) {
-    let Ok(mut listener) = engine.adopt(cell.id) else { return };
-    let closed = async {
-        engine.send(&Request::Close { cell: cell.id }).await?;
-        while listener.next().await? != (Event::Closed { cell: cell.id }) {}
-        Ok::<(), Gone>(())
-    };
-    match tokio::time::timeout(CLOSE_TIME, closed).await {
-        Ok(Ok(())) => {}
-        Ok(Err(Gone)) => return,
-        Err(_) => return engine.give_up("an isolate could not be ended"),
-    }
-    remove(engine, &cell.root).await;
-}
-
-/// Removes a cell's directories, as far as they are there. What stays makes the engine unfit for others.
-async fn remove(engine: &Engine, root: &str) {
-    let delete = FileCommand::Delete { path: root.to_owned().into(), recursive: true };
-    match engine.file("/", delete).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) if error.kind == FileErrorKind::FileNotFound => {}
-        Ok(Err(_)) | Err(Gone) => engine.retire(),
     }
 }
 
@@ -257,6 +188,10 @@ impl Instance for IsolateInstance {
             CommandResult::of(id, started, self.carry_out(command, sink.as_ref(), &mut control).await)
         }
         .boxed()
+    }
+
+    fn origin(&self) -> Origin {
+        self.origin
     }
 
     fn enforcement(&self) -> Enforcement {
@@ -280,8 +215,11 @@ impl Instance for IsolateInstance {
         async move {
             let Some(held) = self.held.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
             let cell = self.cell.lock().await.clone();
-            close_cell(&self.engine, &cell).await;
+            cell::close(&self.engine, &cell).await;
             drop(held);
+            if self.config.wants == Wants::Any {
+                cell::see_to_next(&self.engine);
+            }
             self.runtime.left(&self.engine);
         }
         .boxed()

@@ -4,11 +4,13 @@
 //! directory; the row `own_sandbox` of `enforcement` says that the sandbox is shared, and the isolation level follows from it. The
 //! engine is Deno, whose workers have permissions of their own: docs/decisions/0054. Read `seats` and `engine`, then `instance` and `run`.
 
+mod cell;
 mod engine;
 mod files;
 mod instance;
 mod run;
 mod seats;
+mod spares;
 mod wire;
 
 use std::num::NonZeroU64;
@@ -57,6 +59,8 @@ pub struct IsolateBounds {
     pub engines_max: u64,
     /// Executions after which an engine takes no further session.
     pub executions_max: u64,
+    /// Places of an engine that are opened before their session comes.
+    pub spares_max: u64,
     /// Memory of one engine with all its isolates and files.
     pub memory_bytes: NonZeroU64,
 }
@@ -122,7 +126,7 @@ impl IsolateRuntime {
         config: &InstanceConfig,
         key: Key,
     ) -> Result<(Arc<Engine>, engine::Held), SandboxError> {
-        let started = Engine::start(&self.native, &self.engine_config(config), key).await;
+        let started = Engine::start(&self.native, &self.engine_config(config), key, self.bounds).await;
         let mut seats = self.seats();
         match &started {
             Ok(engine) => {

@@ -182,7 +182,7 @@ mod tests {
     /// Engines for three sessions each, two at once.
     fn seats() -> Seats<Fake> {
         let memory_bytes = NonZeroU64::new(1 << 30).expect("not zero");
-        Seats::new(IsolateBounds { sessions_max: 3, engines_max: 2, executions_max: 10, memory_bytes })
+        Seats::new(IsolateBounds { sessions_max: 3, engines_max: 2, executions_max: 10, spares_max: 1, memory_bytes })
     }
 
     fn new(seats: &mut Seats<Fake>, owner: &str) -> Number {

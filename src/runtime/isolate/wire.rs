@@ -18,8 +18,11 @@ pub type Id = u64;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub enum Request {
-    /// A session whose directory is `root`, each of whose isolates may have `memory` bytes.
-    Open { cell: Id, root: String, memory: u64 },
+    /// A place whose directory is `root`, each of whose isolates may have `memory` bytes. A spare one is open when its first isolate
+    /// waits for a program, and runs none before it is claimed.
+    Open { cell: Id, root: String, memory: u64, spare: bool },
+    /// A spare one is a session's now. Answered like its opening.
+    Claim { cell: Id },
     /// Run the module at `url` in a fresh isolate.
     Run { cell: Id, run: Id, url: String, args: Vec<String>, env: BTreeMap<String, String>, memory: u64 },
     /// Standard input, as base64.

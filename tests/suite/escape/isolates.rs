@@ -42,7 +42,7 @@ fn code(code: &str) -> Value {
 
 /// Runs code that must end well; what it printed.
 #[track_caller]
-fn printed(session: &mut Session<'_>, text: &str) -> String {
+pub fn printed(session: &mut Session<'_>, text: &str) -> String {
     session.ok(&code(text))["stdout"].as_str().expect("stdout is a string").trim_end().to_owned()
 }
 
@@ -55,7 +55,7 @@ fn told_json(session: &mut Session<'_>, text: &str) -> Value {
 
 /// Where a session's directory lies in its engine: every isolate may know it, for its own.
 #[track_caller]
-fn place(session: &mut Session<'_>) -> String {
+pub fn place(session: &mut Session<'_>) -> String {
     printed(session, "console.log(decodeURIComponent(new URL('.', import.meta.url).pathname))").trim_end_matches('/').to_owned()
 }
 

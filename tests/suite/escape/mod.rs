@@ -10,6 +10,7 @@ mod kernel;
 mod places;
 mod races;
 mod setup;
+mod spares;
 mod starts;
 mod walls;
 
@@ -19,7 +20,15 @@ use crate::support::{Feature, Session, Setup, host};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     let attempts = [identity::trials(), kernel::trials(), places::trials(), races::trials(), setup::trials()];
-    let lists = [blocked::trials(), engines::trials(), golden::trials(), isolates::trials(), starts::trials(), walls::trials()];
+    let lists = [
+        blocked::trials(),
+        engines::trials(),
+        golden::trials(),
+        isolates::trials(),
+        spares::trials(),
+        starts::trials(),
+        walls::trials(),
+    ];
     attempts.into_iter().chain(lists).flatten().collect()
 }
 

@@ -79,7 +79,8 @@ fn starts() {
 
 /// A server whose engines of isolates have two sessions and few files.
 fn scarce(directory: &tempfile::TempDir) -> Server {
-    let setup = Setup::engines().with_config("measure = false\nisolates_per_engine = 2\nisolate_engines_max = 1\n");
+    let setup =
+        Setup::engines().with_config("measure = false\nisolates_per_engine = 2\nisolate_engines_max = 1\nisolate_spares = 0\n");
     Server::start(&setup.with_profile(directory.path(), "scarce", &format!("inodes = {INODES}")))
 }
 

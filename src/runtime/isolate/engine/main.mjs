@@ -96,26 +96,43 @@ function nudge(address, after, until) {
 
 const cells = new Map(), runs = new Map();
 
-function open({ cell: id, root, memory }) {
+function open({ cell: id, root, memory, spare }) {
   const library = HERE.pathname;
   const permissions = { read: [root, library], write: [root], net: false, env: false, run: false, ffi: false, sys: false, import: false };
   const address = new URL(`cell.mjs?${new URLSearchParams({ root, memory })}`, HERE);
   const worker = new Worker(address, { type: "module", name: `cell-${id}`, deno: { permissions } });
-  const cell = { worker, post: () => {} };
+  const cell = { worker, post: () => {}, spare, isOpen: !spare };
   cells.set(id, cell);
   worker.onmessage = ({ data }) => {
     if (!data.port) return heard(id, data);
     waking.delete(address.href);
     cell.post = (message) => data.port.postMessage(message);
-    tell({ ev: "opened", cell: id });
+    if (cell.isOpen) tell({ ev: "opened", cell: id });
   };
   worker.onerror = (event) => { event.preventDefault(); fail(`a cell failed: ${event.message}`); };
   wake(address.href);
 }
 
+// A spare one is a session's once.
+function claim({ cell: id }) {
+  const cell = cells.get(id);
+  if (!cell?.spare || !cell.isOpen) fail("a cell was claimed that is no spare one");
+  cell.spare = false;
+  tell({ ev: "opened", cell: id });
+}
+
+// The first isolate of a spare cell waits for a program.
+function here(id, address) {
+  waking.delete(address);
+  const cell = cells.get(id);
+  if (!cell || cell.isOpen) return;
+  cell.isOpen = true;
+  tell({ ev: "opened", cell: id });
+}
+
 function heard(cell, message) {
   if (message.made !== undefined) return wake(message.made);
-  if (message.here !== undefined) return waking.delete(message.here);
+  if (message.here !== undefined) return here(cell, message.here);
   const run = runs.get(message.run);
   if (!run) return;
   if (message.thread !== undefined) {
@@ -217,6 +234,7 @@ function look() {
 setInterval(() => { try { look(); } catch { /* the next time */ } }, LOOK_MS);
 
 function run(message) {
+  if (cells.get(message.cell)?.spare) fail("a cell that is nobody's was to run a program");
   runs.set(message.run, { cell: message.cell, memory: message.memory, least: resident(), bound: 0, peak: 0, cpuUs: 0, told: Infinity, last: {} });
   cells.get(message.cell)?.post(message);
 }
@@ -246,6 +264,7 @@ async function close({ cell: id }) {
 function take(message) {
   switch (message.op) {
     case "open": return open(message);
+    case "claim": return claim(message);
     case "run": return run(message);
     case "input": return cells.get(runs.get(message.run)?.cell)?.post({ input: message.run, data: Uint8Array.fromBase64(message.data), eof: message.eof });
     case "end": return end(message.run, {});
