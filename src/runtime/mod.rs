@@ -215,6 +215,11 @@ pub trait Runtime: Send + Sync {
     fn lacks(&self, _language: &str) -> Option<String> {
         None
     }
+    /// Finds out what it takes an environment to know: the version of an engine, on which depends what it serves. At once where that
+    /// is known; where it can't be found out, `availability` says so from then on, or the next `create`.
+    fn learn(&self, _: InstanceConfig) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
     /// Makes an environment; nothing is left behind when it fails.
     fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>>;
     /// Ends what is left of its environments and gives back what it holds on the host. Waits for that, so that a process which

@@ -259,6 +259,43 @@ proptest! {
     }
 
     #[test]
+    fn who_was_chosen_stays_chosen_when_any_one_of_its_figures_gets_better_or_anothers_gets_worse(
+        requirements in any_requirements(), candidates in any_candidates(), figure in 0usize..3, factor in 0.01f64..1.0,
+        (other, worse) in (0usize..7, any::<bool>()),
+    ) {
+        let Some(kind) = chosen(&requirements, &candidates) else { return Ok(()) };
+        let mut changed = candidates;
+        let at = if worse { other } else { changed.iter().position(|facts| facts.kind == kind).expect("one of them") };
+        if worse && changed[at].kind == kind {
+            return Ok(());
+        }
+        let features = &mut changed[at].features;
+        let (factor, level) = if worse { (1.0 / factor, features.isolation_level.saturating_sub(1)) } else { (factor, features.isolation_level + 1) };
+        match figure {
+            0 => features.startup_time_ms *= factor,
+            1 => features.memory_overhead_mb *= factor,
+            _ => features.isolation_level = level.min(10),
+        }
+        prop_assert_eq!(chosen(&requirements, &changed), Some(kind));
+    }
+
+    #[test]
+    fn who_is_named_is_taken_or_its_reason_comes_first(
+        requirements in any_requirements(), candidates in any_candidates(), kind in prop::sample::select(RuntimeKind::ALL.to_vec()),
+    ) {
+        let named = Requirements { runtime: Some(kind), ..requirements };
+        let able = candidates.iter().any(|facts| meets(&named, facts));
+        match select(&named, &candidates) {
+            Ok(selection) => prop_assert!(able && selection.candidates[0].runtime == kind),
+            Err(refused) => {
+                let other = format!("the request names {}", kind.name());
+                prop_assert!(!able && refused[0].runtime == kind && refused[0].reason != other);
+                prop_assert!(refused[1..].iter().all(|candidate| candidate.reason == other));
+            }
+        }
+    }
+
+    #[test]
     fn who_was_chosen_stays_chosen_when_it_gets_better(
         requirements in any_requirements(), candidates in any_candidates(), factor in 0.1f64..1.0,
     ) {

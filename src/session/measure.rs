@@ -32,6 +32,8 @@ impl Manager {
         if !self.shared.config.runtimes.measure {
             return;
         }
+        // What an engine serves, and so what is to be measured, depends on its version.
+        self.ask_engines(None).await;
         for row in self.languages() {
             let Some(language) = self.shared.languages.get(&row.name) else { continue };
             for kind in row.runtimes {

@@ -13,8 +13,9 @@ use crate::id::ExecutionId;
 use crate::language::Language;
 use crate::language::plan::version_plan;
 use crate::runtime::registry::InImage;
-use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, RuntimeKind, Wants};
+use crate::runtime::{Availability, ExecutionRequest, Instance, InstanceConfig, Runtime, RuntimeKind, Wants};
 
+use super::admission;
 use super::api::{CreateSession, LanguageRow, Principal, SessionError};
 use super::locked;
 use super::manager::Manager;
@@ -34,10 +35,50 @@ pub(super) enum Said {
 }
 
 impl Manager {
-    /// The rows of `language.list`, each installed language asked for its version unless it was before.
+    /// The rows of `language.list`, each engine and each installed language asked for its version unless it was before.
     pub async fn probed_languages(&self) -> Vec<LanguageRow> {
+        self.ask_engines(None).await;
         self.probe_languages().await;
         self.languages()
+    }
+
+    /// Has engines that have not told their version do so, all of them or that one: until then they serve what every version serves.
+    /// True when one told it.
+    pub(super) async fn ask_engines(&self, only: Option<RuntimeKind>) -> bool {
+        let mut told = false;
+        for kind in RuntimeKind::ALL.into_iter().filter(|kind| only.is_none_or(|only| only == *kind)) {
+            let Some(runtime) = self.shared.registry.get(kind) else { continue };
+            if runtime.version().is_some() || runtime.availability() != Availability::Available {
+                continue;
+            }
+            match self.plain_config(runtime.as_ref()) {
+                Ok(Some(config)) => runtime.learn(config).await,
+                Ok(None) => {}
+                Err(error) => tracing::warn!(runtime = kind.name(), %error, "it could not be asked what it is"),
+            }
+            told |= runtime.version().is_some();
+        }
+        told
+    }
+
+    /// An environment of that runtime that nobody asked for, in a language that it serves; none when it serves none yet.
+    fn plain_config(&self, runtime: &dyn Runtime) -> Result<Option<InstanceConfig>, SessionError> {
+        let Some(language) = runtime.languages().first().and_then(|name| self.shared.languages.get(name)) else {
+            return Ok(None);
+        };
+        let request = self.own_request(&language.name);
+        let profile = self.profile(&request.profile)?;
+        let (settings, _) = admission::settle(&request, &profile, &self.shared.config.session)?;
+        let image = runtime.own_root().unwrap_or_else(|| self.default_image(&language));
+        Ok(Some(InstanceConfig::without_server(language, image, profile, settings.limits)))
+    }
+
+    /// For what the server does of its own accord: under `default`, or the first profile where that one is not offered.
+    fn own_request(&self, language: &str) -> CreateSession {
+        let offered = &self.shared.config.sandbox.profiles;
+        let profile = offered.iter().find(|name| *name == "default").or_else(|| offered.first());
+        let request = CreateSession::of(language);
+        CreateSession { profile: profile.cloned().unwrap_or_else(|| request.profile.clone()), ..request }
     }
 
     /// Asks every language whose programs are there for its version; `languages` tells what is known. Failures to ask are
@@ -96,11 +137,7 @@ impl Manager {
     /// Asks all languages of one image in one sandbox.
     async fn ask(&self, image: &str, languages: &[Arc<Language>]) -> Result<(), SessionError> {
         let Some(first) = languages.first() else { return Ok(()) };
-        let offered = &self.shared.config.sandbox.profiles;
-        let profile = offered.iter().find(|name| *name == "default").or_else(|| offered.first());
-        let mut request = CreateSession::of(&first.name);
-        request.profile = profile.cloned().unwrap_or(request.profile);
-        request.runtime = Some(RuntimeKind::NativeProcess);
+        let request = CreateSession { runtime: Some(RuntimeKind::NativeProcess), ..self.own_request(&first.name) };
         let opening = self.prepare(&Principal(String::new()), &request, &[], Visibility::Internal)?;
         // Asking takes no place: what clients may have is theirs.
         drop(opening.place);

@@ -187,7 +187,7 @@ impl IsolateRuntime {
         let runtime = self.itself.upgrade().ok_or_else(|| SandboxError::Internal("the runtime is going down".into()))?;
         let rows = limit_rows(&config.limits);
         held::refuse_named(config.named_limits, &rows)?;
-        self.native.learn(&config).await?;
+        self.native.ask_what_it_is(&config).await?;
         let (engine, held) = self.place(&config).await?;
         let mut enforcement: Enforcement = engine.sandbox().enforcement().clone();
         enforcement.limits = rows;
@@ -297,6 +297,10 @@ impl Runtime for IsolateRuntime {
 
     fn own_root(&self) -> Option<String> {
         self.native.own_root()
+    }
+
+    fn learn(&self, config: InstanceConfig) -> BoxFuture<'_, ()> {
+        self.native.learn(config)
     }
 
     fn create(&self, config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {

@@ -268,7 +268,7 @@ impl NativeRuntime {
     }
 
     /// Asks what the flavour has to know, in a sandbox like the one that is wanted.
-    pub(in crate::runtime) async fn learn(&self, config: &InstanceConfig) -> Result<(), SandboxError> {
+    pub(in crate::runtime) async fn ask_what_it_is(&self, config: &InstanceConfig) -> Result<(), SandboxError> {
         let _one_at_a_time = self.asking.lock().await;
         if let Some(question) = self.flavour.question() {
             let config = InstanceConfig { environment_id: EnvironmentId::random(), wants: Wants::New, ..config.clone() };
@@ -452,9 +452,18 @@ impl Runtime for NativeRuntime {
         self.flavour.lacks(self.works.parts.languages.get(language)?.as_ref())
     }
 
+    fn learn(&self, config: InstanceConfig) -> BoxFuture<'_, ()> {
+        async move {
+            if let Err(error) = self.ask_what_it_is(&config).await {
+                tracing::info!(runtime = self.kind().name(), %error, "it could not be asked what it is");
+            }
+        }
+        .boxed()
+    }
+
     fn create(&self, mut config: InstanceConfig) -> BoxFuture<'_, Result<Arc<dyn Instance>, SandboxError>> {
         async move {
-            self.learn(&config).await?;
+            self.ask_what_it_is(&config).await?;
             self.prepare(&config).await?;
             let permissions = config.permissions.clone().unwrap_or_default();
             config.language = self.flavour.language(&config.language, &permissions).ok_or_else(|| {
