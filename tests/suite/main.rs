@@ -10,6 +10,7 @@ mod conformance;
 mod delegation;
 mod docker;
 mod egress;
+mod engines;
 mod escape;
 mod faults;
 mod images;
@@ -56,6 +57,7 @@ fn trials() -> Vec<libtest_mimic::Trial> {
     trials.extend(recipes::trials());
     trials.extend(languages::trials());
     trials.extend(egress::trials());
+    trials.extend(engines::trials());
     trials.extend(docker::trials());
     trials.extend(warm::trials());
     trials.extend(warm::prestarted::trials());

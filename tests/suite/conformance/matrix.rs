@@ -35,6 +35,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             }),
             ("Bun takes part, in JavaScript and TypeScript", || takes_part(Feature::Bun, "Bun", &["javascript", "typescript"])),
             ("Node takes part, in JavaScript", || takes_part(Feature::Node, "NodeJs", &["javascript"])),
+            ("a newer Node takes part, in JavaScript and TypeScript, and an older one in JavaScript alone", newer_node),
             ("V8 isolates take part, in JavaScript and TypeScript", || {
                 takes_part(Feature::Deno, "V8Isolate", &["javascript", "typescript"]);
             }),
@@ -84,9 +85,11 @@ fn rows(client: &mut Client, method: &str, field: &str) -> Vec<Value> {
 impl Pair {
     fn all(server: &Server) -> Vec<Self> {
         let mut client = server.client();
+        // First: it has engines tell their version, on which depends what they serve.
+        let languages = rows(&mut client, "language.list", "languages");
         let runtimes = rows(&mut client, "runtime.list", "runtimes");
         let mut pairs = Vec::new();
-        for language in rows(&mut client, "language.list", "languages").iter().filter(|row| row["installed"] == true) {
+        for language in languages.iter().filter(|row| row["installed"] == true) {
             let Some(speech) = SPEECHES.iter().find(|speech| language["name"] == speech.language) else { continue };
             for runtime in words(&language["runtimes"]) {
                 let row = runtimes.iter().find(|row| row["type"] == runtime.as_str()).expect("a language's runtime is listed");
@@ -120,12 +123,35 @@ impl Pair {
 fn everywhere(claim: fn(&Pair, &Server)) {
     let server = Setup::engines().shared();
     for pair in Pair::all(&server) {
-        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(&pair, &server)));
-        if let Err(panic) = tried {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            panic!("{} in {}: {}", pair.runtime, pair.speech.language, text.unwrap_or("a panic without a message"));
-        }
+        tried(&pair, &server, claim);
     }
+    let Some(older) = Setup::older_node() else { return };
+    let server = older.shared();
+    for pair in Pair::all(&server).iter().filter(|pair| pair.runtime == "NodeJs") {
+        tried(pair, &server, claim);
+    }
+}
+
+fn tried(pair: &Pair, server: &Server, claim: fn(&Pair, &Server)) {
+    let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(pair, server)));
+    if let Err(panic) = tried {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        panic!("{} in {}: {}", pair.runtime, pair.speech.language, text.unwrap_or("a panic without a message"));
+    }
+}
+
+fn newer_node() {
+    takes_part(Feature::NewerNode, "NodeJs", &["javascript", "typescript"]);
+    let Some(older) = Setup::older_node() else { return };
+    let server = older.shared();
+    let all = Pair::all(&server);
+    let serves = |language: &str| all.iter().any(|pair| pair.runtime == "NodeJs" && pair.speech.language == language);
+    assert!(serves("javascript"), "the control");
+    let version = std::process::Command::new("/usr/bin/node").arg("--version").output().expect("it is there").stdout;
+    let version = String::from_utf8_lossy(&version).into_owned();
+    let mut numbers = version.trim_start_matches('v').split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let since = (numbers.next(), numbers.next()) >= (Some(22), Some(18));
+    assert_eq!(serves("typescript"), since, "{version}");
 }
 
 /// What the host has must not be missing from the matrix.

@@ -84,6 +84,10 @@ pub(super) fn strict() {
     let outside = engine.inspect(&container(&session));
     assert_eq!(outside["Config"]["User"], "65534:65534");
     assert_eq!(outside["HostConfig"]["PidsLimit"], 65);
+    let unnamed = super::session(&server, &json!({}));
+    let config = engine.inspect(&container(&unnamed))["HostConfig"].clone();
+    assert_eq!((&config["Memory"], &config["PidsLimit"]), (&json!(512 << 20), &json!(257)), "what `default` gives");
+    drop(unnamed);
     // Init needs `capset`, so the engine's filter lets it through; the program's own filter does not.
     let refused = session.program("setpriv", &["--inh-caps=-all", "true"]);
     assert_eq!(refused["errorKind"], "nonzero_exit", "{refused}");

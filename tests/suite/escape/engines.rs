@@ -1,6 +1,8 @@
 //! The walls around engines: the same plan as for every sandbox, tried from JavaScript. Each engine's own permission flags are
 //! open as far as they go, so that what holds is the sandbox.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::support::host::node_parts;
@@ -21,14 +23,15 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
     )
 }
 
-/// Every engine that is here.
-fn engines() -> Vec<&'static str> {
+/// Every engine that is here, with the server that has it.
+fn engines() -> Vec<(Arc<Server>, &'static str)> {
     let all = [(Feature::Deno, "Deno"), (Feature::Bun, "Bun"), (Feature::Node, "NodeJs")];
-    let here: Vec<&str> =
-        all.into_iter().filter(|(feature, _)| crate::support::Host::has(*feature)).map(|(_, name)| name).collect();
+    let here = all.into_iter().filter(|(feature, _)| crate::support::Host::has(*feature));
+    let mut here: Vec<_> = here.map(|(_, name)| (Setup::engines().shared(), name)).collect();
     if here.is_empty() {
         host().need(Feature::Node);
     }
+    here.extend(Setup::older_node().map(|setup| (setup.shared(), "NodeJs")));
     here
 }
 
@@ -47,8 +50,7 @@ fn told(session: &mut Session<'_>, code: &str) -> Value {
 }
 
 fn roots() {
-    let server = Setup::engines().shared();
-    for engine in engines() {
+    for (server, engine) in engines() {
         let mut session = open(&server, engine);
         assert_eq!(session.created["image"], "minimal", "{engine}");
         let absent = "['/etc/shadow', '/usr/bin/env', '/bin/sh', '/usr/share/doc', '/root', '/home/user/.bashrc', '/var/log', '/run', '/boot']";
@@ -63,7 +65,7 @@ fn roots() {
 
 fn parts() {
     host().need(Feature::NodeParts);
-    let server = Setup::engines().shared();
+    let server = Setup::older_node().unwrap_or_else(Setup::engines).shared();
     let mut session = open(&server, "NodeJs");
     let parts = node_parts();
     let neighbours: Vec<String> = parts
@@ -84,10 +86,9 @@ fn parts() {
 }
 
 fn canary() {
-    let server = Setup::engines().shared();
-    let canary = server.outside().join("canary-of-engines");
-    std::fs::write(&canary, "canary of the host").expect("the fixture's directory is writable");
-    for engine in engines() {
+    for (server, engine) in engines() {
+        let canary = server.outside().join("canary-of-engines");
+        std::fs::write(&canary, "canary of the host").expect("the fixture's directory is writable");
         let mut session = open(&server, engine);
         session.write("own", "the control");
         let path = canary.display();
@@ -100,8 +101,8 @@ fn canary() {
         assert_eq!(told(&mut session, &code), json!(["the control"]), "{engine}");
         let read = session.execute(&json!({"type": "read_file", "path": canary.display().to_string()}));
         assert_eq!(read["errorKind"], "file_not_found", "{engine}: {read}");
+        assert_eq!(std::fs::read_to_string(&canary).expect("the canary lives"), "canary of the host");
     }
-    assert_eq!(std::fs::read_to_string(&canary).expect("the canary lives"), "canary of the host");
 }
 
 /// What the kernel says of a program, whatever runs it.
@@ -110,9 +111,8 @@ const STATUS: &str = "const text = fs.readFileSync('/proc/self/status', 'utf8');
                       rows[name] = text.match(new RegExp(name + ':\\\\s*(\\\\S+)'))[1];\n}\nconsole.log(JSON.stringify(rows));";
 
 fn identity() {
-    let server = Setup::engines().shared();
     let none = "0000000000000000";
-    for engine in engines() {
+    for (server, engine) in engines() {
         let status = if engine == "Deno" {
             // Deno keeps /proc from every program that is not allowed everything; a command of the session's own is.
             let mut session = open(&server, engine);
@@ -130,8 +130,7 @@ fn identity() {
 }
 
 fn listener() {
-    let server = Setup::engines().shared();
-    for engine in engines() {
+    for (server, engine) in engines() {
         let mut session = open(&server, engine);
         // Deno has a flag for the network, which no profile lets a request open: there a command of the session's own asks.
         let code = format!(
@@ -190,9 +189,16 @@ fn deno_permissions() {
 
 fn node_permissions() {
     host().need(Feature::Node);
-    let server = Setup::engines().shared();
-    let (went, row) = with_permissions(&server, "NodeJs", &json!({}), &ATTEMPTS);
+    permissions_of_node(&Setup::engines().shared());
+    // Its flags have other names.
+    if let Some(older) = Setup::older_node() {
+        permissions_of_node(&older.shared());
+    }
+}
+
+fn permissions_of_node(server: &Server) {
+    let (went, row) = with_permissions(server, "NodeJs", &json!({}), &ATTEMPTS);
     assert_eq!((went, &row["state"]), (json!(["read the workspace", "write the workspace"]), &json!("degraded")), "{row}");
-    let (went, _) = with_permissions(&server, "NodeJs", &json!({"allowRead": ["/"], "allowWrite": ["/tmp"]}), &ATTEMPTS);
+    let (went, _) = with_permissions(server, "NodeJs", &json!({"allowRead": ["/"], "allowWrite": ["/tmp"]}), &ATTEMPTS);
     assert_eq!(went, json!(["read the workspace", "read elsewhere", "write elsewhere"]));
 }

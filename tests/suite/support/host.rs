@@ -23,6 +23,8 @@ pub enum Feature {
     Deno,
     /// Bun, where `scripts/test` installs it.
     Bun,
+    /// A Node that takes types away by itself, where `scripts/test` installs it.
+    NewerNode,
     /// Engines for WebAssembly, where `scripts/test` installs them.
     WasmEngines,
     /// Python's binding of libseccomp, the oracle of what other engines make of a profile.
@@ -62,6 +64,7 @@ impl Feature {
             Self::NodeParts => "node_parts",
             Self::Deno => "deno",
             Self::Bun => "bun",
+            Self::NewerNode => "newer_node",
             Self::WasmEngines => "wasm_engines",
             Self::Libseccomp => "libseccomp",
             Self::X86 => "x86",
@@ -151,6 +154,7 @@ impl Host {
                 (there, "there is no target/engines/python.wasm or javascript.wasm (scripts/test installs them)")
             }
             Feature::Bun => (engine("bun").is_some(), "there is no target/engines/bun (scripts/test installs it)"),
+            Feature::NewerNode => (engine("node").is_some(), "there is no target/engines/node (scripts/test installs it)"),
             Feature::Libseccomp => (libseccomp(), "python3 has no module `seccomp` (package python3-seccomp)"),
             Feature::X86 => (cfg!(target_arch = "x86_64"), "this is not x86-64"),
             Feature::CgroupPids => (controller("pids"), "the pids controller is not there"),

@@ -35,10 +35,11 @@ impl Setup {
         Self { config: "[sandbox]\nprofiles = [\"default\", \"strict\", \"permissive\"]\n".into(), ..Self::default() }
     }
 
-    /// With every engine that was installed for tests, Node where the host has it, and the Docker engine of the suite.
+    /// With every engine that was installed for tests, else the one that the host has, and the Docker engine of the suite.
     pub fn engines() -> Self {
-        let place =
-            |engine: &str| host::engine(engine).map(|path| format!("{engine} = \"{}\"\n", path.display())).unwrap_or_default();
+        let place = |engine: &str, key: &str| {
+            host::engine(engine).map(|path| format!("{key} = \"{}\"\n", path.display())).unwrap_or_default()
+        };
         let docker = if host::Host::has(host::Feature::Dockerd) {
             format!("docker = \"{}\"\n", dockerd::dockerd().socket().display())
         } else {
@@ -47,11 +48,21 @@ impl Setup {
         // What is compiled for WebAssembly is kept there too, so that only the first server of a run compiles.
         let directory = host::engines_dir();
         Self::plain().with_config(&format!(
-            "[runtimes]\nengines_dir = \"{}\"\n{}{}{docker}",
+            "[runtimes]\nengines_dir = \"{}\"\n{}{}{}{docker}",
             directory.display(),
-            place("deno"),
-            place("bun")
+            place("deno", "deno"),
+            place("bun", "bun"),
+            place("node", "nodejs"),
         ))
+    }
+
+    /// With the host's Node and no other engine, where [`Setup::engines`] has a newer one: what an older version can't do, and the flags
+    /// that it takes, are tried too.
+    pub fn older_node() -> Option<Self> {
+        let config =
+            "[runtimes]\ndeno = \"off\"\nbun = \"off\"\ndocker = \"off\"\nwasm = \"off\"\nnodejs = \"/usr/bin/node\"\n";
+        let both = host::Host::has(host::Feature::Node) && host::Host::has(host::Feature::NewerNode);
+        both.then(|| Self::plain().with_config(config))
     }
 
     /// With a profile `name` in `directory`, which is the one by default with `line` in the place of the line of the same key.

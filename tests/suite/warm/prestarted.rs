@@ -20,6 +20,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         &[
             ("a corpus of programs gives the same in Deno as one that was not started ahead", deno),
             ("a corpus of programs gives the same in Node's runtime as one that was not started ahead", node),
+            ("a corpus of programs gives the same in Node's runtime in TypeScript", node_typescript),
             ("a corpus of programs gives the same in Node of an image as one that was not started ahead", node_of_an_image),
             ("Python and JavaScript in WebAssembly give the same as ones that were not started ahead", wasm),
             (
@@ -36,7 +37,11 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
 }
 
 fn setup(enabled: bool) -> Setup {
-    Setup::engines().with_config(&format!("[warm]\nenabled = {enabled}\n"))
+    with_warm(Setup::engines(), enabled)
+}
+
+fn with_warm(setup: Setup, enabled: bool) -> Setup {
+    setup.with_config(&format!("[warm]\nenabled = {enabled}\n"))
 }
 
 fn code(language: &str, text: &str) -> Value {
@@ -61,7 +66,12 @@ fn by_one_ahead(server: &Server, session: &mut Session<'_>, command: &Value) -> 
 
 /// Runs each program both ways in sessions of `parameters`.
 fn compare(parameters: &Value, all: &[(&str, Value)]) {
-    let (ahead, plain) = (Server::start(&setup(true)), Server::start(&setup(false)));
+    compare_with(&Setup::engines(), parameters, all);
+}
+
+fn compare_with(engines: &Setup, parameters: &Value, all: &[(&str, Value)]) {
+    let server = |enabled: bool| Server::start(&with_warm(engines.clone(), enabled));
+    let (ahead, plain) = (server(true), server(false));
     let (mut one, mut other) = (Session::open(&ahead, parameters), Session::open(&plain, parameters));
     let mut different = Vec::new();
     for (name, command) in all {
@@ -75,7 +85,7 @@ fn compare(parameters: &Value, all: &[(&str, Value)]) {
     assert_eq!(programs(&plain, "prestarted"), 0);
 }
 
-fn corpus_of(runtime: &str, language: &str) {
+fn corpus_of(engines: &Setup, runtime: &str, language: &str) {
     let all: Vec<(&str, Value)> = PROGRAMS
         .split("//== ")
         .skip(1)
@@ -83,22 +93,30 @@ fn corpus_of(runtime: &str, language: &str) {
         .map(|(name, text)| (name, code(language, text)))
         .collect();
     assert!(all.len() > 20, "{}", all.len());
-    compare(&json!({"language": language, "runtimeType": runtime, "env": {"SESSION": "s"}}), &all);
+    compare_with(engines, &json!({"language": language, "runtimeType": runtime, "env": {"SESSION": "s"}}), &all);
 }
 
 fn deno() {
     host().need(Feature::Deno);
-    corpus_of("Deno", "javascript");
+    corpus_of(&Setup::engines(), "Deno", "javascript");
 }
 
 fn node() {
     host().need(Feature::Node);
-    corpus_of("NodeJs", "javascript");
+    corpus_of(&Setup::engines(), "NodeJs", "javascript");
+    if let Some(older) = Setup::older_node() {
+        corpus_of(&older, "NodeJs", "javascript");
+    }
+}
+
+fn node_typescript() {
+    host().need(Feature::NewerNode);
+    corpus_of(&Setup::engines(), "NodeJs", "typescript");
 }
 
 fn node_of_an_image() {
     host().need(Feature::Node);
-    corpus_of("NativeProcess", "javascript");
+    corpus_of(&Setup::engines(), "NativeProcess", "javascript");
 }
 
 fn wasm() {
