@@ -182,6 +182,105 @@ print('end')",
         "a file that a class of a loaded module holds at the end",
         "import json, os\njson.JSONDecoder.held = open(os.dup(1), 'w')\njson.JSONDecoder.held.write('kept')\nprint('end', flush=True)",
     ),
+    ("a file that is never closed", "f = open('out', 'w')\nf.write('kept')\nimport os, atexit\nprint(os.stat('out').st_size)"),
+    ("what that file holds", "print(open('out').read())"),
+    (
+        "a weak reference with a callback",
+        "import weakref\nclass C: pass\nc = C()\nc.me = c\nw = weakref.ref(c, lambda w: print('gone'))\nprint('end')",
+    ),
+    (
+        "a generator that is not at its end",
+        "def g():\n    try: yield 1\n    finally: print('finally')\nheld = g(); next(held)\nheld2 = [held]; held2.append(held2)\nprint('end')",
+    ),
+    ("a coroutine that nobody awaits", "async def f(): pass\nheld = f()\nprint('end')"),
+    (
+        "a class that was loaded and gets a finaliser",
+        "import random\nrandom.Random.__del__ = lambda self: print('del')\nprint('end')",
+    ),
+    (
+        "a finaliser of a metaclass",
+        "class M(type):\n    def __del__(cls): print('del', cls.__name__)\nclass C(metaclass=M): pass\nprint('end')",
+    ),
+    (
+        "a finaliser in a base class",
+        "class A:\n    def __del__(self): print('del')\nclass B(dict, A): pass\nheld = B()\nprint('end')",
+    ),
+    (
+        "a finaliser behind an exception that is kept",
+        "class C:\n    def __del__(self): print('del')\ndef f():\n    c = C()\n    raise ValueError\ntry: f()\nexcept ValueError as error: held = error\nprint('end')",
+    ),
+    (
+        "a finaliser that a cache holds",
+        "import functools\nclass C:\n    def __del__(self): print('del')\n@functools.lru_cache\ndef f(): return C()\nf()\nprint('end')",
+    ),
+    (
+        "a finaliser of a thread's own",
+        "import threading\nclass C:\n    def __del__(self): print('del')\nhere = threading.local()\nhere.c = C()\nprint('end')",
+    ),
+    (
+        "a finaliser of a context",
+        "import contextvars\nclass C:\n    def __del__(self): print('del')\nv = contextvars.ContextVar('v')\nv.set(C())\nprint('end')",
+    ),
+    (
+        "a finaliser that speaks of a module",
+        "import os\nclass C:\n    def __del__(self): print(os, print)\nos.held = C()\nprint('end')",
+    ),
+    (
+        "a stream of its own with a `close`",
+        "import io\nclass S(io.StringIO):\n    def close(self): print('close'); super().close()\nheld = S()\nprint('end')",
+    ),
+    (
+        "a raw stream of its own",
+        "import io\nclass R(io.RawIOBase):\n    def close(self): print('close'); super().close()\nheld = R()\nprint('end')",
+    ),
+    (
+        "a directory that goes at the end",
+        "import tempfile, os\nheld = tempfile.TemporaryDirectory(dir='.')\nprint(len(os.listdir(held.name)))",
+    ),
+    (
+        "a scan that is not at its end, with warnings",
+        "import os, warnings\nwarnings.simplefilter('always')\nos.dup2(os.open('said', os.O_CREAT | os.O_WRONLY), 2)\nheld = os.scandir('/')",
+    ),
+    ("what it was warned of", "print('unclosed scandir' in open('said').read())"),
+    (
+        "a socket that stays open, with warnings",
+        "import socket, warnings\nwarnings.simplefilter('always')\nwarnings.showwarning = lambda message, kind, *more, **others: print(kind)\nheld = socket.socketpair()\nprint('end')",
+    ),
+    ("a child that nobody waits for", "import subprocess\nheld = subprocess.Popen(['true'])\nprint('end')"),
+    (
+        "output that another object holds",
+        "import sys, io\nsys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, 'w', closefd=False)))\nprint('end')",
+    ),
+    ("output without a line's end", "import sys\nsys.stdout.write('end')\nsys.stderr.write('fin')"),
+    (
+        "output that can't be flushed",
+        "import os, sys\nsys.stdout.reconfigure(line_buffering=False, write_through=False)\nsys.stdout.write('x' * 10)\nos.close(1)",
+    ),
+    (
+        "garbage that the collector is asked for",
+        "import gc\nclass C:\n    def __del__(self): print('del')\nc = C(); c.me = c; del c\nprint(gc.collect() > 0, gc.garbage, gc.isenabled())",
+    ),
+    ("an exit behind its own names", "import sys\ndel __file__, __cached__\nsys.exit(3)"),
+    (
+        "all names gone, and an exit",
+        "import sys\nleave = sys.exit\nfor name in list(globals()):\n    if name != 'leave' and name != 'name': del globals()[name]\nleave(3)",
+    ),
+    (
+        "a hook of audit that speaks at the end",
+        "import sys\nsys.addaudithook(lambda event, args: event.startswith('cpython.PyI') and print(event))\nprint('end')",
+    ),
+    (
+        "an end in a fork",
+        "import os\nif os.fork():\n    print(os.wait()[1])\nelse:\n    class C:\n        def __del__(self): print('del')\n    c = C(); print('child')",
+    ),
+    (
+        "a library of C that is loaded late",
+        "import sqlite3\nheld = sqlite3.connect('data'); held.execute('create table if not exists t (a)'); held.execute('insert into t values (1)'); print(held.in_transaction)",
+    ),
+    (
+        "classes of all kinds and no finaliser",
+        "import collections, enum, dataclasses, functools\nclass A: pass\nclass E(enum.Enum): X = 1\n@dataclasses.dataclass\nclass D: a: int\nN = collections.namedtuple('N', 'a')\nheld = [A(), D(1), N(2), collections.deque([A()]), functools.partial(print), E.X, {1: A}, {A()}, (A(),)]\nheld.append(held)\nprint(len(held))",
+    ),
     ("an exception in atexit", "import atexit\natexit.register(int, 'x')\nprint('end')"),
     (
         "output that can't be written at the end",

@@ -19,6 +19,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         &[
             ("a corpus of programs gives the same by a warm interpreter and by fresh ones", the_same_both_ways),
             ("a program of a warm interpreter begins as fresh as the one before", begins_fresh),
+            ("an interpreter is taken down for a program that could tell, and for no other", quick_end),
             ("modules beside the script and installed since are imported, never those that were loaded before", own_modules),
             ("a variable that is looked at when an interpreter starts takes a fresh one", variables),
             ("a program can't read, trace or take descriptors of the interpreter, of its own child it can", out_of_reach),
@@ -103,6 +104,23 @@ fn the_same_both_ways() {
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
     assert_eq!(programs(&fresh, "warm"), 0);
+}
+
+/// A hook of audit hears how an interpreter is taken down; the file that names it is none that is looked through.
+fn quick_end() {
+    host().need(Feature::Python);
+    let server = Server::start(&on());
+    let mut session = Session::python(&server);
+    session.write(
+        "hook.py",
+        "import os, sys\nsys.addaudithook(lambda event, _, say=os.write: event == 'cpython.PyInterpreterState_Clear' and say(1, b'down\\n'))",
+    );
+    warmed(&server, &mut session);
+    let finaliser = "class C:\n    def __del__(self): pass\nheld = C()\n";
+    for (more, output) in [("", "end\n"), (finaliser, "end\ndown\n"), ("import gc\n", "end\ndown\n")] {
+        let answer = carried_out(&server, &mut session, "warm", &code(&format!("import hook\n{more}print('end')")));
+        assert_eq!(answer["result"]["stdout"], output, "{more}: {answer}");
+    }
 }
 
 fn begins_fresh() {

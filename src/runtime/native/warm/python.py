@@ -10,6 +10,7 @@ def wait_for_program(sys, os):
     before = set(sys.modules)
     try:
         import gc
+        import atexit
         import _socket
         import _ctypes
     except ImportError:
@@ -19,7 +20,9 @@ def wait_for_program(sys, os):
     if sys.implementation.name != "cpython" or not hasattr(os, "fork"):
         os._exit(3)
     libc = _ctypes.dlopen(None, 2)
-    prctl, syscall = _ctypes.dlsym(libc, "prctl"), _ctypes.dlsym(libc, "syscall")
+    prctl, syscall, leave = (_ctypes.dlsym(libc, name) for name in ("prctl", "syscall", "exit"))
+    # The first that is registered is called last.
+    measure_end, rehearse_end, arm_end = prepare_quick_end(sys, os, gc, atexit, _ctypes, lambda: _ctypes.call_function(leave, (0,)))
 
     def control(option, value):
         return _ctypes.call_function(prctl, (option, value, 0, 0, 0))
@@ -166,6 +169,8 @@ def wait_for_program(sys, os):
             if _ctypes.call_function(syscall, (RESTRICT_SELF, rules, 0)) != 0:
                 raise OSError(EPERM, "Landlock refused")
             os.close(rules)
+        rehearse_end()
+        difference_for(sys.argv[0])
         message, ancillary, flags, _ = sock.recvmsg(1 << 16, 256, CLOEXEC)
         if not message:
             os._exit(0)
@@ -201,8 +206,7 @@ def wait_for_program(sys, os):
         if numpy is not None:
             numpy.seed()
         sock.close()
-        # Frozen objects would never be finalised, the script's own module among them.
-        gc.unfreeze()
+        arm_end(argv[script])
         if enabled:
             gc.enable()
 
@@ -211,6 +215,7 @@ def wait_for_program(sys, os):
     script = fixed - len(sys.argv)
     null = state(0)
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    measure_end()
     gc.collect()
     gc.freeze()
     control(DUMPABLE, 0)

@@ -1,0 +1,186 @@
+# How a program may end in a fork of the warm interpreter: quickly, where nobody can tell the difference. Taking an interpreter down costs a
+# fork most of its time, because it writes to all memory that it shares. What can be seen of that is what objects do when they go: finalisers,
+# callbacks of weak references, suspended generators, buffers that are flushed. So the last thing before it, after threads and `atexit`, looks
+# at every object that has come since the fork. Are all of kinds that go silently, the process ends; otherwise, and in any doubt, all goes its way.
+def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
+    import _thread
+    import _warnings
+    import _weakref
+
+    HEAP_TYPE = 1 << 9
+    # In a type object: the function that takes its instances down. It is the same for all classes that Python code has made.
+    DEALLOC = 48
+    # Above this a list of all objects could itself be what memory runs out for.
+    BLOCKS_MAX = 2_000_000
+    SOURCE_MAX = 1 << 20
+    # A program that names one of these could tell, or have its end mistaken.
+    WORDS = (b"__cached__", b"audit", b"settrace", b"setprofile", b"monitoring", b"_clear", b"_ncallbacks")
+    SPEAKING = {
+        "generator", "coroutine", "coroutine_wrapper", "async_generator", "async_generator_asend", "async_generator_athrow",
+        "PyCapsule", "weakref", "weakproxy", "weakcallableproxy",
+    }
+    SILENT_MODULES = {"itertools", "operator", "datetime", "types"}
+    SILENT = {
+        "functools.partial", "functools._lru_cache_wrapper", "functools._lru_list_elem", "functools.KeyWrapper",
+        "collections.deque", "collections.OrderedDict", "collections.defaultdict", "_collections._tuplegetter",
+        "_collections._deque_iterator", "_collections._deque_reverse_iterator", "re.Pattern", "re.Match", "re.Scanner",
+        "_sre.SRE_Scanner", "_sre.SRE_Template", "_abc._abc_data", "_random.Random", "_struct.Struct", "Struct", "_thread.lock",
+        "_thread.RLock", "_json.Scanner", "_json.Encoder", "_csv.Dialect", "_csv.reader", "_csv.writer", "decimal.Decimal",
+        "decimal.Context", "array.array",
+    }
+    # Only these themselves: a class below them has a `close` that is called when they go.
+    SILENT_ALONE = {"_io.StringIO", "_io.BytesIO"}
+    # Written in C, and without anything that speaks when it goes.
+    MODULES_OF_C = {
+        "_abc", "_bisect", "_bz2", "_codecs", "_collections", "_csv", "_datetime", "_decimal", "_functools", "_heapq", "_json", "_locale",
+        "_lzma", "_md5", "_opcode", "_operator", "_pickle", "_random", "_sha1", "_sha2", "_sha256", "_sha512", "_sha3", "_blake2", "_signal",
+        "_sre", "_stat", "_statistics", "_string", "_struct", "_symtable", "_tokenize", "_typing", "_zoneinfo", "array", "binascii", "cmath",
+        "errno", "fcntl", "grp", "itertools", "math", "posix", "pwd", "resource", "time", "unicodedata", "zlib", "_posixsubprocess",
+    }
+    flags_of = type.__dict__["__flags__"].__get__
+    mro_of = type.__dict__["__mro__"].__get__
+    dict_of = type.__dict__["__dict__"].__get__
+    module_of = type.__dict__["__module__"].__get__
+    name_of = type.__dict__["__name__"].__get__
+    callback_of = _weakref.ReferenceType.__dict__["__callback__"].__get__
+    Generator = type(entry for entry in ())
+    Builtin = type(len)
+    Module = type(sys)
+    main = sys.modules["__main__"].__dict__
+    streams, filters = [], list(_warnings.filters)
+    # Of classes that were there before, kept so that their numbers stay theirs: those of Python code, and of them those with a finaliser.
+    classes, of_python, finalised = [], set(), set()
+    # Judgements by number, of types that stay.
+    judged = {}
+    modules = set()
+    is_armed = False
+
+    def is_silent_c(kind):
+        module, name = module_of(kind), name_of(kind)
+        if module == "builtins":
+            return name not in SPEAKING
+        return module in SILENT_MODULES or f"{module}.{name}" in SILENT
+
+    def is_silent(kind):
+        """Whether an instance can go without anybody noticing."""
+        if id(kind) in judged:
+            return judged[id(kind)]
+        if not is_new(kind) and id(kind) not in of_python and f"{module_of(kind)}.{name_of(kind)}" in SILENT_ALONE:
+            return True
+        for base in mro_of(kind):
+            if id(base) in of_python or is_new(base):
+                if "__del__" in dict_of(base):
+                    return False
+            elif not is_silent_c(base):
+                return False
+        return True
+
+    def is_new(kind):
+        # All classes of C have come before, but for those of modules that are known to be silent.
+        return flags_of(kind) & HEAP_TYPE and id(kind) not in known
+
+    known = set()
+
+    def measure():
+        """Looks at what is there before any program."""
+
+        class Word(ctypes._SimpleCData):
+            _type_ = "P"
+
+        def dealloc(kind):
+            return Word.from_address(id(kind) + DEALLOC).value
+
+        class One:
+            pass
+
+        class Two(One):
+            __slots__ = ()
+
+        if dealloc(One) != dealloc(Two) or dealloc(One) == dealloc(object):
+            return
+        classes.extend(kind for kind in gc.get_objects() if issubclass(type(kind), type) and flags_of(kind) & HEAP_TYPE)
+        known.update(map(id, classes))
+        of_python.update(id(kind) for kind in classes if dealloc(kind) == dealloc(One))
+        finalised.update(id(kind) for kind in classes if "__del__" in dict_of(kind))
+        streams.extend([sys.stdout, sys.stderr])
+        filters[:] = sys.modules.get("warnings", _warnings).filters
+
+    def arm(source):
+        """In a fork, before its program: from now on new objects are told from those that were there."""
+        nonlocal is_armed
+        try:
+            with open_file(source, "rb") as file:
+                text = file.read(SOURCE_MAX)
+            is_armed = bool(streams) and len(text) < SOURCE_MAX and not any(word in text for word in WORDS)
+        except OSError:
+            pass
+        if not is_armed:
+            atexit.unregister(end)
+            # Frozen objects would never be finalised, the script's own module among them.
+            gc.unfreeze()
+
+    open_file = sys.modules["io"].open
+
+    def came_quietly(name, module):
+        if type(module) is not Module:
+            return False
+        origin = getattr(module.__dict__.get("__spec__"), "origin", None)
+        if not isinstance(origin, str):
+            return False
+        if name in MODULES_OF_C and (origin == "built-in" or "/lib-dynload/" in origin):
+            return True
+        return origin == "frozen" or origin.endswith(".py")
+
+    def is_over():
+        """Whether the script has come to its end: only then has CPython taken these out of its namespace again."""
+        whole = "__name__" in main and "__builtins__" in main and "__spec__" in main
+        return whole and "__file__" not in main and "__cached__" not in main and not hasattr(sys, "last_type")
+
+    def stands_as_before():
+        return (
+            sys.stdout is streams[0]
+            and sys.stderr is streams[1]
+            and sys.gettrace() is None
+            and sys.getprofile() is None
+            and _thread._count() == 0
+            and sys.modules.get("warnings", _warnings).filters == filters
+            and sys.getallocatedblocks() < BLOCKS_MAX
+            and "gc" not in sys.modules.keys() - modules
+            and all(came_quietly(name, sys.modules[name]) for name in sys.modules.keys() - modules)
+            and all("__del__" not in dict_of(kind) or id(kind) in finalised for kind in classes)
+        )
+
+    def goes_silently(entry):
+        kind = type(entry)
+        if kind is Generator:
+            return Generator.gi_frame.__get__(entry) is None
+        if kind is _weakref.ReferenceType:
+            callback = callback_of(entry)
+            # The registers of abstract base classes have such.
+            return callback is None or type(callback) is Builtin and callback.__name__ == "_destroy"
+        silent = is_silent(kind)
+        if id(kind) in known or not flags_of(kind) & HEAP_TYPE:
+            judged[id(kind)] = silent
+        return silent
+
+    def end():
+        if not is_armed:
+            return
+        try:
+            if is_over() and stands_as_before() and all(map(goes_silently, gc.get_objects())):
+                for stream in streams:
+                    stream.flush()
+                finish()
+        except BaseException:
+            pass
+        gc.unfreeze()
+
+    def rehearse():
+        """In a fork that waits: writes to the memory that the end of a program would write to, so that it is its own by then."""
+        modules.update(sys.modules)
+        is_over()
+        stands_as_before()
+        all(map(goes_silently, gc.get_objects()))
+
+    atexit.register(end)
+    return measure, rehearse, arm
