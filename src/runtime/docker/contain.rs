@@ -106,8 +106,10 @@ impl DockerRuntime {
         self.engine.hold(&name);
         let made = Made { engine: Arc::clone(&self.engine), name: Some(name.clone()), meeting };
         let options = bollard::query_parameters::CreateContainerOptionsBuilder::new().name(&name).build();
+        let making = Arc::clone(&self.engine.making);
         self.engine
             .call("make a container", MAKE_TIME, move |client| async move {
+                let _being_made = making.read().await;
                 client.create_container(Some(options), body).await.map(drop)
             })
             .await?;

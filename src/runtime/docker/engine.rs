@@ -14,7 +14,7 @@ use bollard::Docker;
 use bollard::errors::Error as ApiError;
 use bollard::models::{SystemInfo, SystemVersion};
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 
 use crate::sandbox::contained::Users;
 use crate::sandbox::error::SandboxError;
@@ -121,6 +121,8 @@ pub struct Engine {
     pub(super) held: Mutex<BTreeSet<String>>,
     /// Names of containers that could not be removed yet.
     pub(super) doomed: Mutex<BTreeSet<String>>,
+    /// Read while a container is being made; written when none is to be made any more.
+    pub(super) making: Arc<RwLock<()>>,
 }
 
 impl Engine {
@@ -137,6 +139,7 @@ impl Engine {
             look: Notify::new(),
             held: Mutex::default(),
             doomed: Mutex::default(),
+            making: Arc::default(),
         });
         let (asked, answered) = std::sync::mpsc::channel();
         let keeper = Arc::downgrade(&engine);

@@ -147,13 +147,8 @@ impl Runtime for DockerRuntime {
     }
 
     fn end(&self) {
-        let held: Vec<String> = self.engine.held.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-        if !held.is_empty() {
-            let engine = Arc::clone(&self.engine);
-            self.engine.wait_for(REMOVE_TIME * 2, async move {
-                futures_util::future::join_all(held.iter().map(|name| engine.discard(name))).await;
-            });
-        }
+        let engine = Arc::clone(&self.engine);
+        self.engine.wait_for(REMOVE_TIME * 2, async move { engine.discard_all().await });
         self.engine.end();
     }
 }

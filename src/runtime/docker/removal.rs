@@ -2,8 +2,8 @@
 //!
 //! Invariant: a container without our label is never touched, nor one of a server that may live.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::models::ContainerSummary;
@@ -41,6 +41,15 @@ impl Engine {
                 tracing::warn!(container = name, error = &error as &dyn std::error::Error, "a container stays for now");
             }
         }
+    }
+
+    /// Removes every container of this server, those that are being made or removed just now too. None is made from here on.
+    pub(super) async fn discard_all(self: &Arc<Self>) {
+        // What is being made is a container that can be removed only once it is there.
+        let _none_is_made = self.making.write().await;
+        let of = |names: &Mutex<BTreeSet<String>>| names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = &of(&self.held) | &of(&self.doomed);
+        futures_util::future::join_all(all.iter().map(|name| self.discard(name))).await;
     }
 
     /// Ends and removes a container; one that is not there is no error.
