@@ -309,7 +309,7 @@ def measure_server(bench, binary, settings):
             session, _ = open_session(connection)
             measure_commands(bench, connection, session["sessionId"])
             connection.call("session.close", sessionId=session["sessionId"])
-            engines.measure(bench, connection)
+            engines.measure(bench, connection, beside=True)
             engines.tell(bench, connection)
             for scene in (scenes.ten_runs, scenes.crowd, scenes.stream_latency):
                 scene(bench, server)
@@ -391,7 +391,7 @@ def main():
     bench = Bench(Sizes(options.quick))
     host = report.host()
     host["load_before"] = f"{os.getloadavg()[0]:.2f}"
-    throttled = report.throttled_periods()
+    throttled, stolen = report.throttled_periods(), report.stolen_share()
     weaker, lost = [], None
     try:
         measure_cold(bench, options.server)
@@ -403,6 +403,7 @@ def main():
     left = measure_docker(bench, options)
     compare(bench)
     after = report.throttled_periods()
+    host["stolen"] = stolen()
     host["load_after"] = f"{os.getloadavg()[0]:.2f}"
     host["throttled_periods"] = "not told by this host" if None in (throttled, after) else after - throttled
     outcome = {

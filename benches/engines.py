@@ -55,12 +55,15 @@ def bare(program):
     return f"bare `{program}` of the same file"
 
 
-def measure(bench, connection, only=None):
-    """The rows of every runtime, or of one: JavaScript for all of them, the main one with the image's Node among them, then Python."""
+def measure(bench, connection, only=None, beside=False):
+    """The rows of every runtime, or of one: JavaScript for all of them, the main one with the image's Node among them, then Python. With
+    `beside` the bare engine follows its runtime at once: a host that is slower in one minute than in the next is so for both."""
     rows = [row for row in connection.call("runtime.list")[0]["runtimes"] if only in (None, row["type"])]
     for language in CODE:
         for row in rows:
             measure_runtime(bench, connection, row, language)
+            if beside and language == "javascript":
+                measure_bare(bench, [program for runtime, program, _ in RUNTIMES if runtime == row["type"]])
 
 
 def measure_runtime(bench, connection, row, language):
@@ -123,16 +126,17 @@ def tell(bench, connection):
             bench.figure(f"`runtime.list`: {row['type']}, start-up and memory", text)
 
 
-def measure_bare(bench):
-    """The engines as plain processes; their program is the project's own one line."""
+def measure_bare(bench, programs=tuple(BARE)):
+    """Engines as plain processes, those that have no row yet; their program is the project's own one line."""
+    told = {row["name"] for row in bench.timings}
     with tempfile.TemporaryDirectory(prefix="codebeaker-bench-") as directory:
         source = os.path.join(directory, "hello.js")
         pathlib.Path(source).write_text(CODE["javascript"] + "\n", encoding="utf-8")
-        for program, before in BARE.items():
+        for program in (program for program in programs if bare(program) not in told):
             own = ENGINES / program
             try:
                 path = str(own) if own.is_file() else peers.path_of(program)
-                line = [path, *before, source]
+                line = [path, *BARE[program], source]
                 bench.row(bare(program), lambda line=line: peers.spawn(*line), count=count(bench), spaced=False)
             except peers.NotThere as error:
                 bench.missing(bare(program), str(error))

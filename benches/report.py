@@ -63,7 +63,7 @@ def markdown(report):
         f"Host: Linux {host['kernel']}, {host['cores']} cores ({host['cpu']}), {host['memory_mib']} MiB of memory, {host['distribution']}; "
         f"control groups: {host['cgroups']}; server run by {host['user']}.",
         f"Load average {host['load_before']} before and {host['load_after']} after; "
-        f"CPU periods throttled meanwhile: {host['throttled_periods']}.",
+        f"CPU periods throttled meanwhile: {host['throttled_periods']}; processor time that the host of this machine took: {host['stolen']}.",
         "",
         *timing_table(report["timings"]),
         "",
@@ -102,6 +102,23 @@ def cgroup_kind():
     if v2 and has_v1:
         return f"hybrid (v2 has {controllers})"
     return f"v2 only ({controllers})" if v2 else "v1 only"
+
+
+def stolen_share():
+    """Gives what tells, later, which share of the processors' time another machine on the same hardware has had since (proc_stat(5))."""
+
+    def read():
+        with open("/proc/stat", encoding="utf-8") as file:
+            ticks = [int(word) for word in file.readline().split()[1:9]]
+        return ticks[7], sum(ticks)
+
+    before = read()
+
+    def since():
+        (stolen, all_of_it), (stolen_before, all_before) = read(), before
+        return f"{100 * (stolen - stolen_before) / max(1, all_of_it - all_before):.0f} %"
+
+    return since
 
 
 def throttled_periods():

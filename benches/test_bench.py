@@ -114,7 +114,7 @@ class Report(unittest.TestCase):
         figures = report.figures([0.001, 0.002])
         outcome = {
             "date": "2000-01-01", "commit": "none", "quick": True, "weaker_walls": [],
-            "host": {**report.host(), "load_before": "0", "load_after": "0", "throttled_periods": 0},
+            "host": {**report.host(), "load_before": "0", "load_after": "0", "throttled_periods": 0, "stolen": report.stolen_share()()},
             "timings": [{"name": "a", "back_to_back": figures}, {"name": "b", "why": "not there"}],
             "figures": [{"name": "c", "figure": "1"}],
         }

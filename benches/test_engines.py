@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import tempfile
 import unittest
@@ -113,6 +114,22 @@ class Engines(unittest.TestCase):
             self.assertEqual(compared[name("Deno"), engines.bare("deno")], "≤ 1.3")
             self.assertEqual(compared[name("Bun"), engines.bare("bun")], "≤ 2")
         self.assertEqual({under for _, under in compared}, {engines.bare(program) for program in engines.BARE})
+
+    def test_the_bare_engine_follows_its_runtime_at_once_and_is_measured_once(self):
+        rows = bench.Bench(bench.Sizes(quick=True))
+        lines = []
+        with (
+            contextlib.redirect_stderr(io.StringIO()),
+            mock.patch.object(engines.peers, "path_of", lambda program: program),
+            mock.patch.object(engines.peers, "spawn", lambda *line: lines.append(line) or 0.001),
+        ):
+            engines.measure(rows, FakeConnection([available("Deno"), available("V8Isolate"), available("Bun")]), beside=True)
+            engines.measure_bare(rows)
+        names = [row["name"] for row in rows.timings]
+        self.assertEqual(names[:3], [engines.first_result("Deno"), engines.in_session("Deno"), engines.bare("deno")])
+        self.assertEqual(sorted(names), sorted(set(names)))
+        self.assertEqual(names[-1], engines.bare("node"), "what no runtime stands beside comes last")
+        self.assertTrue(all(os.path.basename(line[0]) in engines.BARE for line in lines))
 
     def test_what_the_server_tells_of_a_runtime_is_a_figure(self):
         rows = bench.Bench(bench.Sizes(quick=True))
