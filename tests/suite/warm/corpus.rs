@@ -281,6 +281,18 @@ print('end')",
         "classes of all kinds and no finaliser",
         "import collections, enum, dataclasses, functools\nclass A: pass\nclass E(enum.Enum): X = 1\n@dataclasses.dataclass\nclass D: a: int\nN = collections.namedtuple('N', 'a')\nheld = [A(), D(1), N(2), collections.deque([A()]), functools.partial(print), E.X, {1: A}, {A()}, (A(),)]\nheld.append(held)\nprint(len(held))",
     ),
+    (
+        "a closed file, a thread that is over, values of its own",
+        "import threading\nwith open('closed', 'w') as f: f.write('a')\nhere = threading.local(); here.a = [1]\nt = threading.Thread(target=print, args=(1,)); t.start(); t.join()\nprint(f.closed)",
+    ),
+    (
+        "a closed file of its own kind",
+        "import io\nclass F(io.FileIO):\n    def __del__(self): print('del', self.closed)\nf = F('closed'); f.close()\nprint('end')",
+    ),
+    (
+        "a set of weak references to what has a finaliser",
+        "import weakref\nclass C:\n    def __del__(self): print('del')\nc = C(); s = weakref.WeakSet([c])\nprint('end')",
+    ),
     ("an exception in atexit", "import atexit\natexit.register(int, 'x')\nprint('end')"),
     (
         "output that can't be written at the end",

@@ -3,6 +3,7 @@
 # callbacks of weak references, suspended generators, buffers that are flushed. So the last thing before it, after threads and `atexit`, looks
 # at every object that has come since the fork. Are all of kinds that go silently, the process ends; otherwise, and in any doubt, all goes its way.
 def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
+    import _io
     import _thread
     import _warnings
     import _weakref
@@ -21,21 +22,24 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
     }
     SILENT_MODULES = {"itertools", "operator", "datetime", "types"}
     SILENT = {
-        "functools.partial", "functools._lru_cache_wrapper", "functools._lru_list_elem", "functools.KeyWrapper",
-        "collections.deque", "collections.OrderedDict", "collections.defaultdict", "_collections._tuplegetter",
-        "_collections._deque_iterator", "_collections._deque_reverse_iterator", "re.Pattern", "re.Match", "re.Scanner",
-        "_sre.SRE_Scanner", "_sre.SRE_Template", "_abc._abc_data", "_random.Random", "_struct.Struct", "Struct", "_thread.lock",
-        "_thread.RLock", "_json.Scanner", "_json.Encoder", "_csv.Dialect", "_csv.reader", "_csv.writer", "decimal.Decimal",
-        "decimal.Context", "array.array",
+        "Struct", "_abc._abc_data", "_collections._deque_iterator", "_collections._deque_reverse_iterator",
+        "_collections._tuplegetter", "_csv.Dialect", "_csv.reader", "_csv.writer", "_json.Encoder", "_json.Scanner",
+        "_random.Random", "_sre.SRE_Scanner", "_sre.SRE_Template", "_struct.Struct", "_thread.RLock", "_thread._ThreadHandle",
+        "_thread._local", "_thread._localdummy", "_thread.lock", "abc.SignalDict", "array.array", "collections.OrderedDict",
+        "collections._tuplegetter", "collections.defaultdict", "collections.deque", "decimal.Context", "decimal.Decimal",
+        "functools.KeyWrapper", "functools._lru_cache_wrapper", "functools._lru_list_elem", "functools.partial", "re.Match",
+        "re.Pattern", "re.Scanner", "typing.Generic", "typing.ParamSpec", "typing.TypeAliasType", "typing.TypeVar",
+        "typing.TypeVarTuple",
     }
     # Only these themselves: a class below them has a `close` that is called when they go.
     SILENT_ALONE = {"_io.StringIO", "_io.BytesIO"}
     # Written in C, and without anything that speaks when it goes.
     MODULES_OF_C = {
-        "_abc", "_bisect", "_bz2", "_codecs", "_collections", "_csv", "_datetime", "_decimal", "_functools", "_heapq", "_json", "_locale",
-        "_lzma", "_md5", "_opcode", "_operator", "_pickle", "_random", "_sha1", "_sha2", "_sha256", "_sha512", "_sha3", "_blake2", "_signal",
-        "_sre", "_stat", "_statistics", "_string", "_struct", "_symtable", "_tokenize", "_typing", "_zoneinfo", "array", "binascii", "cmath",
-        "errno", "fcntl", "grp", "itertools", "math", "posix", "pwd", "resource", "time", "unicodedata", "zlib", "_posixsubprocess",
+        "_abc", "_ast", "_bisect", "_blake2", "_bz2", "_codecs", "_collections", "_contextvars", "_csv", "_datetime", "_decimal",
+        "_functools", "_hashlib", "_heapq", "_json", "_locale", "_lzma", "_md5", "_opcode", "_operator", "_pickle",
+        "_posixsubprocess", "_random", "_sha1", "_sha2", "_sha256", "_sha3", "_sha512", "_signal", "_sre", "_stat", "_statistics",
+        "_string", "_struct", "_symtable", "_tokenize", "_typing", "_uuid", "_zoneinfo", "array", "atexit", "binascii", "cmath",
+        "errno", "fcntl", "grp", "itertools", "math", "posix", "pwd", "resource", "select", "time", "unicodedata", "zlib",
     }
     flags_of = type.__dict__["__flags__"].__get__
     mro_of = type.__dict__["__mro__"].__get__
@@ -46,6 +50,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
     Generator = type(entry for entry in ())
     Builtin = type(len)
     Module = type(sys)
+    FILES = {_io.FileIO, _io.BufferedReader, _io.BufferedWriter, _io.BufferedRandom, _io.TextIOWrapper}
     main = sys.modules["__main__"].__dict__
     streams, filters = [], list(_warnings.filters)
     # Of classes that were there before, kept so that their numbers stay theirs: those of Python code, and of them those with a finaliser.
@@ -123,7 +128,8 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
 
     def came_quietly(name, module):
         if type(module) is not Module:
-            return False
+            # Names that `typing` puts there for itself.
+            return name in ("typing.io", "typing.re") and issubclass(type(module), type)
         origin = getattr(module.__dict__.get("__spec__"), "origin", None)
         if not isinstance(origin, str):
             return False
@@ -156,12 +162,20 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
             return Generator.gi_frame.__get__(entry) is None
         if kind is _weakref.ReferenceType:
             callback = callback_of(entry)
-            # The registers of abstract base classes have such.
-            return callback is None or type(callback) is Builtin and callback.__name__ == "_destroy"
+            return callback is None or is_silent_callback(callback)
+        if kind in FILES:
+            return kind.__dict__["closed"].__get__(entry) is True
         silent = is_silent(kind)
         if id(kind) in known or not flags_of(kind) & HEAP_TYPE:
             judged[id(kind)] = silent
         return silent
+
+    def is_silent_callback(callback):
+        """Those of registers of abstract base classes, of a thread's own values and of a `WeakSet`: they take the reference out, no more."""
+        if type(callback) is Builtin:
+            return callback.__name__ in ("_destroy", "_localdummy_destroyed")
+        own = getattr(sys.modules.get("_weakrefset"), "__dict__", None)
+        return type(callback) is type(end) and callback.__name__ == "_remove" and callback.__globals__ is own
 
     def end():
         if not is_armed:
