@@ -228,6 +228,7 @@ impl Drop for Dockerd {
         self.go_on();
         drop(self.release.lock().unwrap_or_else(PoisonError::into_inner).take());
         eventually(Duration::from_secs(15), || !Path::new(&format!("/proc/{}", self.holder)).exists());
+        super::residue::holds_none(self.holder);
         if let Some(mut child) = self.daemon.lock().unwrap_or_else(PoisonError::into_inner).take() {
             child.kill().ok();
             child.wait().ok();
@@ -262,7 +263,9 @@ fn hold(kept: mpsc::Receiver<()>) -> i32 {
         found.is_some_and(|pid| name_of(pid) == "bash")
     });
     assert!(there, "no pid namespace for an engine");
-    found.expect("it is there")
+    let first = found.expect("it is there");
+    super::residue::holds_a_namespace(first);
+    first
 }
 
 /// Removes what an engine has made in every hierarchy, deepest first.

@@ -118,8 +118,21 @@ pub fn groups_made_by(pid: u32) -> Vec<PathBuf> {
     found.into_iter().collect()
 }
 
+/// First processes of pid namespaces that are the suite's own.
+static HOLDERS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
 /// Servers and calls that this run has started.
 static STARTED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Remembers the first process of a pid namespace that is the suite's own and no server's.
+pub fn holds_a_namespace(pid: i32) {
+    HOLDERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(pid);
+}
+
+/// That process has ended or will.
+pub fn holds_none(pid: i32) {
+    HOLDERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&pid);
+}
 
 /// Remembers a process that may make groups, for [`groups_left`].
 pub fn started(pid: u32) {
@@ -156,11 +169,13 @@ impl Tracker {
         let all = processes();
         // The kernel gives the number of a namespace that is gone to a new one, of another server as a rule.
         let elsewhere = |process: &Process| is_below_a_launcher(&all, process);
+        let holders = HOLDERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let of_others: BTreeSet<u64> = holders.into_iter().filter_map(namespace).collect();
         for process in all.values().filter(|process| !process.zombie && !elsewhere(process)) {
             let pid = process.identity.0;
             if self.processes.contains(&process.identity) {
                 left.push(format!("process {pid} lives"));
-            } else if namespace(pid).is_some_and(|inode| self.pid_namespaces.contains(&inode)) {
+            } else if namespace(pid).is_some_and(|inode| self.pid_namespaces.contains(&inode) && !of_others.contains(&inode)) {
                 left.push(format!("process {pid} lives in a pid namespace of the server"));
             } else if cgroups_of(pid).iter().any(|path| self.cgroups.contains(path)) {
                 left.push(format!("process {pid} lives in a cgroup of the server"));
@@ -239,6 +254,29 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL).expect("the trial's own process");
             child.wait().expect("the shell ends with its child");
             assert!(super::eventually(std::time::Duration::from_secs(5), || tracker.left(state.path()).is_empty()));
+        }),
+        super::trial("harness", "a pid namespace of the suite's own is no server's, whatever its number was before", || {
+            super::host().need(super::Feature::Root);
+            let mut program = std::process::Command::new("unshare");
+            let mut child =
+                program.args(["--pid", "--fork", "--kill-child=KILL", "sleep", "30"]).spawn().expect("util-linux is there");
+            let pid = child.id().cast_signed();
+            let inside = || {
+                descendants(pid)
+                    .first()
+                    .map(|process| process.identity.0)
+                    .filter(|pid| namespace(*pid) != namespace(std::process::id().cast_signed()))
+            };
+            assert!(super::eventually(std::time::Duration::from_secs(5), || inside().is_some()));
+            let first = inside().expect("it is there");
+            let tracker = Tracker { pid_namespaces: namespace(first).into_iter().collect(), ..Tracker::default() };
+            let state = super::fixture_user::directory_of(None);
+            assert_eq!(tracker.left(state.path()).len(), 1, "the control");
+            holds_a_namespace(first);
+            assert!(tracker.left(state.path()).is_empty());
+            holds_none(first);
+            child.kill().expect("the trial's own process");
+            child.wait().expect("a child");
         }),
         super::trial("harness", "a file below run is residue, and so is an empty directory", || {
             let state = super::fixture_user::directory_of(None);
