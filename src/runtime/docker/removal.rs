@@ -2,8 +2,8 @@
 //!
 //! Invariant: a container without our label is never touched, nor one of a server that may live.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bollard::models::ContainerSummary;
@@ -43,13 +43,18 @@ impl Engine {
         }
     }
 
-    /// Removes every container of this server, those that are being made or removed just now too. None is made from here on.
+    /// Removes every container of this server, one that is just being made too. None is made from here on.
     pub(super) async fn discard_all(self: &Arc<Self>) {
-        // What is being made is a container that can be removed only once it is there.
+        self.discard_held().await;
+        // What was being made can be removed only once it is there, and nobody holds it any more.
         let _none_is_made = self.making.write().await;
-        let of = |names: &Mutex<BTreeSet<String>>| names.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let all = &of(&self.held) | &of(&self.doomed);
-        futures_util::future::join_all(all.iter().map(|name| self.discard(name))).await;
+        self.discard_held().await;
+        self.clear().await;
+    }
+
+    async fn discard_held(self: &Arc<Self>) {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        futures_util::future::join_all(held.iter().map(|name| self.discard(name))).await;
     }
 
     /// Ends and removes a container; one that is not there is no error.

@@ -70,6 +70,24 @@ pub(super) fn crash() {
     assert!(engine.end().is_empty());
 }
 
+pub(super) fn ends_meanwhile() {
+    host().need(Feature::Dockerd);
+    let engine = Dockerd::start();
+    // What measures makes one container after the other, and nobody closes it as a session is closed.
+    let off = ["deno", "bun", "nodejs", "wasm"].map(|name| format!("{name} = \"off\"\n")).concat();
+    let setup = setup(&engine).with_variable("CODEBEAKER_RUNTIMES_MEASURE", "true").with_config(&off);
+    for round in 0..10 {
+        let server = Server::start(&setup);
+        let begun = eventually(Duration::from_secs(60), || !engine.containers().is_empty());
+        assert!(begun, "the control: it measures containers");
+        std::thread::sleep(Duration::from_millis(round * 45));
+        server.signal(Signal::SIGTERM);
+        assert!(server.wait(Duration::from_secs(60)).is_some(), "it ends after SIGTERM");
+        assert_eq!(engine.containers(), Vec::<String>::new(), "round {round}");
+    }
+    assert!(engine.end().is_empty());
+}
+
 /// Pid namespace, pid and start time, as servers are named.
 fn identity(pid: u32) -> String {
     use std::os::unix::fs::MetadataExt;

@@ -34,6 +34,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         &[
             ("closing a session leaves no container, and other containers as they are", engines::close),
             ("a container that outlives its server is removed by the next start, and no other one", engines::crash),
+            ("a server that ends while a container is being made leaves none", engines::ends_meanwhile),
             (
                 "while the engine is gone sessions go on and new ones are refused, and when it is back all is well",
                 engines::killed,
