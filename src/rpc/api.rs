@@ -91,7 +91,7 @@ pub trait SessionService: Send + Sync + 'static {
     fn get(&self, principal: &Principal, session: &SessionId) -> Result<SessionView, SessionError>;
     fn list(&self, principal: &Principal, state: Option<SessionState>, language: Option<&str>) -> Vec<SessionView>;
     fn close<'a>(&'a self, principal: &'a Principal, session: &'a SessionId) -> BoxFuture<'a, ()>;
-    fn run_once(&self, principal: &Principal, request: RunOnce) -> Result<ExecutionId, SessionError>;
+    fn run_once<'a>(&'a self, principal: &'a Principal, request: RunOnce) -> BoxFuture<'a, Result<ExecutionId, SessionError>>;
     fn status(&self, principal: &Principal, execution: &ExecutionId) -> ExecutionStatus;
     fn disconnected(&self, connection: u64);
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()>;
@@ -147,8 +147,8 @@ impl SessionService for Manager {
     fn close<'a>(&'a self, principal: &'a Principal, session: &'a SessionId) -> BoxFuture<'a, ()> {
         Box::pin(Manager::close(self, principal, session))
     }
-    fn run_once(&self, principal: &Principal, request: RunOnce) -> Result<ExecutionId, SessionError> {
-        Manager::run_once(self, principal, request)
+    fn run_once<'a>(&'a self, principal: &'a Principal, request: RunOnce) -> BoxFuture<'a, Result<ExecutionId, SessionError>> {
+        Box::pin(Manager::run_once(self, principal, request))
     }
     fn status(&self, principal: &Principal, execution: &ExecutionId) -> ExecutionStatus {
         Manager::status(self, principal, execution)

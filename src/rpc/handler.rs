@@ -147,10 +147,7 @@ fn answer(method: Method, params: Option<&str>, context: &Context, caller: &Call
             let views = service.list(&caller.principal, wire.state.map(convert::session_state), wire.language.as_deref());
             ready(&SessionList { count: views.len(), sessions: views.iter().map(render::row).collect() })
         }
-        Method::ExecutionRun => {
-            let id = service.run_once(&caller.principal, convert::run_once(params::parse(params)?)?)?;
-            ready(&ExecutionQueued { execution_id: id.to_string(), status: "queued" })
-        }
+        Method::ExecutionRun => run(params, service, caller),
         Method::ExecutionStatus => {
             let wire: ExecutionStatusParams = params::parse(params)?;
             let id = ExecutionId::from_client(&wire.execution_id);
@@ -254,6 +251,15 @@ fn cancel(params: Option<&str>, service: &Arc<dyn SessionService>, caller: &Call
     let session = SessionId::from_client(&wire.session_id);
     let execution = wire.execution_id.as_deref().map(ExecutionId::from_client);
     Ok(Box::pin(async move { json(&Cancelled { cancelled: service.cancel(&principal, &session, execution.as_ref()).await? }) }))
+}
+
+fn run(params: Option<&str>, service: &Arc<dyn SessionService>, caller: &Caller) -> Result<Answer, RpcError> {
+    let request = convert::run_once(params::parse(params)?)?;
+    let (service, principal) = (Arc::clone(service), caller.principal.clone());
+    Ok(to_the_end(async move {
+        let id = service.run_once(&principal, request).await?;
+        json(&ExecutionQueued { execution_id: id.to_string(), status: "queued" })
+    }))
 }
 
 fn close(params: Option<&str>, service: &Arc<dyn SessionService>, caller: &Caller) -> Result<Answer, RpcError> {

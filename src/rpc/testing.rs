@@ -188,9 +188,9 @@ impl SessionService for Fake {
         self.note(format!("close {session}"));
         Box::pin(async {})
     }
-    fn run_once(&self, _: &Principal, request: RunOnce) -> Result<ExecutionId, SessionError> {
+    fn run_once<'a>(&'a self, _: &'a Principal, request: RunOnce) -> BoxFuture<'a, Result<ExecutionId, SessionError>> {
         self.note(format!("run {}", request.timeout.as_secs()));
-        Ok(ExecutionId::from_client("exe_1"))
+        Box::pin(async { Ok(ExecutionId::from_client("exe_1")) })
     }
     fn status(&self, _: &Principal, execution: &ExecutionId) -> ExecutionStatus {
         if execution.as_str() == "exe_1" { ExecutionStatus::Ended(Box::new(result("done"))) } else { ExecutionStatus::NotFound }

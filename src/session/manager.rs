@@ -94,11 +94,7 @@ impl Manager {
     /// Makes a session and returns when it can take commands. When the caller goes away meanwhile it is closed again.
     pub async fn create(&self, principal: &Principal, request: CreateSession) -> Result<SessionView, SessionError> {
         let needed: &[CommandKind] = if request.packages.is_empty() { &[] } else { &[CommandKind::InstallPackages] };
-        let mut prepared = self.prepare(principal, &request, needed, Visibility::Principal);
-        if matches!(prepared, Err(SessionError::RuntimeNotAvailable { .. })) && self.ask_engines(request.runtime).await {
-            prepared = self.prepare(principal, &request, needed, Visibility::Principal);
-        }
-        let opening = prepared?;
+        let opening = self.prepare_asking(principal, &request, needed, Visibility::Principal).await?;
         let session = opening::open_detached(&self.shared, opening).await?;
         Ok(session.row())
     }

@@ -25,8 +25,7 @@ const CPU_CORES_DEFAULT: f64 = 1.0;
 
 impl Manager {
     /// Answers at once; makes a session of its own, runs, closes.
-    #[expect(clippy::needless_pass_by_value, reason = "part of the surface rpc is written against")]
-    pub fn run_once(&self, principal: &Principal, request: RunOnce) -> Result<ExecutionId, SessionError> {
+    pub async fn run_once(&self, principal: &Principal, request: RunOnce) -> Result<ExecutionId, SessionError> {
         let session = self.session_for(&request);
         // The same is asked of the session's permissions; here it is refused under the name that the request has for it.
         let asked = Asked {
@@ -34,7 +33,7 @@ impl Manager {
             installs: request.allow_package_index.then_some("allowPackageIndex"),
         };
         network::grant(asked, self.profile(&session.profile)?.as_ref(), &self.shared.config)?;
-        let mut opening = self.prepare(principal, &session, &[CommandKind::ExecuteCode], Visibility::Internal)?;
+        let mut opening = self.prepare_asking(principal, &session, &[CommandKind::ExecuteCode], Visibility::Internal).await?;
         opening.config.named_limits.memory &= request.memory_limit_bytes != MEMORY_BYTES_DEFAULT;
         opening.config.named_limits.cpu_cores &= (request.cpu_limit - CPU_CORES_DEFAULT).abs() > f64::EPSILON;
         admission::check_packages("packages", &opening.config.language, &request.packages)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::command::{Command, ExecuteShell, Stdin};
+use crate::command::{Command, CommandKind, ExecuteShell, Stdin};
 use crate::id::ExecutionId;
 use crate::language::Language;
 use crate::language::plan::version_plan;
@@ -19,6 +19,7 @@ use super::admission;
 use super::api::{CreateSession, LanguageRow, Principal, SessionError};
 use super::locked;
 use super::manager::Manager;
+use super::opening::Opening;
 use super::output::Output;
 use super::session::Visibility;
 
@@ -40,6 +41,22 @@ impl Manager {
         self.ask_engines(None).await;
         self.probe_languages().await;
         self.languages()
+    }
+
+    /// Like `prepare`; before a request is refused for want of a runtime, engines that have not told their version are asked.
+    pub(super) async fn prepare_asking(
+        &self,
+        principal: &Principal,
+        request: &CreateSession,
+        needed: &[CommandKind],
+        visibility: Visibility,
+    ) -> Result<Opening, SessionError> {
+        match self.prepare(principal, request, needed, visibility) {
+            Err(SessionError::RuntimeNotAvailable { .. }) if self.ask_engines(request.runtime).await => {
+                self.prepare(principal, request, needed, visibility)
+            }
+            prepared => prepared,
+        }
     }
 
     /// Has engines that have not told their version do so, all of them or that one: until then they serve what every version serves.

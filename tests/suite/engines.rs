@@ -24,6 +24,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
                 "an engine that is nowhere says why, with the key that mends it, and so does one that is not where it was named",
                 nowhere,
             ),
+            ("a program that is the first request of all has an engine tell what it serves", first_of_all),
             ("what a session puts into Deno's cache serves that session and no other of the same principal", cache_of_deno),
             ("what a session puts into Bun's caches is there for no other of the same principal", cache_of_bun),
             ("what a session puts into Node's compile cache is there for no other of the same principal", cache_of_node),
@@ -242,6 +243,19 @@ fn is_of_one_session(engine: &Engine, caches: &[&str], fill: fn(&mut Session<'_>
     server.expect_no_residue_of(&environment);
     has_none(&mut Session::open(&server, &engine.named()), "a session after it");
     drop(beside);
+    end(server);
+}
+
+fn first_of_all() {
+    host().need(Feature::NewerNode);
+    let node = host::engine("node").expect("the trial needs it");
+    let lines = format!("deno = \"off\"\nbun = \"off\"\ndocker = \"off\"\nwasm = \"off\"\nnodejs = \"{}\"\n", node.display());
+    let server = Server::start(&with_runtimes(&lines));
+    let mut client = server.client();
+    let runs = json!({"language": "typescript", "code": "const n: number = 42;\nconsole.log(n);", "timeout": 60});
+    let queued = client.ok("execution.run", &runs);
+    let status = crate::conformance::methods::finished(&mut client, &queued["executionId"]);
+    assert_eq!((&status["status"], &status["stdout"]), (&json!("completed"), &json!("42\n")), "{status}");
     end(server);
 }
 

@@ -228,7 +228,7 @@ async fn ended(manager: &crate::session::manager::Manager, id: &ExecutionId) -> 
 #[tokio::test(start_paused = true)]
 async fn a_single_run_goes_from_queued_to_its_result_and_leaves_nothing() {
     let (manager, runtime) = manager(Config::default());
-    let id = manager.run_once(&me(), once("sleep 5")).expect("accepted");
+    let id = manager.run_once(&me(), once("sleep 5")).await.expect("accepted");
     assert_eq!(manager.status(&me(), &id), ExecutionStatus::Queued);
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(manager.status(&me(), &id), ExecutionStatus::Running);
@@ -246,12 +246,12 @@ async fn a_single_run_goes_from_queued_to_its_result_and_leaves_nothing() {
 async fn a_single_run_without_a_sandbox_is_refused_in_its_status_and_a_bad_one_at_once() {
     let (manager, _runtime) = manager(Config::default());
     let broken = RunOnce { memory_limit_bytes: 99 << 20, ..once("sleep 1") };
-    let id = manager.run_once(&me(), broken).expect("accepted");
+    let id = manager.run_once(&me(), broken).await.expect("accepted");
     assert!(matches!(ended(&manager, &id).await, ExecutionStatus::Refused(sentence) if sentence.contains("on purpose")));
     let network = RunOnce { network_enabled: true, ..once("sleep 1") };
-    assert!(matches!(manager.run_once(&me(), network), Err(SessionError::PolicyDenied { .. })));
+    assert!(matches!(manager.run_once(&me(), network).await, Err(SessionError::PolicyDenied { .. })));
     let long = RunOnce { timeout: Duration::from_secs(301), ..once("sleep 1") };
-    assert!(matches!(manager.run_once(&me(), long), Err(SessionError::InvalidField { .. })));
+    assert!(matches!(manager.run_once(&me(), long).await, Err(SessionError::InvalidField { .. })));
 }
 
 #[tokio::test]

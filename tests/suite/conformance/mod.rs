@@ -9,7 +9,7 @@ mod endpoints;
 mod errors;
 mod files;
 mod matrix;
-mod methods;
+pub mod methods;
 mod openrpc;
 mod programs;
 mod sessions;
