@@ -293,6 +293,14 @@ print('end')",
         "a set of weak references to what has a finaliser",
         "import weakref\nclass C:\n    def __del__(self): print('del')\nc = C(); s = weakref.WeakSet([c])\nprint('end')",
     ),
+    (
+        "a finaliser of what has no room for more",
+        "class C:\n    __slots__ = ()\n    def __del__(self): print('del')\nclass I(int):\n    __slots__ = ()\n    def __del__(self): print('del')\nheld = C(); number = I(3)\nprint('end')",
+    ),
+    (
+        "a finaliser that an iterator of iterators holds",
+        "import functools, itertools\nclass C:\n    def __del__(self): print('del')\nheld = zip(itertools.chain([C()]), map(functools.partial(print), [1]))\nprint('end')",
+    ),
     ("an exception in atexit", "import atexit\natexit.register(int, 'x')\nprint('end')"),
     (
         "output that can't be written at the end",

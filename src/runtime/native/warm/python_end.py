@@ -1,21 +1,21 @@
 # How a program may end in a fork of the warm interpreter: quickly, where nobody can tell the difference. Taking an interpreter down costs a
 # fork most of its time, because it writes to all memory that it shares. What can be seen of that is what objects do when they go: finalisers,
 # callbacks of weak references, suspended generators, buffers that are flushed. So the last thing before it, after threads and `atexit`, looks
-# at every object that has come since the fork. Are all of kinds that go silently, the process ends; otherwise, and in any doubt, all goes its way.
+# at every object that has come since the fork. When all are of kinds that go silently the process ends; otherwise, and in any doubt, all goes its way.
 def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
     import _io
     import _thread
     import _warnings
     import _weakref
 
-    HEAP_TYPE = 1 << 9
+    HEAP_TYPE, HAVE_GC = 1 << 9, 1 << 14
     # In a type object: the function that takes its instances down. It is the same for all classes that Python code has made.
     DEALLOC = 48
     # Above this a list of all objects could itself be what memory runs out for.
-    BLOCKS_MAX = 2_000_000
+    BLOCKS_MAX = 250_000
     SOURCE_MAX = 1 << 20
     # A program that names one of these could tell, or have its end mistaken.
-    WORDS = (b"__cached__", b"audit", b"settrace", b"setprofile", b"monitoring", b"_clear", b"_ncallbacks")
+    WORDS = (b"__cached__", b"audit", b"settrace", b"setprofile", b"monitoring", b"_clear", b"_ncallbacks", b"INSPECT")
     SPEAKING = {
         "generator", "coroutine", "coroutine_wrapper", "async_generator", "async_generator_asend", "async_generator_athrow",
         "PyCapsule", "weakref", "weakproxy", "weakcallableproxy",
@@ -50,11 +50,12 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
     Generator = type(entry for entry in ())
     Builtin = type(len)
     Module = type(sys)
-    FILES = {_io.FileIO, _io.BufferedReader, _io.BufferedWriter, _io.BufferedRandom, _io.TextIOWrapper}
+    FILES = (_io.FileIO, _io.BufferedReader, _io.BufferedWriter, _io.BufferedRandom, _io.TextIOWrapper)
     main = sys.modules["__main__"].__dict__
     streams, filters = [], list(_warnings.filters)
-    # Of classes that were there before, kept so that their numbers stay theirs: those of Python code, and of them those with a finaliser.
-    classes, of_python, finalised = [], set(), set()
+    # Classes that were there before, kept so that their numbers stay theirs; the numbers of all, of those of Python code, of those with a
+    # finaliser.
+    classes, known, of_python, finalised = [], set(), set(), set()
     # Judgements by number, of types that stay.
     judged = {}
     modules = set()
@@ -84,8 +85,6 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
         # All classes of C have come before, but for those of modules that are known to be silent.
         return flags_of(kind) & HEAP_TYPE and id(kind) not in known
 
-    known = set()
-
     def measure():
         """Looks at what is there before any program."""
 
@@ -98,10 +97,13 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
         class One:
             pass
 
-        class Two(One):
+        class Two:
             __slots__ = ()
 
         if dealloc(One) != dealloc(Two) or dealloc(One) == dealloc(object):
+            return
+        # The collector must know every object that could have a finaliser. Before CPython 3.8 it does not know those without room for more.
+        if not flags_of(Two) & HAVE_GC:
             return
         classes.extend(kind for kind in gc.get_objects() if issubclass(type(kind), type) and flags_of(kind) & HEAP_TYPE)
         known.update(map(id, classes))
@@ -114,7 +116,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
         """In a fork, before its program: from now on new objects are told from those that were there."""
         nonlocal is_armed
         try:
-            with open_file(source, "rb") as file:
+            with _io.open(source, "rb") as file:
                 text = file.read(SOURCE_MAX)
             is_armed = bool(streams) and len(text) < SOURCE_MAX and not any(word in text for word in WORDS)
         except OSError:
@@ -123,8 +125,6 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
             atexit.unregister(end)
             # Frozen objects would never be finalised, the script's own module among them.
             gc.unfreeze()
-
-    open_file = sys.modules["io"].open
 
     def came_quietly(name, module):
         if type(module) is not Module:
@@ -163,8 +163,8 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
         if kind is _weakref.ReferenceType:
             callback = callback_of(entry)
             return callback is None or is_silent_callback(callback)
-        if kind in FILES:
-            return kind.__dict__["closed"].__get__(entry) is True
+        if any(kind is file for file in FILES):
+            return dict_of(kind)["closed"].__get__(entry) is True
         silent = is_silent(kind)
         if id(kind) in known or not flags_of(kind) & HEAP_TYPE:
             judged[id(kind)] = silent
@@ -192,9 +192,10 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
     def rehearse():
         """In a fork that waits: writes to the memory that the end of a program would write to, so that it is its own by then."""
         modules.update(sys.modules)
-        is_over()
-        stands_as_before()
-        all(map(goes_silently, gc.get_objects()))
+        if streams:
+            is_over()
+            stands_as_before()
+            all(map(goes_silently, gc.get_objects()))
 
     atexit.register(end)
     return measure, rehearse, arm
