@@ -33,7 +33,7 @@ use crate::sys::{channel, process, socket};
 
 use super::DockerRuntime;
 use super::container::{self, CONTROL, INIT, SESSION};
-use super::engine::{Engine, Facts, MAKE_TIME, Product};
+use super::engine::{Engine, Facts, MAKE_TIME, Product, going_down};
 use super::images::{self, Ground};
 use super::init_files::InitFiles;
 
@@ -106,10 +106,10 @@ impl DockerRuntime {
         self.engine.hold(&name);
         let made = Made { engine: Arc::clone(&self.engine), name: Some(name.clone()), meeting };
         let options = bollard::query_parameters::CreateContainerOptionsBuilder::new().name(&name).build();
-        let making = Arc::clone(&self.engine.making);
+        let permit = Arc::clone(&self.engine.making).acquire_owned().await.map_err(|_| going_down())?;
         self.engine
             .call("make a container", MAKE_TIME, move |client| async move {
-                let _being_made = making.read().await;
+                let _being_made = permit;
                 client.create_container(Some(options), body).await.map(drop)
             })
             .await?;

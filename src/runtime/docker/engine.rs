@@ -14,7 +14,7 @@ use bollard::Docker;
 use bollard::errors::Error as ApiError;
 use bollard::models::{SystemInfo, SystemVersion};
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::sandbox::contained::Users;
 use crate::sandbox::error::SandboxError;
@@ -108,6 +108,9 @@ struct Up {
     facts: Facts,
 }
 
+/// Containers that are made at once; whoever has more waits.
+pub(super) const MAKING_MAX: u32 = 256;
+
 /// The engine.
 pub struct Engine {
     place: Place,
@@ -121,8 +124,8 @@ pub struct Engine {
     pub(super) held: Mutex<BTreeSet<String>>,
     /// Names of containers that could not be removed yet.
     pub(super) doomed: Mutex<BTreeSet<String>>,
-    /// Read while a container is being made; written when none is to be made any more.
-    pub(super) making: Arc<RwLock<()>>,
+    /// A permit for each container that is being made; closed when none is to be made any more.
+    pub(super) making: Arc<Semaphore>,
 }
 
 impl Engine {
@@ -139,7 +142,7 @@ impl Engine {
             look: Notify::new(),
             held: Mutex::default(),
             doomed: Mutex::default(),
-            making: Arc::default(),
+            making: Arc::new(Semaphore::new(MAKING_MAX as usize)),
         });
         let (asked, answered) = std::sync::mpsc::channel();
         let keeper = Arc::downgrade(&engine);
@@ -216,7 +219,7 @@ impl Engine {
     {
         let client = self.state().as_ref().map(|up| up.client.clone()).map_err(|cause| EngineError::Gone(cause.clone()))?;
         let work = tokio::time::timeout(bound, work(client));
-        let answer = self.handle.spawn(work).await.map_err(|_| EngineError::Gone("the server is going down".into()))?;
+        let answer = self.handle.spawn(work).await.map_err(|_| going_down())?;
         match answer {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(ApiError::DockerResponseServerError { status_code: status, message })) => {
@@ -254,6 +257,11 @@ impl Engine {
             thread.shutdown_background();
         }
     }
+}
+
+/// Nothing is asked of the engine any more.
+pub(super) fn going_down() -> EngineError {
+    EngineError::Gone("the server is going down".into())
 }
 
 impl Drop for Engine {

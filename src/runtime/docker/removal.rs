@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::sandbox::state::ServerId;
 
-use super::engine::{ASK_TIME, Engine, EngineError, REMOVE_TIME};
+use super::engine::{ASK_TIME, Engine, EngineError, MAKING_MAX, REMOVE_TIME};
 
 /// The label of every container: which server made it.
 pub const SERVER_LABEL: &str = "io.codebeaker.server";
@@ -47,7 +47,9 @@ impl Engine {
     pub(super) async fn discard_all(self: &Arc<Self>) {
         self.discard_held().await;
         // What was being made can be removed only once it is there, and nobody holds it any more.
-        let _none_is_made = self.making.write().await;
+        let all = self.making.acquire_many(MAKING_MAX).await;
+        self.making.close();
+        drop(all);
         self.discard_held().await;
         self.clear().await;
     }
