@@ -55,11 +55,12 @@ const USR_MERGE: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// The image `host`, its skeleton made when there is none for the host as it is now.
 pub(super) fn resolve(store: &Store) -> Result<ImageRoot, ImageError> {
-    resolve_from(store, Path::new("/"))
+    let host = Path::new("/");
+    resolve_from(store, host, &store.host_state(|| etc::fingerprint(host)))
 }
 
-fn resolve_from(store: &Store, host: &Path) -> Result<ImageRoot, ImageError> {
-    let dir = store.host_dir().join(etc::fingerprint(host));
+fn resolve_from(store: &Store, host: &Path, state: &str) -> Result<ImageRoot, ImageError> {
+    let dir = store.host_dir().join(state);
     let lock = store.lock(FlockOperation::LockShared)?;
     if !dir.is_dir() {
         let staging = Staging::new(&store.tmp())?;

@@ -39,6 +39,9 @@ const RECORD: &str = "image.json";
 const BEING_MADE_WAIT: Duration = Duration::from_secs(3);
 const BEING_MADE_PAUSE: Duration = Duration::from_millis(10);
 
+/// A session that is made so soon after the host's files have changed may stand on what they were.
+const HOST_STATE_HOLDS: Duration = Duration::from_secs(1);
+
 /// Where an image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -144,6 +147,8 @@ pub struct Store {
     dir: PathBuf,
     /// Locks that somebody in this process holds: all users of an image share one descriptor.
     guards: Arc<Mutex<HashMap<PathBuf, Weak<ImageGuard>>>>,
+    /// The name of the host's state, and when it was looked at.
+    host_state: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
 /// A lock file, held. Dropping it lets go.
@@ -152,7 +157,7 @@ pub(super) type Lock = File;
 impl Store {
     /// Opens the store below the state directory, making what is missing, and removes what processes that ended early left.
     pub fn open(state_dir: &Path) -> Result<Self, ImageError> {
-        let store = Self { dir: state_dir.join("images"), guards: Arc::default() };
+        let store = Self { dir: state_dir.join("images"), guards: Arc::default(), host_state: Arc::default() };
         for dir in ["", "names", "layers", "blobs", "blobs/sha256", "blobs/partial", "host", "tmp"] {
             let path = store.dir.join(dir);
             DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(ImageError::io("making", &path))?;
@@ -396,6 +401,16 @@ impl Store {
 
     pub(super) fn host_dir(&self) -> PathBuf {
         self.dir.join("host")
+    }
+
+    /// The name of the host's state, from `look` or, if that was asked less than [`HOST_STATE_HOLDS`] ago, as it said then: sessions
+    /// that are made one after another need not look at each of some seventy files again.
+    pub(super) fn host_state(&self, look: impl FnOnce() -> String) -> String {
+        let mut seen = self.host_state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*seen {
+            Some((when, state)) if when.elapsed() < HOST_STATE_HOLDS => state.clone(),
+            _ => seen.insert((Instant::now(), look())).1.clone(),
+        }
     }
 
     pub(super) fn dir(&self) -> &Path {

@@ -91,7 +91,7 @@ impl std::fmt::Display for EngineVersion {
 #[serde(deny_unknown_fields)]
 pub struct EnginePlan {
     /// The argument vector that runs a source file; `{file}` stands for its path, `{flags}` for the engine's flags.
-    run: Vec<String>,
+    pub run: Vec<String>,
     /// The argument vector that installs packages; `{packages}` stands for the names.
     install: Option<Vec<String>>,
     /// Environment of its programs besides the language's own.
@@ -109,11 +109,7 @@ pub struct EnginePlan {
 impl Language {
     /// The language as that version of the engine runs it, with these flags; none when it does not.
     pub fn on(&self, engine: Engine, version: EngineVersion, flags: &[String]) -> Option<Self> {
-        let plan = self.engines.get(&engine)?;
-        let since = plan.since.as_deref().and_then(EngineVersion::find);
-        if since.is_some_and(|since| version < since) {
-            return None;
-        }
+        let plan = self.plan_for(engine, version)?;
         let mut env = self.env.clone();
         env.extend(plan.env.clone());
         let mut run = plan.run.clone();
@@ -131,6 +127,12 @@ impl Language {
             prestarted_unless: plan.prestarted_unless.clone(),
             ..self.clone()
         })
+    }
+
+    /// How an engine of that version runs it; none when it does not.
+    pub fn plan_for(&self, engine: Engine, version: EngineVersion) -> Option<&EnginePlan> {
+        let since = |plan: &EnginePlan| plan.since.as_deref().and_then(EngineVersion::find);
+        self.engines.get(&engine).filter(|plan| since(plan).is_none_or(|since| version >= since))
     }
 }
 

@@ -43,7 +43,7 @@ impl Fixture {
     }
 
     fn image(&self) -> ImageRoot {
-        resolve_from(&self.store, &self.host()).expect("the image host")
+        resolve_from(&self.store, &self.host(), &etc::fingerprint(&self.host())).expect("the image host")
     }
 }
 

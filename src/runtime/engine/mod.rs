@@ -133,6 +133,11 @@ impl EngineFlavour {
         }
     }
 
+    /// Before it has told its version, what every version can do counts.
+    fn version_or_oldest(&self) -> EngineVersion {
+        self.with(|state| state.version()).unwrap_or(EngineVersion(0, 0, 0))
+    }
+
     fn minimal(&self, root: &MinimalRoot) -> Result<ImageRoot, SandboxError> {
         let root = root.clone().with_texts(self.uses.modules);
         match self.engine.parts_mark() {
@@ -212,10 +217,13 @@ impl Flavour for EngineFlavour {
     }
 
     fn language(&self, language: &Arc<Language>, permissions: &Permissions) -> Option<Arc<Language>> {
-        // Before it has told its version, what every version can do counts.
-        let version = self.with(|state| state.version()).unwrap_or(EngineVersion(0, 0, 0));
+        let version = self.version_or_oldest();
         let flags = permissions::flags(self.engine, version, language, permissions);
         language.on(self.engine, version, &flags).map(Arc::new)
+    }
+
+    fn serves(&self, language: &Language) -> bool {
+        language.plan_for(self.engine, self.version_or_oldest()).is_some()
     }
 
     fn permissions_row(&self, _: &Permissions) -> WallState {

@@ -32,6 +32,8 @@ pub trait Flavour: Send + Sync {
     fn own_root(&self) -> Option<String>;
     /// The language as this runtime runs it; none when it does not.
     fn language(&self, language: &Arc<Language>, permissions: &Permissions) -> Option<Arc<Language>>;
+    /// Whether there is such a one. Asked of every language for each session that is made, so it copies nothing.
+    fn serves(&self, language: &Language) -> bool;
     /// Version of its programs, once it is known; the main runtime's is this program's.
     fn version(&self) -> Option<String>;
     /// What becomes of the permissions that a request names: a row of `enforcement`.
@@ -108,6 +110,10 @@ impl Flavour for Images {
 
     fn language(&self, language: &Arc<Language>, _: &Permissions) -> Option<Arc<Language>> {
         Some(Arc::clone(language))
+    }
+
+    fn serves(&self, _: &Language) -> bool {
+        true
     }
 
     fn version(&self) -> Option<String> {

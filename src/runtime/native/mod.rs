@@ -400,9 +400,7 @@ impl Runtime for NativeRuntime {
     }
 
     fn languages(&self) -> Vec<String> {
-        let permissions = Permissions::default();
-        let runs = |language: &&Arc<Language>| self.flavour.language(language, &permissions).is_some();
-        self.works.parts.languages.all().iter().filter(runs).map(|language| language.name.clone()).collect()
+        self.works.parts.languages.all().iter().filter(|language| self.flavour.serves(language)).map(|language| language.name.clone()).collect()
     }
 
     fn commands(&self) -> Vec<CommandKind> {

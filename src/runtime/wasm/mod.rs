@@ -285,6 +285,11 @@ impl Flavour for WasmFlavour {
         runs.then(|| Arc::new(fitted))
     }
 
+    fn serves(&self, language: &Language) -> bool {
+        let plan = EngineVersion::find(WASMTIME).and_then(|version| language.plan_for(Engine::WebAssembly, version));
+        plan.is_some_and(|plan| EngineModule::of(&plan.run).is_none_or(|engine| self.engine(engine).is_ok()))
+    }
+
     fn lacks(&self, language: &Language) -> Option<String> {
         let fitted = language.on(Engine::WebAssembly, EngineVersion::find(WASMTIME)?, &[])?;
         EngineModule::of(&fitted.run).and_then(|engine| self.engine(engine).err().map(str::to_owned))
