@@ -6,8 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use crate::plan::Plan;
-use crate::sys::socket::{self, Wait};
+use crate::sys::socket;
 use crate::sys::{channel, process};
 
 use super::CONTROL;
@@ -30,8 +29,7 @@ pub fn main(control: Option<&Path>) -> u8 {
 
 fn run(control: &Path) -> Result<(), channel::ChannelError> {
     let control = keep(socket::connect(control)?)?;
-    let plan = channel::receive::<Plan>(control.as_fd(), Wait::Yes)?;
-    super::serve_from(&plan.message, control.as_fd())
+    super::serve_from(control.as_fd())
 }
 
 /// Nothing is open above the control socket, which has init's own number.

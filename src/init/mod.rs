@@ -28,25 +28,26 @@ use crate::sys::{CallError, channel, process};
 const CONTROL: i32 = 3;
 
 /// Runs a sandbox to its end. `control` is the only descriptor that is kept besides the standard streams.
-pub fn main(plan: &Plan, control: OwnedFd) -> ! {
-    let code = match start(plan, control) {
+pub fn main(control: OwnedFd) -> ! {
+    let code = match start(control) {
         Ok(()) => 0,
         Err(_) => 1,
     };
     process::exit_now(code)
 }
 
-fn start(plan: &Plan, control: OwnedFd) -> Result<(), channel::ChannelError> {
+fn start(control: OwnedFd) -> Result<(), channel::ChannelError> {
     process::die_with_parent()?;
     process::duplicate_to(control.as_fd(), CONTROL, process::CloseOnExec::Yes)?;
     std::mem::forget(control);
     process::close_from(CONTROL + 1)?;
     let control = process::adopt_descriptor(CONTROL)?;
-    serve_from(plan, control.as_fd())
+    serve_from(control.as_fd())
 }
 
-/// From the word that it may go on to the end of its control socket.
-fn serve_from(plan: &Plan, control: BorrowedFd<'_>) -> Result<(), channel::ChannelError> {
+/// From its plan, and the word that it may go on, to the end of its control socket.
+fn serve_from(control: BorrowedFd<'_>) -> Result<(), channel::ChannelError> {
+    let plan = &channel::receive::<Plan>(control, Wait::Yes)?.message;
     let go = channel::receive::<Go>(control, Wait::Yes)?;
     let ready = prepare(plan, go)
         .and_then(|built| serve::prepare(plan, built, control).map_err(|error| failure("init", "prepare to serve", error)));

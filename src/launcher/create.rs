@@ -11,43 +11,43 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::init;
-use crate::plan::messages::Go;
-use crate::plan::{OutsideStep, Plan, Slot, StepFailure};
+use crate::plan::messages::{Go, Launch};
+use crate::plan::{OutsideStep, Slot, StepFailure};
 use crate::sys::mount::attribute;
 use crate::sys::process::{self, Cloned};
+use crate::sys::socket::Wait;
 use crate::sys::{CallError, channel, mount, socket};
 
 /// A sandbox whose init has been told to go on.
 pub struct Created {
     /// Of init, in our pid namespace.
     pub pid: i32,
-    /// Of init.
-    pub pidfd: OwnedFd,
     /// The server's end of the control socket.
     pub control: OwnedFd,
 }
 
-/// Makes the process and does the outside steps.
-pub fn sandbox(plan: &Plan) -> Result<Created, StepFailure> {
+/// Makes the process, gives it the rest of its plan and does the outside steps.
+pub fn sandbox(launch: &Launch, rest: &[u8]) -> Result<Created, StepFailure> {
     let (ours, theirs) = socket::pair().map_err(|error| failure("init", "make the control socket", error))?;
-    let group = plan
+    let group = launch
         .born_in
         .as_ref()
         .map(|directory| mount::open_directory(&path_text(directory)))
         .transpose()
         .map_err(|error| failure("cgroup", "open the group", error))?;
-    let flags = plan.namespaces | libc::CLONE_PIDFD as u64;
+    let flags = launch.namespaces | libc::CLONE_PIDFD as u64;
     let cloned = process::clone(flags, group.as_ref().map(AsFd::as_fd));
     match cloned.map_err(|error| failure("namespaces", "clone into new namespaces", error))? {
         Cloned::Child => {
             drop(ours);
-            init::main(plan, theirs)
+            init::main(theirs)
         }
         Cloned::Parent { pid, pidfd } => {
             drop(theirs);
             let pidfd = pidfd.ok_or_else(|| failure("pid", "clone", CallError { call: "clone3", errno: Errno::BADF }))?;
-            match outside(&plan.outside, pid, &ours) {
-                Ok(()) => Ok(Created { pid, pidfd, control: ours }),
+            let told = channel::send_encoded(ours.as_fd(), rest, &[], Wait::Yes).map_err(|_| unheard("tell init its plan"));
+            match told.and_then(|()| outside(&launch.outside, pid, &ours)) {
+                Ok(()) => Ok(Created { pid, control: ours }),
                 Err(failure) => {
                     // It waits for word from us and can do no harm; it must be gone before the failure is told.
                     discard(pidfd.as_fd());
@@ -59,7 +59,7 @@ pub fn sandbox(plan: &Plan) -> Result<Created, StepFailure> {
 }
 
 /// Ends a sandbox that nobody was told of, and waits until it has ended.
-pub fn discard(pidfd: BorrowedFd<'_>) {
+fn discard(pidfd: BorrowedFd<'_>) {
     process::kill_pidfd(pidfd).ok();
     rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd), rustix::process::WaitIdOptions::EXITED).ok();
 }
@@ -82,8 +82,11 @@ fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), Ste
         done.map_err(|error| failure(step.wall(), &step.to_string(), error))?;
     }
     let descriptors: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
-    channel::send(control.as_fd(), &Go { slots }, &descriptors)
-        .map_err(|_| failure("init", "tell init to go on", CallError { call: "sendmsg", errno: Errno::PIPE }))
+    channel::send(control.as_fd(), &Go { slots }, &descriptors).map_err(|_| unheard("tell init to go on"))
+}
+
+fn unheard(step: &str) -> StepFailure {
+    failure("init", step, CallError { call: "sendmsg", errno: Errno::PIPE })
 }
 
 fn clone_tree(source: &str, pid: i32, users: &mut Option<OwnedFd>) -> Result<OwnedFd, CallError> {

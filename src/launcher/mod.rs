@@ -1,8 +1,8 @@
 //! The only maker of sandboxes: a process of one thread, executed afresh from a sealed memory file, with none of the
 //! server's secrets in its memory.
 //!
-//! Invariants: one thread, so that cloning without exec is sound; it owns every sandbox's pidfd and cgroup directories until
-//! they are gone; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. The server's own groups
+//! Invariants: one thread, so that cloning without exec is sound; every sandbox's init is its child, and the cgroup directories its
+//! own, until they are gone; it keeps no descriptor and little memory for each, since every clone gets a copy of both; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. The server's own groups
 //! go only when the server is gone. Read `create` for the steps around the clone.
 
 mod create;
@@ -31,7 +31,8 @@ const REMOVAL_PAUSE_MS: u64 = 10;
 /// Groups below one of the server's, at most: a session has three of them, a server no more than some ten thousand sessions.
 const GROUPS_MAX: usize = 200_000;
 
-const SERVER_EVENT: u64 = u64::MAX;
+const SERVER_EVENT: u64 = 0;
+const CHILD_EVENT: u64 = 1;
 
 /// What a look at the server's socket gave.
 enum Heard {
@@ -45,29 +46,35 @@ enum Heard {
 
 /// A sandbox that lives.
 struct Sandbox {
+    /// Of init, a child of ours: nobody else gets the number before it is reaped.
     pid: i32,
-    pidfd: OwnedFd,
-    cgroups: Vec<String>,
+    /// One a line, which no group's name can break; deepest first. In one piece, because holes between small ones would be filled by
+    /// the clone with what it allocates, and each page that it so touches is one more of its own.
+    cgroups: Box<str>,
 }
 
 impl Sandbox {
     /// Kills all of it; one that has just ended is reaped by its own event.
     fn end(&self) {
         // The last directory is the top of the v2 tree's, if there is one: whatever is in it, at once. On v1 there is no such file.
-        if let Some(top) = self.cgroups.last()
+        if let Some(top) = self.cgroups.lines().last()
             && let Ok(mut file) = std::fs::OpenOptions::new().write(true).open(PathBuf::from(top).join("cgroup.kill"))
         {
             file.write_all(b"1").ok();
         }
         // The end of init is the end of its pid namespace, with or without a group.
-        process::kill_pidfd(self.pidfd.as_fd()).ok();
+        process::kill(self.pid, libc::SIGKILL).ok();
     }
 }
 
 struct Launcher {
     server: OwnedFd,
     events: OwnedFd,
+    /// Tells that a child has ended.
+    children: OwnedFd,
     sandboxes: BTreeMap<Tag, Sandbox>,
+    /// Whose init a child is.
+    tags: BTreeMap<i32, Tag>,
     /// Directories that the kernel still called busy, with the number of tries.
     removals: Vec<(String, u32)>,
     /// What goes last.
@@ -104,7 +111,11 @@ impl Launcher {
         process::close_on_exec(server.as_fd())?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC).named("epoll_create1")?;
         watch(events.as_fd(), server.as_fd(), SERVER_EVENT)?;
-        Ok(Self { server, events, sandboxes: BTreeMap::new(), removals: Vec::new(), at_end: Vec::new(), way_back: None })
+        process::block_child_signals()?;
+        let children = process::child_signals()?;
+        watch(events.as_fd(), children.as_fd(), CHILD_EVENT)?;
+        let (sandboxes, tags) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { server, events, children, sandboxes, tags, removals: Vec::new(), at_end: Vec::new(), way_back: None })
     }
 
     fn run(&mut self) -> Result<(), ChannelError> {
@@ -112,9 +123,9 @@ impl Launcher {
         loop {
             self.wait(&mut buffer)?;
             let happened: Vec<u64> = buffer.drain(..).map(|event: epoll::Event| event.data.u64()).collect();
-            for tag in happened {
-                if tag != SERVER_EVENT {
-                    self.over(tag)?;
+            for event in happened {
+                if event == CHILD_EVENT {
+                    self.reap()?;
                     continue;
                 }
                 match self.serve()? {
@@ -180,16 +191,9 @@ impl Launcher {
     }
 
     fn create(&mut self, request: CreateRequest) -> Result<(), ChannelError> {
-        let CreateRequest { sandbox: tag, plan, cgroups } = request;
-        let created = create::sandbox(&plan).and_then(|created| match watch(self.events.as_fd(), created.pidfd.as_fd(), tag) {
-            Ok(()) => Ok(created),
-            Err(error) => {
-                create::discard(created.pidfd.as_fd());
-                Err(create::failure("pid", "watch for its end", error))
-            }
-        });
-        match created {
-            Ok(created) => self.hand_over(tag, created, cgroups),
+        let CreateRequest { sandbox: tag, launch, rest, cgroups } = request;
+        match create::sandbox(&launch, &rest) {
+            Ok(created) => self.hand_over(tag, created, &cgroups),
             Err(failure) => {
                 self.removals.extend(cgroups.into_iter().map(|directory| (directory, 0)));
                 self.tell(&LauncherMessage::Refused(tag, failure), &[])
@@ -197,9 +201,10 @@ impl Launcher {
         }
     }
 
-    fn hand_over(&mut self, tag: Tag, created: create::Created, cgroups: Vec<String>) -> Result<(), ChannelError> {
-        let create::Created { pid, pidfd, control } = created;
-        self.sandboxes.insert(tag, Sandbox { pid, pidfd, cgroups });
+    fn hand_over(&mut self, tag: Tag, created: create::Created, cgroups: &[String]) -> Result<(), ChannelError> {
+        let create::Created { pid, control } = created;
+        self.sandboxes.insert(tag, Sandbox { pid, cgroups: cgroups.join("\n").into() });
+        self.tags.insert(pid, tag);
         match self.tell(&LauncherMessage::Created(tag), &[control.as_fd()]) {
             // Descriptors in flight are counted per user (unix(7), ETOOMANYREFS), and without privilege that is the user of the
             // sessions too. The control socket closes here, and the sandbox ends with it.
@@ -208,14 +213,24 @@ impl Launcher {
         }
     }
 
-    /// The init of a sandbox has ended, and with it everything in it.
-    fn over(&mut self, tag: Tag) -> Result<(), ChannelError> {
-        let Some(pid) = self.sandboxes.get(&tag).map(|sandbox| sandbox.pid) else { return Ok(()) };
-        let Reaped::Ended(ended) = process::reap(pid)? else { return Ok(()) };
-        if let Some(sandbox) = self.sandboxes.remove(&tag) {
-            self.removals.extend(sandbox.cgroups.into_iter().map(|directory| (directory, 0)));
+    /// Takes leave of every child that has ended.
+    fn reap(&mut self) -> Result<(), ChannelError> {
+        process::drain_signals(self.children.as_fd());
+        while let Reaped::Ended(ended) = process::reap(-1)? {
+            // What is not among them was never told of.
+            if let Some(tag) = self.tags.remove(&ended.pid) {
+                self.over(tag, ended.status)?;
+            }
         }
-        self.tell(&LauncherMessage::Gone { sandbox: tag, status: ended.status }, &[])
+        Ok(())
+    }
+
+    /// The init of a sandbox has ended, and with it everything in it.
+    fn over(&mut self, tag: Tag, status: i32) -> Result<(), ChannelError> {
+        if let Some(sandbox) = self.sandboxes.remove(&tag) {
+            self.removals.extend(sandbox.cgroups.lines().map(|directory| (directory.to_owned(), 0)));
+        }
+        self.tell(&LauncherMessage::Gone { sandbox: tag, status }, &[])
     }
 
     /// A server that is gone is noticed at the next event, not here.
@@ -251,9 +266,8 @@ impl Launcher {
         epoll::delete(self.events.as_fd(), self.server.as_fd()).named("epoll_ctl")?;
         while !self.sandboxes.is_empty() {
             self.wait(&mut buffer)?;
-            for event in buffer.drain(..) {
-                self.over(event.data.u64())?;
-            }
+            buffer.clear();
+            self.reap()?;
         }
         self.wait_for_removals();
         Ok(())

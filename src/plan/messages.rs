@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use serde::{Deserialize, Serialize};
 
 use super::files::{FileCommand, FileError, FileReply};
-use super::{Plan, StepFailure};
+use super::{OutsideStep, Plan, StepFailure};
+use crate::sys::channel::{self, ChannelError};
 
 /// Number that the server gives a sandbox, an execution or a file command, to tell answers apart.
 pub type Tag = u64;
@@ -50,10 +51,33 @@ pub struct WayBack {
 pub struct CreateRequest {
     /// Named in every answer.
     pub sandbox: Tag,
-    /// What to do.
-    pub plan: Plan,
+    /// What the launcher does.
+    pub launch: Launch,
+    /// The rest of the plan as init reads it, see `sys::channel::encode`. The launcher does not: what it decoded would stay in the
+    /// memory of the clone.
+    pub rest: Vec<u8>,
     /// Cgroup directories to remove when it is over, deepest first.
     pub cgroups: Vec<String>,
+}
+
+/// The launcher's part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// [`Plan::namespaces`].
+    pub namespaces: u64,
+    /// [`Plan::born_in`].
+    pub born_in: Option<String>,
+    /// [`Plan::outside`].
+    pub outside: Vec<OutsideStep>,
+}
+
+impl CreateRequest {
+    /// Parts a plan between launcher and init.
+    pub fn new(sandbox: Tag, mut plan: Plan, cgroups: Vec<String>) -> Result<Self, ChannelError> {
+        let (born_in, outside) = (plan.born_in.take(), std::mem::take(&mut plan.outside));
+        let launch = Launch { namespaces: plan.namespaces, born_in, outside };
+        Ok(Self { sandbox, launch, rest: channel::encode(&plan)?, cgroups })
+    }
 }
 
 /// Launcher → server.
@@ -74,7 +98,7 @@ pub enum LauncherMessage {
     },
 }
 
-/// Launcher → init, the first message on the control socket: the maps are written, the detached trees come along.
+/// Launcher → init, after the plan: the maps are written, the detached trees come along.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Go {
     /// Slot of each descriptor, in order.

@@ -73,9 +73,23 @@ fn send_with<T: Serialize>(
     descriptors: &[BorrowedFd<'_>],
     wait: Wait,
 ) -> Result<(), ChannelError> {
-    let encoded = postcard::to_extend(message, vec![INLINE]).map_err(|_| ChannelError::Malformed("it can't be encoded"))?;
+    send_encoded(socket, &encode(message)?, descriptors, wait)
+}
+
+/// The encoding of a message, for somebody who hands it on without reading it.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ChannelError> {
+    postcard::to_extend(message, vec![INLINE]).map_err(|_| ChannelError::Malformed("it can't be encoded"))
+}
+
+/// Sends what [`encode`] made.
+pub fn send_encoded(
+    socket: BorrowedFd<'_>,
+    encoded: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    wait: Wait,
+) -> Result<(), ChannelError> {
     let sent = if encoded.len() <= INLINE_BYTES_MAX {
-        socket::send(socket, &encoded, descriptors, wait)
+        socket::send(socket, encoded, descriptors, wait)
     } else {
         let mut carrier = memory::message_carrier()?;
         carrier.write_all(&encoded[1..]).map_err(ChannelError::Carrier)?;

@@ -307,6 +307,20 @@ pub fn block_signals() -> Result<(), CallError> {
     }
 }
 
+/// Blocks SIGCHLD, so that it is read from a [`child_signals`] descriptor.
+pub fn block_child_signals() -> Result<(), CallError> {
+    // SAFETY: the set is filled by sigemptyset before it is used.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        match libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
+            0 => Ok(()),
+            _ => Err(CallError::last("sigprocmask")),
+        }
+    }
+}
+
 /// `signalfd(2)` for SIGCHLD, non-blocking.
 pub fn child_signals() -> Result<OwnedFd, CallError> {
     // SAFETY: the set is filled before use; the descriptor returned is fresh.

@@ -168,7 +168,9 @@ impl Bench {
     pub fn create(&mut self, plan: Plan, cgroups: &[PathBuf]) -> Result<Made, StepFailure> {
         let tag = self.next;
         self.next += 1;
-        self.ask(&LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups: texts(cgroups) })));
+        self.ask(&LauncherRequest::Create(Box::new(
+            CreateRequest::new(tag, plan, texts(cgroups)).expect("a plan that can be encoded"),
+        )));
         match self.hear() {
             (LauncherMessage::Created(of), mut sockets) if of == tag => {
                 Ok(Made { tag, control: sockets.pop().expect("the control socket comes along") })

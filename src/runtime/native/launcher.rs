@@ -123,8 +123,8 @@ impl LauncherClient {
             return Err(CreateFailure::LauncherGone);
         }
         let abandoned = Abandoned { client: self, tag: Some(tag) };
-        let request = LauncherRequest::Create(Box::new(CreateRequest { sandbox: tag, plan, cgroups }));
-        if self.send(request).is_err() {
+        let request = CreateRequest::new(tag, plan, cgroups).map(|request| LauncherRequest::Create(Box::new(request)));
+        if request.and_then(|request| self.send(request)).is_err() {
             self.never_asked(tag);
             return Err(CreateFailure::LauncherGone);
         }

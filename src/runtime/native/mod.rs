@@ -400,7 +400,8 @@ impl Runtime for NativeRuntime {
     }
 
     fn languages(&self) -> Vec<String> {
-        self.works.parts.languages.all().iter().filter(|language| self.flavour.serves(language)).map(|language| language.name.clone()).collect()
+        let all = self.works.parts.languages.all();
+        all.iter().filter(|language| self.flavour.serves(language)).map(|language| language.name.clone()).collect()
     }
 
     fn commands(&self) -> Vec<CommandKind> {
