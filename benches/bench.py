@@ -24,6 +24,7 @@ import containers
 import dockerd
 import engines
 import peers
+import plot
 import report
 import scenes
 from wire import Connection, WireError
@@ -417,7 +418,9 @@ def main():
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-    say(f"figures: {options.json}")
+    picture = plot.bars(bench.timings)
+    options.json.with_suffix(".svg").write_text(picture, encoding="utf-8")
+    say(f"figures: {options.json}, {options.json.with_suffix('.svg')}")
     block = report.markdown(outcome)
     print(block)
     if lost:
@@ -426,7 +429,8 @@ def main():
         sys.exit("error: left on this host: " + "; ".join(left))
     if not options.quick and not options.no_docs:
         PAGE.write_text(report.put_between_markers(PAGE.read_text(encoding="utf-8"), block), encoding="utf-8")
-        say(f"table: {PAGE.relative_to(ROOT)}")
+        PAGE.with_suffix(".svg").write_text(picture, encoding="utf-8")
+        say(f"table: {PAGE.relative_to(ROOT)}, plot: {PAGE.with_suffix('.svg').relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pathlib
 import sys
 import time
 
+import plot
 import report
 from bench import Server, resident_kib, say
 
@@ -108,33 +109,27 @@ def measure(options):
     return outcome
 
 
-def plot(rows):
-    """An SVG of p50 of `session.create` and of `session.list` over the number of sessions, both axes logarithmic."""
-    import math
-
-    width, height, edge = 640, 320, 50
-    xs = [math.log10(row["sessions"]) for row in rows]
-    series = {"session.create p50": [row["create"]["p50_ms"] for row in rows], "session.list": [row["list_ms"] for row in rows]}
-    values = [math.log10(max(value, 0.01)) for line in series.values() for value in line]
-    low, high = math.floor(min(values)), math.ceil(max(values))
-
-    def place(x, value):
-        across = (x - xs[0]) / max(xs[-1] - xs[0], 1e-9)
-        up = (math.log10(max(value, 0.01)) - low) / max(high - low, 1)
-        return f"{edge + across * (width - 2 * edge):.1f},{height - edge - up * (height - 2 * edge):.1f}"
-
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">']
-    for power in range(low, high + 1):
-        y = place(xs[0], 10**power).split(",")[1]
-        parts.append(f'<line x1="{edge}" x2="{width - edge}" y1="{y}" y2="{y}" stroke="#ccc"/><text x="4" y="{y}">{10**power:g} ms</text>')
-    for x, row in zip(xs, rows):
-        across = place(x, 10**low).split(",")[0]
-        parts.append(f'<text x="{across}" y="{height - edge + 18}" text-anchor="middle">{row["sessions"]}</text>')
-    for (name, line), colour in zip(series.items(), ["#06c", "#c60"]):
-        points = " ".join(place(x, value) for x, value in zip(xs, line))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{width - edge - 130}" y="{20 if colour == "#06c" else 36}" fill="{colour}">{name}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+def table(outcome):
+    """The block for docs/performance.md."""
+    host = outcome["host"]
+    lines = [
+        f"Measured {outcome['date']} by `scripts/scale` on Linux {host['kernel']}, {host['cores']} cores, {host['memory_mib']} MiB of memory.",
+        "",
+        "| idle sessions | `session.create` p50 ms | p99 ms | `session.list` ms | a command, p50 ms | KiB of the host for each | server MiB |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in outcome["rows"]:
+        made = row["create"]
+        cells = [report.milliseconds(value) for value in (made["p50_ms"], made["p99_ms"], row["list_ms"], row["command_ms"])]
+        lines.append(f"| {row['sessions']} | {' | '.join(cells)} | {row['kib_per_session']} | {row['server_kib'] / 1024:.0f} |")
+    left = outcome["nothing_left_after_s"]
+    gone = "something was left" if left is None else f"nothing was left {left} s later"
+    lines += ["", f"All were closed one after another in {outcome['close_all_s']:.0f} s; {gone}."]
+    if "churn_per_s" in outcome:
+        left = outcome["nothing_left_after_churn_s"]
+        gone = "something was left" if left is None else f"nothing was left {left} s later"
+        lines += [f"Made and closed without a pause after that: {outcome['churn_per_s']:.0f} a second; {gone}."]
+    return "\n".join(lines)
 
 
 def main():
@@ -147,8 +142,8 @@ def main():
     outcome = {"date": time.strftime("%Y-%m-%d"), "host": report.host(), **measure(options)}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-    options.json.with_suffix(".svg").write_text(plot(outcome["rows"]), encoding="utf-8")
-    print(json.dumps({name: value for name, value in outcome.items() if name != "host"}, indent=2))
+    options.json.with_suffix(".svg").write_text(plot.growth(outcome["rows"]), encoding="utf-8")
+    print(table(outcome))
     say(f"figures: {options.json}, {options.json.with_suffix('.svg')}")
     if outcome["nothing_left_after_s"] is None or outcome.get("nothing_left_after_churn_s", 0) is None:
         sys.exit("error: something of the sessions is left on the host")

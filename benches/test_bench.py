@@ -6,10 +6,13 @@ import socket
 import struct
 import threading
 import unittest
+import xml.etree.ElementTree
 
 import bench
 import peers
+import plot
 import report
+import scale
 import wire
 
 
@@ -109,6 +112,33 @@ class Report(unittest.TestCase):
         self.assertEqual(report.put_between_markers(page, "new"), f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n")
         with self.assertRaises(ValueError):
             report.put_between_markers("no markers", "new")
+
+    def test_a_plot_has_a_bar_for_each_row_that_was_measured_and_its_axis_holds_every_value(self):
+        measured = report.figures([0.0005, 0.02])
+        rows = [
+            {"name": "`a` & b", "back_to_back": measured, "spaced": None},
+            {"name": "bare c", "spaced": measured},
+            {"name": "d", "why": "no engine"},
+        ]
+        drawn = xml.etree.ElementTree.fromstring(plot.bars(rows))
+        bars = [element for element in drawn if element.get("height") == "12"]
+        self.assertEqual([bar.get("fill") for bar in bars], [plot.OURS, plot.PEER])
+        self.assertGreater(float(bars[0].get("width")), 1)
+        ends = [float(element.get("x2")) for element in drawn if element.get("stroke-width") == "2"]
+        self.assertTrue(all(430 <= end <= 860 for end in ends), ends)
+        self.assertIn("nothing was measured", plot.bars([rows[2]]))
+
+    def test_growth_is_drawn_and_listed_for_every_mark(self):
+        row = {"create": report.figures([0.002]), "list_ms": 0.0, "command_ms": 1.2, "kib_per_session": 600, "server_kib": 20480}
+        rows = [{"sessions": count, **row} for count in (10, 30, 100)]
+        drawn = xml.etree.ElementTree.fromstring(plot.growth(rows))
+        lines = [element.get("points").split() for element in drawn if element.get("points")]
+        self.assertEqual([len(points) for points in lines], [3, 3, 3])
+        host = {"kernel": "6.1", "cores": 2, "memory_mib": 1024}
+        outcome = {"date": "today", "host": host, "rows": rows, "close_all_s": 1.0, "nothing_left_after_s": None}
+        table = scale.table(outcome)
+        self.assertEqual(table.count("| 600 | 20 |"), 3)
+        self.assertIn("something was left", table)
 
     def test_every_row_of_the_page_has_as_many_cells_as_its_header(self):
         figures = report.figures([0.001, 0.002])

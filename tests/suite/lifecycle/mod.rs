@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::server::refused_start;
-use crate::support::{Server, Session, Setup, eventually, pace, page};
+use crate::support::{Server, Session, Setup, eventually, pace, page, residue};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     let mut trials = page(
@@ -28,6 +28,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("after SIGKILL in mid-command everything dies within a second and the next start clears up", killed),
             ("a second server on the same state directory is refused and the holder named", second_server),
             ("descriptors go back to where they were when sessions are closed", descriptors),
+            ("the launcher holds no descriptor for a session", launcher_descriptors),
             ("a token survives a restart", token_survives),
             ("a broken configuration is refused with its field named", broken_configuration),
         ],
@@ -137,6 +138,20 @@ fn descriptors() {
     }
     let back = || server.open_descriptors() <= before;
     assert!(eventually(Duration::from_secs(5), back), "{before} before, {} after ten sessions", server.open_descriptors());
+    end(server);
+}
+
+fn launcher_descriptors() {
+    let server = Server::start(&Setup::without_pool());
+    let launcher = server.launcher().expect("a launcher");
+    let held = || residue::open_descriptors(launcher).expect("it lives and is ours to look at");
+    let first = Session::python(&server);
+    let before = held();
+    let more: Vec<_> = (0..5).map(|_| Session::python(&server)).collect();
+    assert_eq!(held(), before, "each clone gets a copy of the table");
+    for session in more.into_iter().chain([first]) {
+        session.close();
+    }
     end(server);
 }
 
