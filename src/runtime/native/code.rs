@@ -120,11 +120,13 @@ impl Run<'_> {
         Ok(((CommandOutput::Execution(report), failure), held))
     }
 
-    /// Removes what a plan wrote; the session goes on without it in any case.
+    /// Removes what a plan wrote, before the next command and without keeping this one's answer waiting. One that can't be removed stays,
+    /// and the session goes on.
     pub(super) async fn forget(&self, path: String) {
         let command = FileCommand::Delete { path: path.into(), recursive: true };
-        if let Ok(Err(error)) = self.sandbox.init().file(command).await {
-            tracing::debug!(?error, "a file of a plan stays");
+        if self.sandbox.init().file_unheard(command).await.is_err() {
+            // Whoever needs the sandbox next learns it by itself.
+            tracing::debug!("a sandbox ended before it was asked to remove a file of a plan");
         }
     }
 }

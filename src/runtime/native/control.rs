@@ -194,6 +194,13 @@ impl InitClient {
         receiver.await.map_err(|_| Gone)
     }
 
+    /// Has a file command carried out before whatever is asked next, and waits only for room on the socket.
+    pub async fn file_unheard(&self, command: FileCommand) -> Result<(), Gone> {
+        let (nobody, _) = oneshot::channel();
+        let tag = self.expect(Waiter::File(nobody))?;
+        self.0.send(&InitRequest::File { tag, root: Vec::new(), command }, &[]).await
+    }
+
     /// Signals a program's process group.
     pub async fn signal(&self, execution: Tag, signal: i32) -> Result<(), Gone> {
         self.0.send(&InitRequest::Signal(execution, signal), &[]).await
