@@ -144,17 +144,41 @@ fn relay(mut client: TcpStream, backend: &str, treatment: Treatment, counts: &Co
     let cut = *made < treatment.cuts;
     *made += usize::from(cut);
     drop(cuts);
-    counts.most.fetch_max(counts.now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+    let under_way = UnderWay::begin(counts);
     let most = if cut { treatment.cut_bytes } else { usize::MAX };
-    let sent = pass_on(&mut server, &mut client, most, treatment.pause);
-    counts.now.fetch_sub(1, Ordering::Relaxed);
+    let sent = pass_on(&mut server, &mut client, most, treatment.pause, under_way);
     counts.seen.lock().expect("no holder panics").push(Seen { blob: blob.to_owned(), from: range.unwrap_or(0), sent });
     Ok(())
 }
 
-/// Passes a head and that much of the body on; the bytes of the body that went through.
-fn pass_on(server: &mut TcpStream, client: &mut TcpStream, most: usize, pause: Duration) -> usize {
+/// A blob that is counted among those under way.
+struct UnderWay<'a>(&'a Counts);
+
+impl<'a> UnderWay<'a> {
+    fn begin(counts: &'a Counts) -> Self {
+        counts.most.fetch_max(counts.now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Self(counts)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of the body that a head announces.
+fn body_length(head: &[u8]) -> Option<usize> {
+    String::from_utf8_lossy(head)
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok())
+}
+
+/// Passes a head and that much of the body on; the bytes of the body that went through. The blob is no longer under way before the last of
+/// them goes, for who has it may ask for the next.
+fn pass_on(server: &mut TcpStream, client: &mut TcpStream, most: usize, pause: Duration, under_way: UnderWay<'_>) -> usize {
     let (mut head, mut sent, mut block) = (Vec::new(), 0, [0; 16 << 10]);
+    let mut under_way = Some(under_way);
     let mut in_body = false;
     while let Ok(read @ 1..) = server.read(&mut block) {
         let mut piece = block[..read].to_vec();
@@ -168,6 +192,9 @@ fn pass_on(server: &mut TcpStream, client: &mut TcpStream, most: usize, pause: D
             }
         }
         piece.truncate(most - sent);
+        if sent + piece.len() >= body_length(&head).unwrap_or(usize::MAX).min(most) {
+            drop(under_way.take());
+        }
         if client.write_all(&piece).is_err() {
             return sent;
         }
