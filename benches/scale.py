@@ -109,6 +109,10 @@ def measure(options):
     return outcome
 
 
+def left(after_s):
+    return "something was left" if after_s is None else f"nothing was left {after_s} s later"
+
+
 def table(outcome):
     """The block for docs/performance.md."""
     host = outcome["host"]
@@ -122,13 +126,10 @@ def table(outcome):
         made = row["create"]
         cells = [report.milliseconds(value) for value in (made["p50_ms"], made["p99_ms"], row["list_ms"], row["command_ms"])]
         lines.append(f"| {row['sessions']} | {' | '.join(cells)} | {row['kib_per_session']} | {row['server_kib'] / 1024:.0f} |")
-    left = outcome["nothing_left_after_s"]
-    gone = "something was left" if left is None else f"nothing was left {left} s later"
-    lines += ["", f"All were closed one after another in {outcome['close_all_s']:.0f} s; {gone}."]
+    lines += ["", f"All were closed one after another in {outcome['close_all_s']:.0f} s; {left(outcome['nothing_left_after_s'])}."]
     if "churn_per_s" in outcome:
-        left = outcome["nothing_left_after_churn_s"]
-        gone = "something was left" if left is None else f"nothing was left {left} s later"
-        lines += [f"Made and closed without a pause after that: {outcome['churn_per_s']:.0f} a second; {gone}."]
+        gone = left(outcome["nothing_left_after_churn_s"])
+        lines.append(f"Made and closed without a pause after that: {outcome['churn_per_s']:.0f} a second; {gone}.")
     return "\n".join(lines)
 
 

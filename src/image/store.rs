@@ -408,7 +408,8 @@ impl Store {
     pub(super) fn host_state(&self, look: impl FnOnce() -> String) -> String {
         let mut seen = self.host_state.lock().unwrap_or_else(PoisonError::into_inner);
         match &*seen {
-            Some((when, state)) if when.elapsed() < HOST_STATE_HOLDS => state.clone(),
+            // One whose skeleton is not there is looked at again: a skeleton is made of what the host is now, and named after that.
+            Some((when, state)) if when.elapsed() < HOST_STATE_HOLDS && self.host_dir().join(state).is_dir() => state.clone(),
             _ => seen.insert((Instant::now(), look())).1.clone(),
         }
     }

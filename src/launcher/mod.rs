@@ -54,7 +54,7 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    /// Kills all of it; one that has just ended is reaped by its own event.
+    /// Kills all of it; one that has just ended is reaped when its signal is heard.
     fn end(&self) {
         // The last directory is the top of the v2 tree's, if there is one: whatever is in it, at once. On v1 there is no such file.
         if let Some(top) = self.cgroups.lines().last()

@@ -48,6 +48,21 @@ impl Fixture {
 }
 
 #[test]
+fn the_host_s_state_holds_for_a_moment_and_only_while_its_skeleton_is_there() {
+    let fixture = Fixture::new();
+    let looks = std::cell::Cell::new(0);
+    let state = || {
+        fixture.store.host_state(|| {
+            looks.set(looks.get() + 1);
+            "state".to_owned()
+        })
+    };
+    assert_eq!((state(), state(), looks.get()), ("state".to_owned(), "state".to_owned(), 2), "there is none yet");
+    std::fs::create_dir(fixture.store.host_dir().join("state")).expect("an own directory");
+    assert_eq!((state(), looks.get()), ("state".to_owned(), 2));
+}
+
+#[test]
 fn the_skeleton_holds_what_programs_need_and_no_secret() {
     let fixture = Fixture::new();
     let image = fixture.image();

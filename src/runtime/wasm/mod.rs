@@ -280,9 +280,7 @@ impl Flavour for WasmFlavour {
     fn language(&self, language: &Arc<Language>, permissions: &Permissions) -> Option<Arc<Language>> {
         let version = EngineVersion::find(WASMTIME)?;
         let flags = permissions::flags(Engine::WebAssembly, version, language, permissions);
-        let fitted = language.on(Engine::WebAssembly, version, &flags)?;
-        let runs = EngineModule::of(&fitted.run).is_none_or(|engine| self.engine(engine).is_ok());
-        runs.then(|| Arc::new(fitted))
+        language.on(Engine::WebAssembly, version, &flags).filter(|_| self.serves(language)).map(Arc::new)
     }
 
     fn serves(&self, language: &Language) -> bool {
