@@ -145,12 +145,12 @@ fn silent() {
     host().need(Feature::Python);
     let index = Index::of(|_| {});
     index.put("word", "reached");
-    let setup = granting(&index).with_config("connections_per_session_max = 4\nidle_timeout_s = 2\n");
+    let setup = granting(&index).with_config("connections_per_session_max = 4\nidle_timeout_s = 5\n");
     let server = Server::start(&setup);
     let mut hostile = Session::open(&server, &asks());
     let mut other = Session::open(&server, &asks());
-    let hold = "import socket, time\nheld = []\nfor _ in range(60):\n    s = socket.socket(); s.settimeout(2)\n    try: s.connect(('127.0.0.1', 3128)); \
-                held.append(s)\n    except OSError: break\nopen('held', 'w').write(str(len(held)))\ntime.sleep(600)";
+    let hold = "import os, socket, time\nheld = []\nfor _ in range(12):\n    s = socket.socket(); s.settimeout(2)\n    try: s.connect(('127.0.0.1', 3128)); \
+                held.append(s)\n    except OSError: break\nopen('part', 'w').write(str(len(held)))\nos.rename('part', 'held')\ntime.sleep(600)";
     hostile.ok(&json!({"type": "execute_shell", "commandName": "python3", "args": ["-c", hold], "background": true}));
     let look = json!({"type": "read_file", "path": "held"});
     assert!(crate::support::eventually(std::time::Duration::from_secs(30), || hostile.execute(&look)["success"] == true));
