@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 SPACE_S = 0.2
 WARM_UP = 3
+# After hundreds of sessions the kernel takes their namespaces and groups down for a while, which is in none of the rows that follow.
+SETTLE_S = 3.0
 START_TIME_S = 30
 STOP_TIME_S = 30
 KIB, MIB = 1 << 10, 1 << 20
@@ -194,6 +197,12 @@ CREATE, CLOSE = "`session.create`, cold", "`session.close`"
 POOLED = "`session.create` from the pool"
 TRUE, CODE = "`execute_shell` `true`", "`execute_code` Python `print(1)`, warm interpreter"
 CODE_ANEW = "`execute_code` Python `print(1)`, a new interpreter"
+DATA = "`execute_code` Python `import numpy, pandas; print(1)`, both preloaded"
+DATA_ANEW = "`execute_code` Python `import numpy, pandas; print(1)`, a new interpreter"
+DATA_CODE = "import numpy, pandas; print(1)"
+# Only a fork of an interpreter that has loaded it has it before any import.
+IS_LOADED = "import sys; print('pandas' in sys.modules)"
+LOAD_TIME_S = 30
 BARE, BARE_PYTHON, BWRAP = (
     "bare posix_spawn of `true`",
     "bare `python3 -c 'print(1)'`",
@@ -213,6 +222,7 @@ def measure_cold(bench, binary):
         bench.figure("resident memory at rest, empty pool: server", f"{alone:.1f} MiB", "≤ 40 MiB")
         bench.figure("resident memory at rest, empty pool: server and launcher", f"{together:.1f} MiB")
         measure_sessions(bench, connection, CREATE, "2.5 / 6 (+ 7 where v1 has the controllers)")
+        time.sleep(SETTLE_S)
         session, _ = open_session(connection)
         bench.row(CODE_ANEW, lambda: connection.command(session["sessionId"], type="execute_code", code=PYTHON)[1])
 
@@ -281,6 +291,45 @@ def measure_commands(bench, connection, session):
     bench.row("`read_file` 8 MiB as base64", reading, "60 / –", count, spaced=False)
 
 
+def measure_preloaded(bench, binary):
+    """A language of its own whose interpreter has loaded numpy and pandas: docs/languages.md says how an operator makes one."""
+    with tempfile.TemporaryDirectory(prefix="codebeaker-bench-") as directory:
+        python = (ROOT / "rootfs" / "python.toml").read_text(encoding="utf-8")
+        for before, after in [
+            (r'^name = .*$', 'name = "data"'),
+            (r"^aliases = .*$", "aliases = []"),
+            (r"^preload = .*$", 'preload = ["numpy", "pandas"]'),
+        ]:
+            python = re.sub(before, after, python, flags=re.MULTILINE)
+        pathlib.Path(directory, "data.toml").write_text(python, encoding="utf-8")
+        settings = {"CODEBEAKER_SANDBOX_LANGUAGE_DIR": directory}
+        with Server(binary, settings) as server, contextlib.closing(server.connect()) as connection:
+            session = connection.call("session.create", language="data")[0]["sessionId"]
+            run = lambda code: connection.command(session, type="execute_code", code=code)
+            try:
+                wait_until_loaded(run)
+            except WireError as error:
+                bench.missing(DATA, str(error))
+                return
+            bench.row(DATA, lambda: run(DATA_CODE)[1], "5 / 15")
+            connection.call("session.close", sessionId=session)
+        settings["CODEBEAKER_WARM_ENABLED"] = "false"
+        with Server(binary, settings) as server, contextlib.closing(server.connect()) as connection:
+            session = connection.call("session.create", language="data")[0]["sessionId"]
+            run = lambda: connection.command(session, type="execute_code", code=DATA_CODE)[1]
+            bench.row(DATA_ANEW, run, count=bench.sizes.large, spaced=False)
+
+
+def wait_until_loaded(run):
+    """Returns when a program finds pandas loaded."""
+    until = time.monotonic() + LOAD_TIME_S
+    while run(IS_LOADED)[0]["stdout"] != "True\n":
+        if time.monotonic() > until:
+            run("import numpy, pandas")
+            raise WireError(f"no interpreter had loaded pandas within {LOAD_TIME_S} s")
+        time.sleep(0.5)
+
+
 def checked(connection, prepared):
     """A prepared command that must succeed: CommandResult and seconds. The same frame, id included, is sent again each time:
     the reply to the one before has come by then."""
@@ -307,6 +356,7 @@ def measure_server(bench, binary, settings):
         with contextlib.closing(server.connect()) as connection:
             connection.call("initialize")
             measure_sessions(bench, connection, POOLED, "0.3 / 1")
+            time.sleep(SETTLE_S)
             session, _ = open_session(connection)
             measure_commands(bench, connection, session["sessionId"])
             connection.call("session.close", sessionId=session["sessionId"])
@@ -322,6 +372,7 @@ def measure_server(bench, binary, settings):
 
 def measure_peers(bench):
     say("measuring what stands beside it")
+    time.sleep(SETTLE_S)
     for name, make in [(BARE, peers.bare_true), (BARE_PYTHON, peers.bare_python), (BWRAP, peers.bubblewrap)]:
         try:
             bench.row(name, make())
@@ -398,6 +449,7 @@ def main():
         measure_cold(bench, options.server)
         # What is measured on an engine of the bench's own is measured by a server of its own, so that the two do not disturb each other.
         weaker = measure_server(bench, options.server, {DOCKER_KEY: "off"} if options.docker_engine else {})
+        measure_preloaded(bench, options.server)
     except (WireError, OSError) as error:
         lost = error
     measure_peers(bench)

@@ -4,7 +4,7 @@ import html
 import math
 
 LEAST_MS = 0.01
-OURS, PEER, SECOND = "#06c", "#c60", "#393"
+OURS, PEER, SECOND, THIRD = "#06c", "#c60", "#393", "#909"
 PEERS = ("bare ", "bubblewrap", "`docker ")
 
 
@@ -59,11 +59,12 @@ def bars(timings):
 
 
 def growth(rows):
-    """Lines over the number of sessions: a session made, the list of all, a command."""
+    """Lines over the number of sessions: a session made, the list of all, a command, a sweep."""
     series = [
         ("session.create, p50", OURS, [row["create"]["p50_ms"] for row in rows]),
         ("session.list of all", PEER, [row["list_ms"] for row in rows]),
         ("a command, p50", SECOND, [row["command_ms"] for row in rows]),
+        ("a sweep", THIRD, [row["sweep_ms"] for row in rows]),
     ]
     sessions = [row["sessions"] for row in rows]
     across = Axis(sessions, 60, 610)
@@ -76,6 +77,6 @@ def growth(rows):
         points = " ".join(f"{across.at(count)},{up.at(value)}" for count, value in zip(sessions, values))
         parts += [
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>',
-            text(60 + 170 * number, 42, name, colour=colour),
+            text(60 + 145 * number, 42, name, colour=colour),
         ]
     return document(640, 325, parts)

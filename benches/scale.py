@@ -2,7 +2,8 @@
 """How cost grows with the number of sessions; see scripts/scale --help.
 
 Sessions are made one after the other on one connection and stay idle. At each mark the last calls of `session.create`, one
-`session.list` and one command in the oldest session are timed, and the host's available memory is compared with that at the start.
+`session.list` and one command in the oldest session are timed, the server's own sweeps for sessions past their time are read from its
+metrics, and the host's available memory is compared with that at the start.
 Then all are closed, and what is left on the host is counted. `--churn SECONDS` makes and closes sessions at full speed after that.
 """
 
@@ -14,6 +15,8 @@ import os
 import pathlib
 import sys
 import time
+import urllib.parse
+import urllib.request
 
 import plot
 import report
@@ -23,6 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MARKS = [10, 30, 100, 300, 1000, 3000, 10_000]
 LAST = 100
 SETTLE_S = 30
+# Sweeps come each second, and some of them are waited for.
+SWEEPS_S = 3.5
 
 
 def available_kib():
@@ -47,6 +52,23 @@ def timed(call):
     return (time.perf_counter() - begin) * 1e3
 
 
+def swept(server):
+    """Seconds of all sweeps so far, and how many there were."""
+    address = urllib.parse.urlparse(server.url).netloc
+    request = urllib.request.Request(f"http://{address}/metrics", headers={"Authorization": f"Bearer {server.token}"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        told = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line.startswith("codebeaker_sweep_seconds_"))
+    return float(told["codebeaker_sweep_seconds_sum"]), int(told["codebeaker_sweep_seconds_count"])
+
+
+def sweep_ms(server):
+    """Of the sweeps within the next seconds, on average."""
+    before = swept(server)
+    time.sleep(SWEEPS_S)
+    took, count = (now - then for now, then in zip(swept(server), before))
+    return round(took / count * 1e3, 3)
+
+
 def mark(connection, server, sessions, created, before):
     oldest = sessions[0]
     listing = sorted(timed(lambda: connection.call("session.list")) for _ in range(5))
@@ -56,6 +78,7 @@ def mark(connection, server, sessions, created, before):
         "create": report.figures(created[-LAST:]),
         "list_ms": round(listing[2], 2),
         "command_ms": round(command[10] * 1e3, 2),
+        "sweep_ms": sweep_ms(server),
         "kib_per_session": round((before - available_kib()) / len(sessions)),
         "server_kib": resident_kib(server.process.pid),
     }
@@ -90,7 +113,8 @@ def churn(connection, seconds):
 
 
 def measure(options):
-    settings = {"CODEBEAKER_SESSION_SESSIONS_MAX": "0", "CODEBEAKER_RUNTIMES_MEASURE": "false", "CODEBEAKER_POOL_SANDBOXES_MAX": "0"}
+    settings = {"CODEBEAKER_SESSION_SESSIONS_MAX": "0", "CODEBEAKER_RUNTIMES_MEASURE": "false", "CODEBEAKER_POOL_SANDBOXES_MAX": "0",
+                "CODEBEAKER_SESSION_SWEEP_INTERVAL_S": "1"}
     os.environ.update(settings)
     inits = processes()
     with Server(options.server) as server, contextlib.closing(server.connect()) as connection:
@@ -119,12 +143,12 @@ def table(outcome):
     lines = [
         f"Measured {outcome['date']} by `scripts/scale` on Linux {host['kernel']}, {host['cores']} cores, {host['memory_mib']} MiB of memory.",
         "",
-        "| idle sessions | `session.create` p50 ms | p99 ms | `session.list` ms | a command, p50 ms | KiB of the host for each | server MiB |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| idle sessions | `session.create` p50 ms | p99 ms | `session.list` ms | a sweep, ms | a command, p50 ms | KiB of the host for each | server MiB |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in outcome["rows"]:
         made = row["create"]
-        cells = [report.milliseconds(value) for value in (made["p50_ms"], made["p99_ms"], row["list_ms"], row["command_ms"])]
+        cells = [report.milliseconds(value) for value in (made["p50_ms"], made["p99_ms"], row["list_ms"], row["sweep_ms"], row["command_ms"])]
         lines.append(f"| {row['sessions']} | {' | '.join(cells)} | {row['kib_per_session']} | {row['server_kib'] / 1024:.0f} |")
     lines += ["", f"All were closed one after another in {outcome['close_all_s']:.0f} s; {left(outcome['nothing_left_after_s'])}."]
     if "churn_per_s" in outcome:

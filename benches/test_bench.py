@@ -129,11 +129,11 @@ class Report(unittest.TestCase):
         self.assertIn("nothing was measured", plot.bars([rows[2]]))
 
     def test_growth_is_drawn_and_listed_for_every_mark(self):
-        row = {"create": report.figures([0.002]), "list_ms": 0.0, "command_ms": 1.2, "kib_per_session": 600, "server_kib": 20480}
+        row = {"create": report.figures([0.002]), "list_ms": 0.0, "sweep_ms": 0.1, "command_ms": 1.2, "kib_per_session": 600, "server_kib": 20480}
         rows = [{"sessions": count, **row} for count in (10, 30, 100)]
         drawn = xml.etree.ElementTree.fromstring(plot.growth(rows))
         lines = [element.get("points").split() for element in drawn if element.get("points")]
-        self.assertEqual([len(points) for points in lines], [3, 3, 3])
+        self.assertEqual([len(points) for points in lines], [3, 3, 3, 3])
         host = {"kernel": "6.1", "cores": 2, "memory_mib": 1024}
         outcome = {"date": "today", "host": host, "rows": rows, "close_all_s": 1.0, "nothing_left_after_s": None}
         table = scale.table(outcome)

@@ -79,6 +79,11 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     metrics::describe_gauge!("codebeaker_pool_ready", "Sandboxes that are ready.");
     metrics::describe_gauge!("codebeaker_pool_memory_bytes", metrics::Unit::Bytes, "Memory of the sandboxes that are ready.");
     metrics::describe_histogram!("codebeaker_pool_refill_seconds", metrics::Unit::Seconds, "Time to make one sandbox ready.");
+    metrics::describe_histogram!(
+        "codebeaker_sweep_seconds",
+        metrics::Unit::Seconds,
+        "Time of one look for sessions that are past their time."
+    );
     metrics::describe_counter!("codebeaker_executions_total", "Commands carried out, by verdict.");
     metrics::describe_counter!(
         "codebeaker_blocked_syscalls_total",

@@ -3,7 +3,7 @@
 //! Invariant: it never waits for a session; closing is the work of the session's own task. Read `session` next.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 
@@ -29,6 +29,7 @@ impl Manager {
 
     /// One sweep, now.
     pub fn sweep(&self) {
+        let begin = Instant::now();
         for session in self.shared.book.all() {
             if let Some(cause) = session.overdue() {
                 session.request_close(cause);
@@ -36,6 +37,6 @@ impl Manager {
         }
         self.shared.book.purge();
         self.shared.outcomes.purge();
-        metrics::counter!("codebeaker_sweeps_total").increment(1);
+        metrics::histogram!("codebeaker_sweep_seconds").record(begin.elapsed().as_secs_f64());
     }
 }

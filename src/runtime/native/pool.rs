@@ -13,7 +13,7 @@ const KINDS_MAX: usize = 64;
 /// Bursts count for so long.
 const BURST_SECONDS: u64 = 60;
 
-/// After a request the cores belong to whoever made it, unless less than half of the shelf is left.
+/// After a request the cores belong to whoever made it, unless there are more and less than half of the shelf is left.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// After a filling that failed.
@@ -30,6 +30,8 @@ pub struct PoolBounds {
     pub memory_bytes_max: u64,
     /// How long a kind is kept ready after somebody asked for it.
     pub keep: Duration,
+    /// Whether there are cores for it beside those that whoever asks keeps busy.
+    pub spare_cores: bool,
 }
 
 /// What is to be done next.
@@ -161,7 +163,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
         let short = self.by_kind.iter().filter(|(_, shelf)| shelf.here() < shelf.wanted(&bounds, now));
         let ready_now = |shelf: &Shelf<R, T>| {
             let little_left = shelf.here() * 2 < shelf.wanted(&bounds, now);
-            shelf.retry_at <= now && (shelf.not_before <= now || little_left)
+            shelf.retry_at <= now && (shelf.not_before <= now || bounds.spare_cores && little_left)
         };
         let (due, later): (Vec<_>, Vec<_>) = short.partition(|(_, shelf)| ready_now(shelf));
         let Some((kind, asked)) =

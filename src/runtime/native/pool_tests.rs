@@ -3,7 +3,13 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 fn bounds() -> PoolBounds {
-    PoolBounds { sandboxes_max: 4, ready_min: 2, memory_bytes_max: 100 * MIB, keep: Duration::from_secs(600) }
+    PoolBounds {
+        sandboxes_max: 4,
+        ready_min: 2,
+        memory_bytes_max: 100 * MIB,
+        keep: Duration::from_secs(600),
+        spare_cores: true,
+    }
 }
 
 type Numbers = Shelves<&'static str, (), u32>;
@@ -147,6 +153,18 @@ fn right_after_a_request_nothing_is_filled_unless_little_is_left() {
     ask(&mut shelves, "python", then);
     ask(&mut shelves, "python", then);
     assert_eq!(shelves.next(then), Next::Fill("python"), "one of four is left");
+}
+
+#[test]
+fn without_cores_to_spare_nothing_is_filled_while_requests_come_one_after_the_other() {
+    let mut now = Instant::now();
+    let mut shelves = Numbers::new(PoolBounds { spare_cores: false, ..bounds() }, now);
+    for _ in 0..20 {
+        ask(&mut shelves, "python", now);
+        assert_eq!(shelves.next(now), Next::At(now + PAUSE));
+        now += PAUSE / 2;
+    }
+    assert_eq!(shelves.next(now + PAUSE), Next::Fill("python"));
 }
 
 #[test]

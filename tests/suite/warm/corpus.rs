@@ -198,6 +198,15 @@ print('end')",
         "import random\nrandom.Random.__del__ = lambda self: print('del')\nprint('end')",
     ),
     (
+        "a class that was loaded and gets a finaliser by a name that is not written",
+        "import json\nsetattr(json.JSONEncoder, '__d' + 'el__', lambda self: print('del'))\nheld = json.JSONEncoder()\nprint('end')",
+    ),
+    (
+        "a loaded module that is taken out and put in again",
+        "import sys, json\nsys.modules['json'] = sys.modules.pop('json')\nimport array\nprint(sys.modules['json'] is json, 'array' in sys.modules)",
+    ),
+    ("what C has not written yet", "import ctypes\nctypes.CDLL(None).printf(b'from C')\nprint('end', flush=True)"),
+    (
         "a finaliser of a metaclass",
         "class M(type):\n    def __del__(cls): print('del', cls.__name__)\nclass C(metaclass=M): pass\nprint('end')",
     ),

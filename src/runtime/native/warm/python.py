@@ -20,9 +20,11 @@ def wait_for_program(sys, os):
     if sys.implementation.name != "cpython" or not hasattr(os, "fork"):
         os._exit(3)
     libc = _ctypes.dlopen(None, 2)
-    prctl, syscall, leave = (_ctypes.dlsym(libc, name) for name in ("prctl", "syscall", "exit"))
+    symbol = lambda name: _ctypes.dlsym(libc, name)
+    prctl, syscall = symbol("prctl"), symbol("syscall")
+    kept = []
     # The first that is registered is called last.
-    measure_end, rehearse_end, arm_end = prepare_quick_end(sys, os, gc, atexit, _ctypes, lambda: _ctypes.call_function(leave, (0,)))
+    measure_end, rehearse_end, arm_end = prepare_quick_end(sys, os, gc, atexit, _ctypes, symbol, kept)
 
     def control(option, value):
         return _ctypes.call_function(prctl, (option, value, 0, 0, 0))
@@ -54,7 +56,13 @@ def wait_for_program(sys, os):
     site = sys.modules.get("site")
     own_site = getattr(site, "USER_SITE", None)
     path = list(sys.path)
-    named = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", archive).split(os.pathsep) if entry != archive}
+    own, colon, others = os.environ.get("PYTHONPATH", archive).partition(os.pathsep)
+    named = {os.path.abspath(entry) for entry in others.split(os.pathsep)} if colon else set()
+    # From here on as the session has it, so that a fork finds its program's environment there already.
+    if own == archive and colon:
+        os.environ["PYTHONPATH"] = others
+    else:
+        os.environ.pop("PYTHONPATH", None)
     foreign = [entry for entry in path if entry == own_site or os.path.abspath(entry) in named]
     sys.path[:] = [entry for entry in path if entry not in foreign]
     enabled = gc.isenabled()
@@ -110,6 +118,15 @@ def wait_for_program(sys, os):
         if any(state_of(place) != was for place, was in known.items()):
             return b"\x01"
         return b"\0" if any(map(hides, [os.path.dirname(script)] + foreign)) else None
+
+    find_spec = getattr(sys.modules.get("_frozen_importlib"), "_find_spec", lambda name, path: None)
+
+    def rehearse_start():
+        """As the interpreter goes on when this file is through: it looks for the user's own file, and reads a script."""
+        sys.path[:] = [entry for entry in path if entry not in foreign]
+        find_spec("usercustomize", None)
+        sys.path[:] = path
+        exec(compile("pass", "", "exec"), {})
 
     def numbers_of(ancillary):
         data = ancillary[0][2] if ancillary else b""
@@ -169,6 +186,13 @@ def wait_for_program(sys, os):
             if _ctypes.call_function(syscall, (RESTRICT_SELF, rules, 0)) != 0:
                 raise OSError(EPERM, "Landlock refused")
             os.close(rules)
+        threading = sys.modules.get("threading")
+        if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
+            threading.main_thread()._set_native_id()
+        numpy = sys.modules.get("numpy.random")
+        if numpy is not None:
+            numpy.seed()
+        rehearse_start()
         rehearse_end()
         difference_for(sys.argv[0])
         message, ancillary, flags, _ = sock.recvmsg(1 << 16, 256, CLOEXEC)
@@ -199,12 +223,6 @@ def wait_for_program(sys, os):
         sys.argv.extend(more)
         if hasattr(sys, "orig_argv"):
             sys.orig_argv.extend(more)
-        threading = sys.modules.get("threading")
-        if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
-            threading.main_thread()._set_native_id()
-        numpy = sys.modules.get("numpy.random")
-        if numpy is not None:
-            numpy.seed()
         sock.close()
         arm_end(argv[script])
         if enabled:
@@ -215,7 +233,18 @@ def wait_for_program(sys, os):
     script = fixed - len(sys.argv)
     null = state(0)
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    # What a fork does is done here once, so that functions are bound and tables made before there are forks.
+    number = os.dup(init)
+    os.dup2(init, number, True)
+    os.close(number)
+    os.chdir(".")
+    int(b"0")
     measure_end()
+    rehearse_start()
+    rehearse_end()
+    difference_for(sys.argv[0])
+    del before, started, files, places, names
+    kept.append((begin, known, judged, named, own_site, imported, real))
     gc.collect()
     gc.freeze()
     control(DUMPABLE, 0)

@@ -2,7 +2,10 @@
 # fork most of its time, because it writes to all memory that it shares. What can be seen of that is what objects do when they go: finalisers,
 # callbacks of weak references, suspended generators, buffers that are flushed. So the last thing before it, after threads and `atexit`, looks
 # at every object that has come since the fork. When all are of kinds that go silently the process ends; otherwise, and in any doubt, all goes its way.
-def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
+#
+# Reading costs a fork too: to look at an object is to count a reference to it, which writes to its page, and each page that is written to is
+# copied. So what is looked at is what has come since the fork, and of what was there before only what can be read without looking at objects.
+def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
     import _io
     import _thread
     import _warnings
@@ -11,6 +14,8 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
     HEAP_TYPE, HAVE_GC = 1 << 9, 1 << 14
     # In a type object: the function that takes its instances down. It is the same for all classes that Python code has made.
     DEALLOC = 48
+    # A class has more words than this in any CPython so far. And pieces that are read at once (`IOV_MAX`).
+    TYPE_WORDS, PIECES_MAX = 64, 1024
     # Above this a list of all objects could itself be what memory runs out for.
     BLOCKS_MAX = 250_000
     SOURCE_MAX = 1 << 20
@@ -41,6 +46,14 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
         "_string", "_struct", "_symtable", "_tokenize", "_typing", "_uuid", "_zoneinfo", "array", "atexit", "binascii", "cmath",
         "errno", "fcntl", "grp", "itertools", "math", "posix", "pwd", "resource", "select", "time", "unicodedata", "zlib",
     }
+    # Libraries of C whose own end (`atexit`, destructors) gives memory back and does nothing else, by name or by directory.
+    QUIET_LIBRARIES = {
+        "ld", "ld-linux-x86-64", "ld-linux-aarch64", "libblas", "libbz2", "libc", "libcrypt", "libcrypto", "libdl", "libexpat", "libffi",
+        "libgcc_s", "libgfortran", "liblapack", "liblzma", "libm", "libpthread", "libquadmath", "librt", "libssl",
+        "libstdc++", "libutil", "libuuid", "libz",
+    }
+    QUIET_DIRECTORIES = ("/lib-dynload/", "/numpy/", "/numpy.libs/", "/pandas/")
+    flush, leave, writev = symbol("fflush"), symbol("exit"), symbol("writev")
     flags_of = type.__dict__["__flags__"].__get__
     mro_of = type.__dict__["__mro__"].__get__
     dict_of = type.__dict__["__dict__"].__get__
@@ -53,13 +66,14 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
     FILES = (_io.FileIO, _io.BufferedReader, _io.BufferedWriter, _io.BufferedRandom, _io.TextIOWrapper)
     main = sys.modules["__main__"].__dict__
     streams, filters = [], list(_warnings.filters)
-    # Classes that were there before, kept so that their numbers stay theirs; the numbers of all, of those of Python code, of those with a
-    # finaliser.
-    classes, known, of_python, finalised = [], set(), set(), set()
+    # Classes that were there before, kept so that their numbers stay theirs; the numbers of all, and of those of Python code.
+    classes, known, of_python = [], set(), set()
+    # Where each of these classes has its finaliser (`iovec`s), and what stands there.
+    places, finalisers = [], []
     # Judgements by number, of types that stay.
     judged = {}
-    modules = set()
-    is_armed = False
+    last_module = None
+    libraries_are_quiet = is_armed = False
 
     def is_silent_c(kind):
         module, name = module_of(kind), name_of(kind)
@@ -87,12 +101,13 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
 
     def measure():
         """Looks at what is there before any program."""
+        nonlocal libraries_are_quiet
 
         class Word(ctypes._SimpleCData):
             _type_ = "P"
 
-        def dealloc(kind):
-            return Word.from_address(id(kind) + DEALLOC).value
+        def word(kind, at):
+            return Word.from_address(id(kind) + at).value
 
         class One:
             pass
@@ -100,17 +115,63 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
         class Two:
             __slots__ = ()
 
-        if dealloc(One) != dealloc(Two) or dealloc(One) == dealloc(object):
+        class Three:
+            def __del__(self):
+                pass
+
+        class Four:
+            def __del__(self):
+                pass
+
+        if word(One, DEALLOC) != word(Two, DEALLOC) or word(One, DEALLOC) == word(object, DEALLOC):
             return
         # The collector must know every object that could have a finaliser. Before CPython 3.8 it does not know those without room for more.
         if not flags_of(Two) & HAVE_GC:
             return
+        # A class gets something in this word, and so do all below it, when it gets a `__del__`.
+        at = [
+            at
+            for at in range(0, 8 * TYPE_WORDS, 8)
+            if not word(One, at) and not word(Two, at) and word(Three, at) and word(Three, at) == word(Four, at)
+        ]
+        if len(at) != 1:
+            return
         classes.extend(kind for kind in gc.get_objects() if issubclass(type(kind), type) and flags_of(kind) & HEAP_TYPE)
         known.update(map(id, classes))
-        of_python.update(id(kind) for kind in classes if dealloc(kind) == dealloc(One))
-        finalised.update(id(kind) for kind in classes if "__del__" in dict_of(kind))
+        of_python.update(id(kind) for kind in classes if word(kind, DEALLOC) == word(One, DEALLOC))
+        for first in range(0, len(classes), PIECES_MAX):
+            some = classes[first : first + PIECES_MAX]
+            Pieces = type("Pieces", (ctypes.Array,), {"_type_": Word, "_length_": 2 * len(some)})
+            places.append((Pieces(*(number for kind in some for number in (id(kind) + at[0], 8))), len(some)))
+        try:
+            finalisers.extend(read_finalisers())
+        except OSError:
+            return
+        with _io.open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            mapped = [line.split(None, 5)[-1].strip() for line in maps if " r-xp " in line]
+        libraries_are_quiet = all(is_quiet(file) for file in mapped if ".so" in file)
         streams.extend([sys.stdout, sys.stderr])
         filters[:] = sys.modules.get("warnings", _warnings).filters
+
+    def is_quiet(library):
+        # `libc.so.6`, `libc-2.31.so`, `libopenblas64_p-r0-5007b62f.3.23.so`
+        name = library.rpartition("/")[2].partition(".so")[0]
+        known = name in QUIET_LIBRARIES or name.partition("-")[0] in QUIET_LIBRARIES or name.startswith(("libpython3", "libopenblas"))
+        return known or any(part in library for part in QUIET_DIRECTORIES)
+
+    def read_finalisers():
+        """By way of a pipe, which copies memory without looking at objects."""
+        found = []
+        source, target = os.pipe()
+        try:
+            for pieces, count in places:
+                if ctypes.call_function(writev, (target, pieces, count)) != 8 * count:
+                    raise OSError
+                found.append(os.read(source, 8 * count))
+        finally:
+            os.close(source)
+            os.close(target)
+        return found
 
     def arm(source):
         """In a fork, before its program: from now on new objects are told from those that were there."""
@@ -125,6 +186,15 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
             atexit.unregister(end)
             # Frozen objects would never be finalised, the script's own module among them.
             gc.unfreeze()
+
+    def all_came_quietly():
+        """Whether no module has come since that could speak. A dictionary has in the order of their coming what it has."""
+        for name in reversed(sys.modules):
+            if name is last_module:
+                return True
+            if name == "gc" or not came_quietly(name, sys.modules[name]):
+                return False
+        return False
 
     def came_quietly(name, module):
         if type(module) is not Module:
@@ -151,9 +221,8 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
             and _thread._count() == 0
             and sys.modules.get("warnings", _warnings).filters == filters
             and sys.getallocatedblocks() < BLOCKS_MAX
-            and "gc" not in sys.modules.keys() - modules
-            and all(came_quietly(name, sys.modules[name]) for name in sys.modules.keys() - modules)
-            and all("__del__" not in dict_of(kind) or id(kind) in finalised for kind in classes)
+            and all_came_quietly()
+            and read_finalisers() == finalisers
         )
 
     def goes_silently(entry):
@@ -177,25 +246,34 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, finish):
         own = getattr(sys.modules.get("_weakrefset"), "__dict__", None)
         return type(callback) is type(end) and callback.__name__ == "_remove" and callback.__globals__ is own
 
-    def end():
+    def end(kept=kept):
+        # What `kept` holds stays until here: to let go of it, piece by piece, would write to all of it.
         if not is_armed:
             return
         try:
             if is_over() and stands_as_before() and all(map(goes_silently, gc.get_objects())):
                 for stream in streams:
                     stream.flush()
-                finish()
+                if libraries_are_quiet:
+                    # Nothing of theirs is left to be done but this.
+                    ctypes.call_function(flush, (None,))
+                    os._exit(0)
+                ctypes.call_function(leave, (0,))
         except BaseException:
             pass
         gc.unfreeze()
 
     def rehearse():
-        """In a fork that waits: writes to the memory that the end of a program would write to, so that it is its own by then."""
-        modules.update(sys.modules)
+        """In a fork that waits: writes to the memory that the end of a program would write to, so that it is its own by then. In the
+        interpreter itself: what is called for the first time is looked up and made ready once, and not in each fork."""
+        nonlocal last_module
         if streams:
+            last_module = next(reversed(sys.modules))
             is_over()
             stands_as_before()
             all(map(goes_silently, gc.get_objects()))
 
+    # The numbers of classes that are looked at must stay theirs.
+    kept.append((classes, measure))
     atexit.register(end)
     return measure, rehearse, arm
