@@ -16,7 +16,8 @@ use super::control::{Gone, InitClient, Keep};
 use super::program::{Feed, Outputs, Start};
 
 /// What makes a Python wait and fork.
-const PYTHON: &str = concat!(include_str!("warm/python_end.py"), include_str!("warm/python.py"));
+const PYTHON: &str =
+    concat!(include_str!("warm/python_end.py"), include_str!("warm/python_fork.py"), include_str!("warm/python.py"));
 
 /// A session with fewer processes has none to spare: interpreter, fork and the one between are three.
 const PROCESSES_MIN: u64 = 16;

@@ -20,6 +20,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a corpus of programs gives the same by a warm interpreter and by fresh ones", the_same_both_ways),
             ("a program of a warm interpreter begins as fresh as the one before", begins_fresh),
             ("an interpreter is taken down for a program that could tell, and for no other", quick_end),
+            ("an interpreter forks in one step where its libraries are known, else in two", steps_of_a_fork),
             ("modules beside the script and installed since are imported, never those that were loaded before", own_modules),
             ("a variable that is looked at when an interpreter starts takes a fresh one", variables),
             ("a program can't read, trace or take descriptors of the interpreter, of its own child it can", out_of_reach),
@@ -52,12 +53,12 @@ fn programs(server: &Server, by: &str) -> u64 {
     count(server, &format!("codebeaker_warm_programs_total{{by=\"{by}\"}}"))
 }
 
-/// Runs programs until one of them was carried out by the warm interpreter.
+/// Runs programs of the session's language until one of them was carried out by the warm interpreter.
 #[track_caller]
 fn warmed(server: &Server, session: &mut Session<'_>) {
     let used = eventually(Duration::from_secs(20), || {
         let before = programs(server, "warm");
-        assert_eq!(session.run("print(1)"), "1");
+        assert_eq!(session.ok(&json!({"type": "execute_code", "code": "print(1)"}))["stdout"], "1\n");
         programs(server, "warm") > before
     });
     assert!(used, "no warm interpreter came to be");
@@ -120,6 +121,28 @@ fn quick_end() {
     for (more, output) in [("", "end\n"), (finaliser, "end\ndown\n"), ("import gc\n", "end\ndown\n")] {
         let answer = carried_out(&server, &mut session, "warm", &code(&format!("import hook\n{more}print('end')")));
         assert_eq!(answer["result"]["stdout"], output, "{more}: {answer}");
+    }
+}
+
+/// An interpreter that waits for the process between two forks is charged with what that one did; only `readline` needs a library that
+/// is in no list.
+fn steps_of_a_fork() {
+    host().need(Feature::Python);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let python = include_str!("../../../rootfs/python.toml").replace("name = \"python\"\n", "name = \"lines\"\n");
+    let python =
+        python.replace("aliases = [\"py\", \"python3\"]", "aliases = []").replace("preload = [", "preload = [\"readline\", ");
+    std::fs::write(directory.path().join("lines.toml"), python).expect("a file");
+    let config = format!("[sandbox]\nlanguage_dir = \"{}\"\n[warm]\nenabled = true\n", directory.path().display());
+    let server = Server::start(&Setup { config, ..Setup::plain() });
+    let faults = "def of_children(pid):\n    with open(f'/proc/{pid}/stat') as file: return int(file.read().rpartition(')')[2].split()[8])\n\
+                  print(sum(map(of_children, both())) > 0, 'readline' in sys.modules)";
+    for (language, two) in [("python", "False False\n"), ("lines", "True True\n")] {
+        let mut session = Session::open(&server, &json!({"language": language}));
+        warmed(&server, &mut session);
+        let look = json!({"type": "execute_code", "code": format!("{INTERPRETERS}\n{faults}")});
+        let answer = carried_out(&server, &mut session, "warm", &look);
+        assert_eq!(answer["result"]["stdout"], two, "{language}: {answer}");
     }
 }
 

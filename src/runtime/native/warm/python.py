@@ -25,6 +25,7 @@ def wait_for_program(sys, os):
     kept = []
     # The first that is registered is called last.
     measure_end, rehearse_end, arm_end = prepare_quick_end(sys, os, gc, atexit, _ctypes, symbol, kept)
+    fork = prepare_fork(os, _ctypes, symbol)
 
     def control(option, value):
         return _ctypes.call_function(prctl, (option, value, 0, 0, 0))
@@ -239,7 +240,8 @@ def wait_for_program(sys, os):
     os.close(number)
     os.chdir(".")
     int(b"0")
-    measure_end()
+    if not measure_end():
+        fork = None
     rehearse_start()
     rehearse_end()
     difference_for(sys.argv[0])
@@ -253,6 +255,15 @@ def wait_for_program(sys, os):
     def say(kind, number):
         channel.send(kind + number.to_bytes(4, sys.byteorder, signed=True))
 
+    def become_program(fd, rules):
+        channel.close()
+        sock = _socket.socket(fileno=fd)
+        try:
+            begin(sock, rules)
+        except BaseException as error:
+            sock.send(b"\x04\0" + (getattr(error, "errno", None) or EIO).to_bytes(4, sys.byteorder))
+            os._exit(127)
+
     say(b"r", 0)
     while True:
         word, ancillary, flags, _ = channel.recvmsg(16, 64, CLOEXEC)
@@ -261,6 +272,16 @@ def wait_for_program(sys, os):
         if not fds or flags & _socket.MSG_CTRUNC:
             os._exit(0)
         fd, rules = fds[0], fds[1] if len(fds) > 1 else None
+        program = fork() if fork is not None else None
+        if program == 0:
+            become_program(fd, rules)
+            return real
+        if program is not None:
+            say(b"p", program)
+            say(b"d", 0)
+            for number in fds:
+                os.close(number)
+            continue
         try:
             middle = os.fork()
         except OSError as error:
@@ -278,13 +299,7 @@ def wait_for_program(sys, os):
             if program:
                 say(b"p", program)
                 os._exit(0)
-            channel.close()
-            sock = _socket.socket(fileno=fd)
-            try:
-                begin(sock, rules)
-            except BaseException as error:
-                sock.send(b"\x04\0" + (getattr(error, "errno", None) or EIO).to_bytes(4, sys.byteorder))
-                os._exit(127)
+            become_program(fd, rules)
             return real
         for number in fds:
             os.close(number)

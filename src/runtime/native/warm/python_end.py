@@ -100,7 +100,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         return flags_of(kind) & HEAP_TYPE and id(kind) not in known
 
     def measure():
-        """Looks at what is there before any program."""
+        """Looks at what is there before any program. True when the libraries that are loaded are known."""
         nonlocal libraries_are_quiet
 
         class Word(ctypes._SimpleCData):
@@ -124,10 +124,10 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
                 pass
 
         if word(One, DEALLOC) != word(Two, DEALLOC) or word(One, DEALLOC) == word(object, DEALLOC):
-            return
+            return False
         # The collector must know every object that could have a finaliser. Before CPython 3.8 it does not know those without room for more.
         if not flags_of(Two) & HAVE_GC:
-            return
+            return False
         # A class gets something in this word, and so do all below it, when it gets a `__del__`.
         at = [
             at
@@ -135,7 +135,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
             if not word(One, at) and not word(Two, at) and word(Three, at) and word(Three, at) == word(Four, at)
         ]
         if len(at) != 1:
-            return
+            return False
         classes.extend(kind for kind in gc.get_objects() if issubclass(type(kind), type) and flags_of(kind) & HEAP_TYPE)
         known.update(map(id, classes))
         of_python.update(id(kind) for kind in classes if word(kind, DEALLOC) == word(One, DEALLOC))
@@ -146,12 +146,13 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         try:
             finalisers.extend(read_finalisers())
         except OSError:
-            return
+            return False
         with _io.open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             mapped = [line.split(None, 5)[-1].strip() for line in maps if " r-xp " in line]
         libraries_are_quiet = all(is_quiet(file) for file in mapped if ".so" in file)
         streams.extend([sys.stdout, sys.stderr])
         filters[:] = sys.modules.get("warnings", _warnings).filters
+        return libraries_are_quiet
 
     def is_quiet(library):
         # `libc.so.6`, `libc-2.31.so`, `libopenblas64_p-r0-5007b62f.3.23.so`
