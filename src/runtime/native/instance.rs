@@ -366,6 +366,7 @@ impl Instance for NativeInstance {
     fn execute(&self, request: ExecutionRequest) -> BoxFuture<'_, CommandResult> {
         async move {
             let started = Instant::now();
+            self.runtime.command_begins();
             let ExecutionRequest { id, command, sink, mut control } = request;
             CommandResult::of(id, started, self.carry_out(command, sink.as_ref(), &mut control).await)
         }

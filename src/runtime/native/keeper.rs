@@ -108,6 +108,11 @@ impl Pool {
         self.wake.notify_one();
     }
 
+    /// A command begins: nothing is made ready for a moment.
+    pub(super) fn put_off(&self) {
+        self.state().shelves.put_off(Instant::now());
+    }
+
     /// One of the kind that `config` wants; none when a new one has to be made.
     pub(super) fn take(&self, runtime: &NativeRuntime, config: &InstanceConfig, image: &ImageRoot) -> Option<Sandbox> {
         if self.state().phase != Phase::Kept {

@@ -40,6 +40,8 @@ pub trait Maker: Send + Sync {
     fn word(&self, _signal: i32) -> Option<Word> {
         None
     }
+    /// A command begins in one of its sandboxes.
+    fn command_begins(&self) {}
     /// A sandbox whose walls stand; `generation` counts those that an environment has had.
     fn sandbox<'a>(&'a self, config: &'a InstanceConfig, generation: u64) -> BoxFuture<'a, Result<Sandbox, SandboxError>>;
 }

@@ -316,6 +316,10 @@ impl Maker for NativeRuntime {
         self.works.parts.step_timeout
     }
 
+    fn command_begins(&self) {
+        self.works.pool.put_off();
+    }
+
     fn warm(&self) -> WarmSettings {
         self.works.parts.warm
     }

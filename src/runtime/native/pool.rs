@@ -16,6 +16,9 @@ const BURST_SECONDS: u64 = 60;
 /// After a request the cores belong to whoever made it, unless there are more and less than half of the shelf is left.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Whoever goes on with commands keeps them for so long at most.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+
 /// After a filling that failed.
 const BACK_OFF: Duration = Duration::from_secs(2);
 
@@ -140,6 +143,17 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
             Some(position) => shelf.ready.remove(position).map_or(Found::Nothing, |ready| Found::Ready(ready.sandbox)),
             None if shelf.ready.is_empty() => Found::Nothing,
             None => Found::Unsuited,
+        }
+    }
+
+    /// A command begins in some session: what was asked for a moment ago is not filled beside it, unless there are cores for both.
+    pub fn put_off(&mut self, now: Instant) {
+        if self.bounds.spare_cores {
+            return;
+        }
+        for shelf in self.by_kind.values_mut() {
+            let until = (now + PAUSE).min(shelf.asked + PAUSE_MAX);
+            shelf.not_before = shelf.not_before.max(until);
         }
     }
 

@@ -168,6 +168,25 @@ fn without_cores_to_spare_nothing_is_filled_while_requests_come_one_after_the_ot
 }
 
 #[test]
+fn programs_put_a_filling_off_for_a_while_where_no_core_is_to_spare() {
+    let now = Instant::now();
+    for spare_cores in [false, true] {
+        let mut shelves = Numbers::new(PoolBounds { spare_cores, ..bounds() }, now);
+        ask(&mut shelves, "python", now);
+        let runs = (0..100).map(|run| now + PAUSE / 2 * run);
+        let begun: Vec<bool> = runs
+            .map(|then| {
+                shelves.put_off(then);
+                matches!(shelves.next(then), Next::Fill(_))
+            })
+            .collect();
+        let until = if spare_cores { Duration::ZERO } else { PAUSE_MAX };
+        let first = begun.iter().position(|begun| *begun).expect("it is filled although programs go on") as u32;
+        assert_eq!(PAUSE / 2 * first, until);
+    }
+}
+
+#[test]
 fn a_kind_taken_away_gives_back_what_it_had_and_those_of_no_use_can_be_picked_out() {
     let now = Instant::now();
     let mut shelves = Numbers::new(bounds(), now);
