@@ -35,6 +35,9 @@ use interpreter::{Fork, Interpreter, Stage, Word};
 /// How often one that ended before it was ready is tried again.
 const STARTS_MAX: u32 = 3;
 
+/// Children that are remembered while a fork is being made.
+const ENDED_MAX: usize = 256;
+
 /// Of a program's arguments and environment together; larger ones start afresh.
 const JOB_BYTES_MAX: usize = 48 << 10;
 
@@ -142,8 +145,14 @@ impl Warm {
         if interpreter.pid == pid {
             news = interpreter.loss();
             self.forget();
-        } else if interpreter.fork.as_ref().is_some_and(|fork| fork.pid == Some(pid)) {
-            interpreter.fork = None;
+        } else if let Some(fork) = &mut interpreter.fork {
+            match fork.pid {
+                Some(known) if known == pid && fork.ours => interpreter.fork = None,
+                Some(known) if known != pid => {}
+                _ if fork.ended.len() < ENDED_MAX => fork.ended.push(pid),
+                // So many that the fork is hardly among them; when it is, the interpreter is given up.
+                _ => {}
+            }
         }
         news
     }
@@ -168,7 +177,7 @@ impl Warm {
         let (Some(interpreter), Some(job), 3) = (&mut self.interpreter, job, streams.len()) else {
             return Err((request, streams));
         };
-        let Some(Fork { socket, pid: Some(pid), ours: true }) = interpreter.fork.take_if(|fork| fork.ours) else {
+        let Some(Fork { socket, pid: Some(pid), ours: true, .. }) = interpreter.fork.take_if(|fork| fork.ours) else {
             return Err((request, streams));
         };
         if reaper.runs(pid) {
@@ -356,6 +365,29 @@ mod tests {
     }
 
     #[test]
+    fn a_fork_that_ended_before_it_was_named_costs_a_fork_and_no_interpreter() {
+        let child = i32::MAX - 1;
+        for named_before in [false, true] {
+            let (mut warm, theirs) = interpreter();
+            warm.interpreter.as_mut().expect("there").ask_for_fork();
+            let mut news = News::default();
+            if named_before {
+                say(&theirs, b'p', child);
+                warm.hear_words(&mut news);
+            }
+            warm.ended(child);
+            if !named_before {
+                say(&theirs, b'p', child);
+            }
+            say(&theirs, b'd', 0);
+            warm.hear_words(&mut news);
+            assert!(warm.is_about_to_fork() && !news.settled, "another one is asked for: {news:?}");
+            let fork = warm.interpreter.expect("it is kept").fork.expect("asked for");
+            assert_eq!((fork.pid, fork.ended), (None, Vec::new()));
+        }
+    }
+
+    #[test]
     fn words_out_of_turn_end_the_interpreter_and_those_in_turn_do_not() {
         for (kind, number, keeps) in [(b'e', 11, true), (b'p', 7, false), (b'd', 0, false), (b'r', 0, false), (b'?', 0, false)]
         {
@@ -378,7 +410,7 @@ mod tests {
     /// Has a fork that waits, and that has this number.
     fn with_fork(warm: &mut Warm, pid: i32) -> OwnedFd {
         let (socket, theirs) = socket::pair().expect("a socket pair");
-        warm.interpreter.as_mut().expect("there").fork = Some(Fork { socket, pid: Some(pid), ours: true });
+        warm.interpreter.as_mut().expect("there").fork = Some(Fork { socket, pid: Some(pid), ours: true, ended: Vec::new() });
         theirs
     }
 

@@ -55,6 +55,9 @@ pub(super) struct Fork {
     pub(super) socket: OwnedFd,
     pub(super) pid: Option<i32>,
     pub(super) ours: bool,
+    /// Children that ended before it was said which one it is: it is init's child from its first moment on, so it may have been taken
+    /// for a leftover.
+    pub(super) ended: Vec<i32>,
 }
 
 /// What one message meant.
@@ -89,7 +92,7 @@ impl Interpreter {
         let Ok((ours, theirs)) = socket::pair() else { return };
         let handed: Vec<BorrowedFd<'_>> = std::iter::once(&theirs).chain(&self.rules).map(AsFd::as_fd).collect();
         if socket::send(self.socket.as_fd(), b"f", &handed, Wait::No).is_ok() {
-            self.fork = Some(Fork { socket: ours, pid: None, ours: false });
+            self.fork = Some(Fork { socket: ours, pid: None, ours: false, ended: Vec::new() });
         }
     }
 
@@ -122,6 +125,11 @@ impl Interpreter {
             (5, b'r', None) if starting => Ok(Some(Word::Ready)),
             (5, b'p', Some(fork)) if fork.pid.is_none() && number > 1 && number != self.pid => {
                 fork.pid = Some(number);
+                Ok(Some(Word::Other))
+            }
+            (5, b'd', Some(fork)) if !fork.ours && fork.pid.is_some_and(|pid| fork.ended.contains(&pid)) => {
+                self.fork = None;
+                self.ask_for_fork();
                 Ok(Some(Word::Other))
             }
             (5, b'd', Some(fork)) if !fork.ours && fork.pid.is_some_and(process::is_child) => {

@@ -205,6 +205,18 @@ print('end')",
         "a loaded module that is taken out and put in again",
         "import sys, json\nsys.modules['json'] = sys.modules.pop('json')\nimport array\nprint(sys.modules['json'] is json, 'array' in sys.modules)",
     ),
+    (
+        "an exception whose trace its hook takes away",
+        "import sys\ndef hook(*_): del sys.last_type\nsys.excepthook = hook\n1 / 0",
+    ),
+    (
+        "an object that was loaded and gets a class with a finaliser",
+        "import json\nclass C(json.JSONEncoder):\n    def __del__(self): print('del')\njson._default_encoder.__class__ = C\nprint('end')",
+    ),
+    (
+        "a module that is loaded anew behind one of C",
+        "import _asyncio, importlib, random\nimportlib.reload(random)\nprint('end')",
+    ),
     ("what C has not written yet", "import ctypes\nctypes.CDLL(None).printf(b'from C')\nprint('end', flush=True)"),
     (
         "a finaliser of a metaclass",

@@ -11,7 +11,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
     import _warnings
     import _weakref
 
-    HEAP_TYPE, HAVE_GC = 1 << 9, 1 << 14
+    HEAP_TYPE = 1 << 9
     # In a type object: the function that takes its instances down. It is the same for all classes that Python code has made.
     DEALLOC = 48
     # A class has more words than this in any CPython so far. And pieces that are read at once (`IOV_MAX`).
@@ -20,7 +20,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
     BLOCKS_MAX = 250_000
     SOURCE_MAX = 1 << 20
     # A program that names one of these could tell, or have its end mistaken.
-    WORDS = (b"__cached__", b"audit", b"settrace", b"setprofile", b"monitoring", b"_clear", b"_ncallbacks", b"INSPECT")
+    WORDS = (b"__cached__", b"audit", b"settrace", b"setprofile", b"monitoring", b"_clear", b"_ncallbacks", b"INSPECT", b"last_type")
     SPEAKING = {
         "generator", "coroutine", "coroutine_wrapper", "async_generator", "async_generator_asend", "async_generator_athrow",
         "PyCapsule", "weakref", "weakproxy", "weakcallableproxy",
@@ -72,7 +72,8 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
     places, finalisers = [], []
     # Judgements by number, of types that stay.
     judged = {}
-    last_module = None
+    # The names of the last modules of before, the very last first.
+    last_modules = ()
     libraries_are_quiet = is_armed = False
 
     def is_silent_c(kind):
@@ -125,9 +126,6 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
 
         if word(One, DEALLOC) != word(Two, DEALLOC) or word(One, DEALLOC) == word(object, DEALLOC):
             return False
-        # The collector must know every object that could have a finaliser. Before CPython 3.8 it does not know those without room for more.
-        if not flags_of(Two) & HAVE_GC:
-            return False
         # A class gets something in this word, and so do all below it, when it gets a `__del__`.
         at = [
             at
@@ -147,12 +145,15 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
             finalisers.extend(read_finalisers())
         except OSError:
             return False
-        with _io.open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-            mapped = [line.split(None, 5)[-1].strip() for line in maps if " r-xp " in line]
-        libraries_are_quiet = all(is_quiet(file) for file in mapped if ".so" in file)
+        libraries_are_quiet = all_are_quiet()
         streams.extend([sys.stdout, sys.stderr])
         filters[:] = sys.modules.get("warnings", _warnings).filters
         return libraries_are_quiet
+
+    def all_are_quiet():
+        with _io.open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            mapped = [line.split(None, 5)[-1].strip() for line in maps if " r-xp " in line]
+        return all(is_quiet(file) for file in mapped if ".so" in file)
 
     def is_quiet(library):
         # `libc.so.6`, `libc-2.31.so`, `libopenblas64_p-r0-5007b62f.3.23.so`
@@ -190,9 +191,11 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
 
     def all_came_quietly():
         """Whether no module has come since that could speak. A dictionary has in the order of their coming what it has."""
-        for name in reversed(sys.modules):
-            if name is last_module:
-                return True
+        names = reversed(sys.modules)
+        for name in names:
+            if name is last_modules[0]:
+                # It could have been taken out and put in again behind others, of which the one before it is then one.
+                return next(names) is last_modules[1]
             if name == "gc" or not came_quietly(name, sys.modules[name]):
                 return False
         return False
@@ -235,6 +238,9 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
             return callback is None or is_silent_callback(callback)
         if any(kind is file for file in FILES):
             return dict_of(kind)["closed"].__get__(entry) is True
+        if issubclass(kind, type) and any("__del__" in dict_of(base) for base in mro_of(entry)):
+            # An object that was there may be of this class by now.
+            return False
         silent = is_silent(kind)
         if id(kind) in known or not flags_of(kind) & HEAP_TYPE:
             judged[id(kind)] = silent
@@ -255,7 +261,8 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
             if is_over() and stands_as_before() and all(map(goes_silently, gc.get_objects())):
                 for stream in streams:
                     stream.flush()
-                if libraries_are_quiet:
+                # What comes as a module is known; `ctypes` can load whatever there is.
+                if libraries_are_quiet and ("ctypes" not in sys.modules or all_are_quiet()):
                     # Nothing of theirs is left to be done but this.
                     ctypes.call_function(flush, (None,))
                     os._exit(0)
@@ -267,9 +274,10 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
     def rehearse():
         """In a fork that waits: writes to the memory that the end of a program would write to, so that it is its own by then. In the
         interpreter itself: what is called for the first time is looked up and made ready once, and not in each fork."""
-        nonlocal last_module
+        nonlocal last_modules
         if streams:
-            last_module = next(reversed(sys.modules))
+            names = reversed(sys.modules)
+            last_modules = next(names), next(names)
             is_over()
             stands_as_before()
             all(map(goes_silently, gc.get_objects()))

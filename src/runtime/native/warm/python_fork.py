@@ -43,7 +43,11 @@ def prepare_fork(os, ctypes, symbol):
     arguments = (Long(CLONE), Long(PARENT | CHILD_CLEARTID | CHILD_SETTID | SIGCHLD), none, none) + last
 
     def fork():
-        if len(os.listdir("/proc/self/task")) != 1:
+        try:
+            alone = len(os.listdir("/proc/self/task")) == 1
+        except OSError:
+            return None
+        if not alone:
             return None
         before()
         pid = syscall(*arguments)
