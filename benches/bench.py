@@ -323,7 +323,7 @@ def measure_preloaded(bench, binary):
 def wait_until_loaded(run):
     """Returns when a program finds pandas loaded."""
     until = time.monotonic() + LOAD_TIME_S
-    while run(IS_LOADED)[0]["stdout"] != "True\n":
+    while run(IS_LOADED)[0]["result"]["stdout"] != "True\n":
         if time.monotonic() > until:
             run("import numpy, pandas")
             raise WireError(f"no interpreter had loaded pandas within {LOAD_TIME_S} s")

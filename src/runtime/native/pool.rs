@@ -16,7 +16,7 @@ const BURST_SECONDS: u64 = 60;
 /// After a request the cores belong to whoever made it, unless there are more and less than half of the shelf is left.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Whoever goes on with commands keeps them for so long at most.
+/// Whoever goes on with commands keeps them for so long at most, counted from the first request after which the shelf was not full.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// After a filling that failed.
@@ -79,6 +79,8 @@ struct Shelf<R, T> {
     bursts: VecDeque<(u64, usize)>,
     /// The cores are the caller's until then.
     not_before: Instant,
+    /// Since when it is not full.
+    short_since: Option<Instant>,
     /// What failed is not tried again before.
     retry_at: Instant,
 }
@@ -132,6 +134,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
                 asked: now,
                 bursts: VecDeque::new(),
                 not_before: now,
+                short_since: None,
                 retry_at: now,
             };
             self.by_kind.insert(kind.clone(), shelf);
@@ -139,6 +142,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
         let Some(shelf) = self.by_kind.get_mut(kind) else { return Found::Nothing };
         shelf.note(second, now);
         shelf.not_before = shelf.not_before.max(now + PAUSE);
+        shelf.short_since.get_or_insert(now);
         match shelf.ready.iter().position(|ready| suits(&ready.sandbox)) {
             Some(position) => shelf.ready.remove(position).map_or(Found::Nothing, |ready| Found::Ready(ready.sandbox)),
             None if shelf.ready.is_empty() => Found::Nothing,
@@ -152,7 +156,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
             return;
         }
         for shelf in self.by_kind.values_mut() {
-            let until = (now + PAUSE).min(shelf.asked + PAUSE_MAX);
+            let until = (now + PAUSE).min(shelf.short_since.unwrap_or(now) + PAUSE_MAX);
             shelf.not_before = shelf.not_before.max(until);
         }
     }
@@ -229,6 +233,9 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
             return Some(sandbox);
         }
         shelf.ready.push_back(Ready { sandbox, memory_bytes });
+        if shelf.ready.len() >= shelf.wanted(&self.bounds, now) {
+            shelf.short_since = None;
+        }
         None
     }
 

@@ -187,6 +187,23 @@ fn programs_put_a_filling_off_for_a_while_where_no_core_is_to_spare() {
 }
 
 #[test]
+fn sessions_that_come_again_and_again_with_commands_do_not_keep_the_shelf_empty() {
+    let mut now = Instant::now();
+    let mut shelves = Numbers::new(PoolBounds { spare_cores: false, ..bounds() }, now);
+    let mut fillings = 0;
+    for command in 0..200 {
+        if command % 10 == 0 {
+            ask(&mut shelves, "python", now);
+        }
+        shelves.put_off(now);
+        fillings += fill(&mut shelves, now, MIB).len();
+        now += PAUSE / 2;
+    }
+    // Each quarter of a second, two at a time.
+    assert!((4..=16).contains(&fillings), "{fillings}");
+}
+
+#[test]
 fn a_kind_taken_away_gives_back_what_it_had_and_those_of_no_use_can_be_picked_out() {
     let now = Instant::now();
     let mut shelves = Numbers::new(bounds(), now);
