@@ -154,8 +154,6 @@ fn pool_bounds(pool: &PoolConfig) -> PoolBounds {
         ready_min: pool.ready_min as usize,
         memory_bytes_max: pool.memory_bytes_max,
         keep: Duration::from_secs(pool.keep_s),
-        // One for who asks and one for what answers.
-        spare_cores: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 2),
     }
 }
 

@@ -13,7 +13,7 @@ const KINDS_MAX: usize = 64;
 /// Bursts count for so long.
 const BURST_SECONDS: u64 = 60;
 
-/// After a request the cores belong to whoever made it, unless there are more and less than half of the shelf is left.
+/// After a request the cores belong to whoever made it, unless less than half of the shelf is left.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Whoever goes on with commands keeps them for so long at most, counted from the first request after which the shelf was not full.
@@ -33,8 +33,6 @@ pub struct PoolBounds {
     pub memory_bytes_max: u64,
     /// How long a kind is kept ready after somebody asked for it.
     pub keep: Duration,
-    /// Whether there are cores for it beside those that whoever asks keeps busy.
-    pub spare_cores: bool,
 }
 
 /// What is to be done next.
@@ -150,11 +148,8 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
         }
     }
 
-    /// A command begins in some session: what was asked for a moment ago is not filled beside it, unless there are cores for both.
+    /// A command begins in some session: what was asked for a moment ago is not filled beside it, unless little is left.
     pub fn put_off(&mut self, now: Instant) {
-        if self.bounds.spare_cores {
-            return;
-        }
         for shelf in self.by_kind.values_mut() {
             let until = (now + PAUSE).min(shelf.short_since.unwrap_or(now) + PAUSE_MAX);
             shelf.not_before = shelf.not_before.max(until);
@@ -181,7 +176,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
         let short = self.by_kind.iter().filter(|(_, shelf)| shelf.here() < shelf.wanted(&bounds, now));
         let ready_now = |shelf: &Shelf<R, T>| {
             let little_left = shelf.here() * 2 < shelf.wanted(&bounds, now);
-            shelf.retry_at <= now && (shelf.not_before <= now || bounds.spare_cores && little_left)
+            shelf.retry_at <= now && (shelf.not_before <= now || little_left)
         };
         let (due, later): (Vec<_>, Vec<_>) = short.partition(|(_, shelf)| ready_now(shelf));
         let Some((kind, asked)) =
