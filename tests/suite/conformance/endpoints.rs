@@ -66,6 +66,8 @@ fn metrics() {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.head.contains("content-type: text/plain"), "{}", answer.head);
     assert!(answer.body.contains("# TYPE ") && answer.body.contains("codebeaker_"), "{}", answer.body);
+    // The first look for sessions past their time comes at once.
+    assert!(answer.body.contains("\ncodebeaker_sweep_seconds_count "), "{}", answer.body);
 }
 
 fn openrpc() {

@@ -21,6 +21,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a program of a warm interpreter begins as fresh as the one before", begins_fresh),
             ("an interpreter is taken down for a program that could tell, and for no other", quick_end),
             ("an interpreter forks in one step where its libraries are known, else in two", steps_of_a_fork),
+            ("a library of C that a program loads late has its end", late_library),
             ("modules beside the script and installed since are imported, never those that were loaded before", own_modules),
             ("a variable that is looked at when an interpreter starts takes a fresh one", variables),
             ("a program can't read, trace or take descriptors of the interpreter, of its own child it can", out_of_reach),
@@ -124,25 +125,51 @@ fn quick_end() {
     }
 }
 
+/// The configuration of a server with one more language, `own`, which is Python with this preloaded too, and the directory of its file.
+fn with_preloaded(module: &str) -> (Setup, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let python = include_str!("../../../rootfs/python.toml").replace("name = \"python\"\n", "name = \"own\"\n");
+    let python = python.replace("aliases = [\"py\", \"python3\"]", "aliases = []");
+    let python = python.replace("preload = [", &format!("preload = [\"{module}\", "));
+    std::fs::write(directory.path().join("own.toml"), python).expect("a file");
+    let config = format!("[sandbox]\nlanguage_dir = \"{}\"\n[warm]\nenabled = true\n", directory.path().display());
+    (Setup { config, ..Setup::plain() }, directory)
+}
+
 /// An interpreter that waits for the process between two forks is charged with what that one did; only `readline` needs a library that
 /// is in no list.
 fn steps_of_a_fork() {
     host().need(Feature::Python);
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let python = include_str!("../../../rootfs/python.toml").replace("name = \"python\"\n", "name = \"lines\"\n");
-    let python =
-        python.replace("aliases = [\"py\", \"python3\"]", "aliases = []").replace("preload = [", "preload = [\"readline\", ");
-    std::fs::write(directory.path().join("lines.toml"), python).expect("a file");
-    let config = format!("[sandbox]\nlanguage_dir = \"{}\"\n[warm]\nenabled = true\n", directory.path().display());
-    let server = Server::start(&Setup { config, ..Setup::plain() });
+    let (setup, _directory) = with_preloaded("readline");
+    let server = Server::start(&setup);
     let faults = "def of_children(pid):\n    with open(f'/proc/{pid}/stat') as file: return int(file.read().rpartition(')')[2].split()[8])\n\
                   print(sum(map(of_children, both())) > 0, 'readline' in sys.modules)";
-    for (language, two) in [("python", "False False\n"), ("lines", "True True\n")] {
+    for (language, two) in [("python", "False False\n"), ("own", "True True\n")] {
         let mut session = Session::open(&server, &json!({"language": language}));
         warmed(&server, &mut session);
         let look = json!({"type": "execute_code", "code": format!("{INTERPRETERS}\n{faults}")});
         let answer = carried_out(&server, &mut session, "warm", &look);
         assert_eq!(answer["result"]["stdout"], two, "{language}: {answer}");
+    }
+}
+
+/// With `ctypes` there from the start a program can load a library that no list has, and keep no object of it.
+fn late_library() {
+    host().need(Feature::Python).need_programs("c", &["gcc", "as", "ld"]);
+    let (setup, _directory) = with_preloaded("ctypes");
+    let server = Server::start(&setup);
+    let mut session = Session::open(&server, &json!({"language": "own"}));
+    session.write(
+        "late.c",
+        "#include <unistd.h>\n__attribute__((destructor)) static void end(void) { write(1, \"of C\\n\", 5); }\n",
+    );
+    session
+        .ok(&json!({"type": "execute_shell", "commandName": "gcc", "args": ["-shared", "-fPIC", "-o", "late.so", "late.c"]}));
+    warmed(&server, &mut session);
+    for (load, output) in [("", "end\n"), ("ctypes._dlopen('/workspace/late.so', 2)\n", "end\nof C\n")] {
+        let code = format!("import ctypes\n{load}print('end')");
+        let answer = carried_out(&server, &mut session, "warm", &json!({"type": "execute_code", "code": code}));
+        assert_eq!(answer["result"]["stdout"], output, "{answer}");
     }
 }
 
