@@ -77,8 +77,8 @@ struct Shelf<R, T> {
     bursts: VecDeque<(u64, usize)>,
     /// The cores are the caller's until then.
     not_before: Instant,
-    /// Since when it is not full.
-    short_since: Option<Instant>,
+    /// When something was last asked for while it was full.
+    short_since: Instant,
     /// What failed is not tried again before.
     retry_at: Instant,
 }
@@ -132,15 +132,17 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
                 asked: now,
                 bursts: VecDeque::new(),
                 not_before: now,
-                short_since: None,
+                short_since: now,
                 retry_at: now,
             };
             self.by_kind.insert(kind.clone(), shelf);
         }
         let Some(shelf) = self.by_kind.get_mut(kind) else { return Found::Nothing };
+        if shelf.ready.len() >= shelf.wanted(&self.bounds, now) {
+            shelf.short_since = now;
+        }
         shelf.note(second, now);
         shelf.not_before = shelf.not_before.max(now + PAUSE);
-        shelf.short_since.get_or_insert(now);
         match shelf.ready.iter().position(|ready| suits(&ready.sandbox)) {
             Some(position) => shelf.ready.remove(position).map_or(Found::Nothing, |ready| Found::Ready(ready.sandbox)),
             None if shelf.ready.is_empty() => Found::Nothing,
@@ -151,7 +153,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
     /// A command begins in some session: what was asked for a moment ago is not filled beside it, unless little is left.
     pub fn put_off(&mut self, now: Instant) {
         for shelf in self.by_kind.values_mut() {
-            let until = (now + PAUSE).min(shelf.short_since.unwrap_or(now) + PAUSE_MAX);
+            let until = (now + PAUSE).min(shelf.short_since + PAUSE_MAX);
             shelf.not_before = shelf.not_before.max(until);
         }
     }
@@ -228,9 +230,6 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
             return Some(sandbox);
         }
         shelf.ready.push_back(Ready { sandbox, memory_bytes });
-        if shelf.ready.len() >= shelf.wanted(&self.bounds, now) {
-            shelf.short_since = None;
-        }
         None
     }
 
