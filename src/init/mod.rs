@@ -47,9 +47,12 @@ fn start(control: OwnedFd) -> Result<(), channel::ChannelError> {
 
 /// From its plan, and the word that it may go on, to the end of its control socket.
 fn serve_from(control: BorrowedFd<'_>) -> Result<(), channel::ChannelError> {
+    // It takes no plan, which is still being made.
+    let hardened = harden().map_err(|error| failure("init", "harden init", error));
     let plan = &channel::receive::<Plan>(control, Wait::Yes)?.message;
     let go = channel::receive::<Go>(control, Wait::Yes)?;
-    let ready = prepare(plan, go)
+    let ready = hardened
+        .and_then(|()| steps::run(plan, go))
         .and_then(|built| serve::prepare(plan, built, control).map_err(|error| failure("init", "prepare to serve", error)));
     match ready {
         Ok((init, children)) => {
@@ -58,11 +61,6 @@ fn serve_from(control: BorrowedFd<'_>) -> Result<(), channel::ChannelError> {
         }
         Err(failure) => channel::send(control, &InitMessage::Failed(failure), &[]),
     }
-}
-
-fn prepare(plan: &Plan, go: channel::Received<Go>) -> Result<steps::Built, StepFailure> {
-    harden().map_err(|error| failure("init", "harden init", error))?;
-    steps::run(plan, go)
 }
 
 /// What init does to itself before the first step.

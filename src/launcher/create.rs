@@ -4,14 +4,14 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::init;
-use crate::plan::messages::{Go, Launch};
+use crate::plan::messages::{Birth, Go, Launch};
 use crate::plan::{OutsideStep, Slot, StepFailure};
 use crate::sys::mount::attribute;
 use crate::sys::process::{self, Cloned};
@@ -26,16 +26,24 @@ pub struct Created {
     pub control: OwnedFd,
 }
 
-/// Makes the process, gives it the rest of its plan and does the outside steps.
-pub fn sandbox(launch: &Launch, rest: &[u8]) -> Result<Created, StepFailure> {
+/// A process in its namespaces that waits for its plan.
+pub struct Begun {
+    birth: Birth,
+    pid: i32,
+    pidfd: OwnedFd,
+    control: OwnedFd,
+}
+
+/// Makes the process.
+pub fn begin(birth: Birth) -> Result<Begun, StepFailure> {
     let (ours, theirs) = socket::pair().map_err(|error| failure("init", "make the control socket", error))?;
-    let group = launch
+    let group = birth
         .born_in
         .as_ref()
         .map(|directory| mount::open_directory(&path_text(directory)))
         .transpose()
         .map_err(|error| failure("cgroup", "open the group", error))?;
-    let flags = launch.namespaces | libc::CLONE_PIDFD as u64;
+    let flags = birth.namespaces | libc::CLONE_PIDFD as u64;
     let cloned = process::clone(flags, group.as_ref().map(AsFd::as_fd));
     match cloned.map_err(|error| failure("namespaces", "clone into new namespaces", error))? {
         Cloned::Child => {
@@ -45,23 +53,42 @@ pub fn sandbox(launch: &Launch, rest: &[u8]) -> Result<Created, StepFailure> {
         Cloned::Parent { pid, pidfd } => {
             drop(theirs);
             let pidfd = pidfd.ok_or_else(|| failure("pid", "clone", CallError { call: "clone3", errno: Errno::BADF }))?;
-            let told = channel::send_encoded(ours.as_fd(), rest, &[], Wait::Yes).map_err(|_| unheard("tell init its plan"));
-            match told.and_then(|()| outside(&launch.outside, pid, &ours)) {
-                Ok(()) => Ok(Created { pid, control: ours }),
-                Err(failure) => {
-                    // It waits for word from us and can do no harm; it must be gone before the failure is told.
-                    discard(pidfd.as_fd());
-                    Err(failure)
-                }
-            }
+            Ok(Begun { birth, pid, pidfd, control: ours })
         }
     }
 }
 
-/// Ends a sandbox that nobody was told of, and waits until it has ended.
-fn discard(pidfd: BorrowedFd<'_>) {
-    process::kill_pidfd(pidfd).ok();
-    rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd), rustix::process::WaitIdOptions::EXITED).ok();
+impl Begun {
+    /// In our pid namespace. Nobody else gets the number before it is reaped.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Gives it the rest of its plan and does the outside steps.
+    pub fn create(self, launch: &Launch, rest: &[u8]) -> Result<Created, StepFailure> {
+        let made = if self.birth == launch.birth {
+            let told = channel::send_encoded(self.control.as_fd(), rest, &[], Wait::Yes);
+            told.map_err(|_| unheard("tell init its plan")).and_then(|()| outside(&launch.outside, self.pid, &self.control))
+        } else {
+            let differs = CallError { call: "plan", errno: Errno::INVAL };
+            Err(failure("namespaces", "find it cloned as its plan says", differs))
+        };
+        match made {
+            Ok(()) => Ok(Created { pid: self.pid, control: self.control }),
+            Err(failure) => {
+                // It waits for word from us and can do no harm; it must be gone before the failure is told.
+                self.discard();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Ends one that nobody was told of, and waits until it has ended.
+    pub fn discard(self) {
+        process::kill_pidfd(self.pidfd.as_fd()).ok();
+        rustix::process::waitid(rustix::process::WaitId::PidFd(self.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED)
+            .ok();
+    }
 }
 
 fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), StepFailure> {

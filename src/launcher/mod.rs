@@ -13,13 +13,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::epoll;
+use rustix::io::Errno;
 
+use crate::plan::StepFailure;
 use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag, WayBack};
 use crate::sys::cgroup::step_back;
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::process::{self, Reaped};
 use crate::sys::socket::Wait;
 use crate::sys::{CallError, error::Named};
+
+use create::Begun;
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
@@ -73,6 +77,8 @@ struct Launcher {
     /// Tells that a child has ended.
     children: OwnedFd,
     sandboxes: BTreeMap<Tag, Sandbox>,
+    /// Clones whose plan is still being made, and those that could not be made.
+    begun: BTreeMap<Tag, Result<Begun, StepFailure>>,
     /// Whose init a child is.
     tags: BTreeMap<i32, Tag>,
     /// Directories that the kernel still called busy, with the number of tries.
@@ -114,8 +120,8 @@ impl Launcher {
         process::block_child_signals()?;
         let children = process::child_signals()?;
         watch(events.as_fd(), children.as_fd(), CHILD_EVENT)?;
-        let (sandboxes, tags) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { server, events, children, sandboxes, tags, removals: Vec::new(), at_end: Vec::new(), way_back: None })
+        let (sandboxes, begun, tags) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { server, events, children, sandboxes, begun, tags, removals: Vec::new(), at_end: Vec::new(), way_back: None })
     }
 
     fn run(&mut self) -> Result<(), ChannelError> {
@@ -168,6 +174,10 @@ impl Launcher {
 
     fn request(&mut self, request: LauncherRequest) -> Result<(), ChannelError> {
         match request {
+            LauncherRequest::Begin(tag, birth) => {
+                self.begun.insert(tag, create::begin(birth));
+                Ok(())
+            }
             LauncherRequest::Create(request) => self.create(*request),
             LauncherRequest::RemoveAtEnd(directories) => {
                 self.at_end = directories;
@@ -182,7 +192,9 @@ impl Launcher {
                 Ok(())
             }
             LauncherRequest::End(tag) => {
-                if let Some(sandbox) = self.sandboxes.get(&tag) {
+                if let Some(Ok(begun)) = self.begun.remove(&tag) {
+                    begun.discard();
+                } else if let Some(sandbox) = self.sandboxes.get(&tag) {
                     sandbox.end();
                 }
                 Ok(())
@@ -192,7 +204,9 @@ impl Launcher {
 
     fn create(&mut self, request: CreateRequest) -> Result<(), ChannelError> {
         let CreateRequest { sandbox: tag, launch, rest, cgroups } = request;
-        match create::sandbox(&launch, &rest) {
+        let ended = || create::failure("init", "wait for its plan", CallError { call: "waitid", errno: Errno::CHILD });
+        let begun = self.begun.remove(&tag).unwrap_or_else(|| Err(ended()));
+        match begun.and_then(|begun| begun.create(&launch, &rest)) {
             Ok(created) => self.hand_over(tag, created, &cgroups),
             Err(failure) => {
                 self.removals.extend(cgroups.into_iter().map(|directory| (directory, 0)));
@@ -217,7 +231,8 @@ impl Launcher {
     fn reap(&mut self) -> Result<(), ChannelError> {
         process::drain_signals(self.children.as_fd());
         while let Reaped::Ended(ended) = process::reap(-1)? {
-            // What is not among them was never told of.
+            // What is not among them was never told of. Its number may be another process's from now on.
+            self.begun.retain(|_, begun| begun.as_ref().map_or(true, |begun| begun.pid() != ended.pid));
             if let Some(tag) = self.tags.remove(&ended.pid) {
                 self.over(tag, ended.status)?;
             }
@@ -259,6 +274,7 @@ impl Launcher {
 
     /// No sandbox may stay, nor its groups.
     fn end_all(&mut self) -> Result<(), ChannelError> {
+        std::mem::take(&mut self.begun).into_values().flatten().for_each(Begun::discard);
         for sandbox in self.sandboxes.values() {
             sandbox.end();
         }

@@ -23,9 +23,11 @@ pub const PROXY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3128);
 /// Server → launcher.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum LauncherRequest {
-    /// Make a sandbox.
+    /// Make the process of a sandbox, which then waits for its plan. Whether that went well is told when it is to have it.
+    Begin(Tag, Birth),
+    /// Make a sandbox of one that has begun.
     Create(Box<CreateRequest>),
-    /// End a sandbox and all in it.
+    /// End a sandbox and all in it, or one that has only begun.
     End(Tag),
     /// Directories to remove when the server is gone and every sandbox with it, deepest first: its own cgroups.
     RemoveAtEnd(Vec<String>),
@@ -60,13 +62,20 @@ pub struct CreateRequest {
     pub cgroups: Vec<String>,
 }
 
-/// The launcher's part of a plan.
+/// What the clone of a sandbox is: it can't be made up for later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Launch {
+pub struct Birth {
     /// [`Plan::namespaces`].
     pub namespaces: u64,
     /// [`Plan::born_in`].
     pub born_in: Option<String>,
+}
+
+/// The launcher's part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// What it must have begun with.
+    pub birth: Birth,
     /// [`Plan::outside`].
     pub outside: Vec<OutsideStep>,
 }
@@ -75,7 +84,7 @@ impl CreateRequest {
     /// Parts a plan between launcher and init.
     pub fn new(sandbox: Tag, mut plan: Plan, cgroups: Vec<String>) -> Result<Self, ChannelError> {
         let (born_in, outside) = (plan.born_in.take(), std::mem::take(&mut plan.outside));
-        let launch = Launch { namespaces: plan.namespaces, born_in, outside };
+        let launch = Launch { birth: Birth { namespaces: plan.namespaces, born_in }, outside };
         Ok(Self { sandbox, launch, rest: channel::encode(&plan)?, cgroups })
     }
 }

@@ -124,6 +124,11 @@ pub struct Compiled {
 /// Numbers of the mounts that the launcher hands in; those that init makes come after.
 pub(super) const SLOT_LOWER: Slot = 0;
 
+/// [`Plan::namespaces`] of every plan for such a kernel, known before the rest of it is.
+pub fn namespaces(kernel: &Kernel) -> u64 {
+    walls::namespaces::flags(kernel)
+}
+
 /// Orders the walls.
 pub fn compile(spec: &Spec<'_>) -> Compiled {
     let mut draft = Draft::default();

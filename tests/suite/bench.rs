@@ -164,10 +164,22 @@ impl Bench {
         (received.message, received.descriptors)
     }
 
-    /// Has a sandbox made; a failed step of the launcher is the error.
-    pub fn create(&mut self, plan: Plan, cgroups: &[PathBuf]) -> Result<Made, StepFailure> {
+    /// Has the process of a sandbox made, as this plan wants it.
+    pub fn begin(&mut self, plan: &Plan) -> Tag {
         let tag = self.next;
         self.next += 1;
+        self.ask(&LauncherRequest::Begin(tag, Birth { namespaces: plan.namespaces, born_in: plan.born_in.clone() }));
+        tag
+    }
+
+    /// Has a sandbox made; a failed step of the launcher is the error.
+    pub fn create(&mut self, plan: Plan, cgroups: &[PathBuf]) -> Result<Made, StepFailure> {
+        let tag = self.begin(&plan);
+        self.finish(tag, plan, cgroups)
+    }
+
+    /// Has a sandbox made of a process that there is.
+    pub fn finish(&self, tag: Tag, plan: Plan, cgroups: &[PathBuf]) -> Result<Made, StepFailure> {
         self.ask(&LauncherRequest::Create(Box::new(
             CreateRequest::new(tag, plan, texts(cgroups)).expect("a plan that can be encoded"),
         )));

@@ -1,4 +1,5 @@
-//! A sandbox made from nothing: ids → group → `sandbox::compile` → the launcher → init's word that every wall stands.
+//! A sandbox made from nothing: its group and its process, and beside that ids → groups → `sandbox::compile` → the launcher → init's word
+//! that every wall stands.
 //!
 //! Invariant: nothing is left behind when a step fails.
 
@@ -8,9 +9,10 @@ use tokio::sync::watch;
 
 use crate::id::EnvironmentId;
 use crate::image::ImageRoot;
+use crate::plan::messages::Birth;
 use crate::runtime::{InstanceConfig, Origin};
-use crate::sandbox::cgroups::SessionCgroup;
-use crate::sandbox::compile::{Ids, Placement, ProcessBound, compile};
+use crate::sandbox::cgroups::{CgroupError, SessionCgroup};
+use crate::sandbox::compile::{Ids, Placement, ProcessBound, compile, namespaces};
 use crate::sandbox::enforcement::{Enforcement, WallState};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::held;
@@ -37,6 +39,9 @@ impl NativeRuntime {
 
     async fn build(&self, config: &InstanceConfig, image: ImageRoot, name: EnvironmentId) -> Result<Sandbox, SandboxError> {
         let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
+        // From the last to the first of these is how they go when a step fails: a group can't before its process has.
+        let mut cgroup = self.begin_group(&name)?;
+        let begun = launcher.begin(self.birth(cgroup.as_ref())).map_err(|failure| refused(&failure))?;
         let (ids, range) = match &self.works.uids {
             Some(uids) => {
                 let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
@@ -44,7 +49,7 @@ impl NativeRuntime {
             }
             None => (self.own_ids(), None),
         };
-        let mut cgroup = self.group(config, &name)?;
+        self.finish_group(cgroup.as_mut(), config, &name)?;
         let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
         let compiled = compile(&self.spec(config, &image, ids, placement));
         required_walls(&compiled.walls, &self.works.parts.allow_degraded)?;
@@ -54,14 +59,7 @@ impl NativeRuntime {
         let held_image = Arc::new(HeldImage::default());
         held_image.hold(image);
         let held: Held = Box::new((range, Arc::clone(&held_image)));
-        let launched = launcher.create(compiled.plan, directories, held).await.map_err(|failure| match failure {
-            CreateFailure::Step(failure) => wall_error(&failure),
-            CreateFailure::ControlLost => SandboxError::Busy { cause: "no descriptor was left for its control socket".into() },
-            CreateFailure::LauncherGone => launcher_gone(),
-            CreateFailure::Backlog => {
-                SandboxError::Busy { cause: "the control groups of closed sessions are still being removed".into() }
-            }
-        })?;
+        let launched = launcher.create(begun, compiled.plan, directories, held).await.map_err(|failure| refused(&failure))?;
         let Launched { tag, control, gone } = launched;
         let ends = Ends(Arc::new(AtLauncher { launcher: Arc::clone(&launcher), tag }));
         let init = match InitClient::connect(control).await {
@@ -101,15 +99,44 @@ impl NativeRuntime {
         Ok(Enforcement { walls, limits, profile, rootless: !host.root })
     }
 
-    fn group(&self, config: &InstanceConfig, name: &EnvironmentId) -> Result<Option<SessionCgroup>, SandboxError> {
-        let Some(tree) = &self.works.parts.cgroups else { return Ok(None) };
-        tree.create(name, &config.limits).map(Some).map_err(|error| {
-            exhausted(&error).unwrap_or_else(|| SandboxError::IsolationUnavailable {
-                wall: "cgroup".into(),
-                cause: error.to_string(),
-                mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
-            })
-        })
+    fn birth(&self, cgroup: Option<&SessionCgroup>) -> Birth {
+        let born_in = cgroup.and_then(|cgroup| cgroup.born_in.as_ref());
+        Birth { namespaces: namespaces(&self.kernel()), born_in: born_in.map(|group| group.to_string_lossy().into_owned()) }
+    }
+
+    fn begin_group(&self, name: &EnvironmentId) -> Result<Option<SessionCgroup>, SandboxError> {
+        self.works.parts.cgroups.as_ref().map(|tree| tree.begin(name)).transpose().map_err(|error| no_group(&error))
+    }
+
+    fn finish_group(
+        &self,
+        cgroup: Option<&mut SessionCgroup>,
+        config: &InstanceConfig,
+        name: &EnvironmentId,
+    ) -> Result<(), SandboxError> {
+        match (&self.works.parts.cgroups, cgroup) {
+            (Some(tree), Some(cgroup)) => tree.finish(cgroup, name, &config.limits).map_err(|error| no_group(&error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn no_group(error: &CgroupError) -> SandboxError {
+    exhausted(error).unwrap_or_else(|| SandboxError::IsolationUnavailable {
+        wall: "cgroup".into(),
+        cause: error.to_string(),
+        mend: "run `codebeaker doctor`: its rows on cgroups name what is not writable".into(),
+    })
+}
+
+fn refused(failure: &CreateFailure) -> SandboxError {
+    match failure {
+        CreateFailure::Step(failure) => wall_error(failure),
+        CreateFailure::ControlLost => SandboxError::Busy { cause: "no descriptor was left for its control socket".into() },
+        CreateFailure::LauncherGone => launcher_gone(),
+        CreateFailure::Backlog => {
+            SandboxError::Busy { cause: "the control groups of closed sessions are still being removed".into() }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use crate::plan::messages::{CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag};
+use crate::plan::messages::{Birth, CreateRequest, LauncherMessage, LauncherRequest, SERVER_SOCKET, Tag};
 use crate::plan::{Plan, StepFailure};
 use crate::sandbox::cgroups::remove_directories;
 use crate::sys::channel::{self, ChannelError};
@@ -106,31 +106,45 @@ impl LauncherClient {
         }
     }
 
-    /// Asks for a sandbox. `held` is dropped when no process of it lives, or at once when it can't be made.
-    pub async fn create(&self, plan: Plan, cgroups: Vec<String>, held: Held) -> Result<Launched, CreateFailure> {
+    /// Has the process of a sandbox made, which then waits for [`Self::create`]. Dropping what is given ends it.
+    pub fn begin(&self, birth: Birth) -> Result<Begun<'_>, CreateFailure> {
         let tag = self.next.fetch_add(1, Ordering::Relaxed);
+        match self.send(LauncherRequest::Begin(tag, birth)) {
+            Ok(()) => Ok(Begun { client: self, tag: Some(tag) }),
+            Err(_) => Err(CreateFailure::LauncherGone),
+        }
+    }
+
+    /// Asks for a sandbox. `held` is dropped when no process of it lives, or at once when it can't be made.
+    pub async fn create(
+        &self,
+        begun: Begun<'_>,
+        plan: Plan,
+        cgroups: Vec<String>,
+        held: Held,
+    ) -> Result<Launched, CreateFailure> {
+        let Some(tag) = begun.tag else { return Err(CreateFailure::LauncherGone) };
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
         let groups: Vec<PathBuf> = cgroups.iter().map(PathBuf::from).collect();
         if self.leave(Vec::new()) >= GROUPS_LEAVING_MAX {
-            remove_unused(&groups);
+            begun.give_up(&groups);
             return Err(CreateFailure::Backlog);
         }
         if let Some(waiters) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held });
         } else {
-            remove_unused(&groups);
+            begun.give_up(&groups);
             return Err(CreateFailure::LauncherGone);
         }
-        let abandoned = Abandoned { client: self, tag: Some(tag) };
         let request = CreateRequest::new(tag, plan, cgroups).map(|request| LauncherRequest::Create(Box::new(request)));
         if request.and_then(|request| self.send(request)).is_err() {
-            self.never_asked(tag);
+            begun.give_up(&self.never_asked(tag));
             return Err(CreateFailure::LauncherGone);
         }
         match answer.await {
             Ok(Ok(control)) => {
-                abandoned.keep();
+                begun.keep();
                 Ok(Launched { tag, control, gone: watcher })
             }
             Ok(Err(failure)) => Err(CreateFailure::Step(failure)),
@@ -139,13 +153,10 @@ impl LauncherClient {
         }
     }
 
-    /// The launcher never heard of this one.
-    fn never_asked(&self, tag: Tag) {
-        let waiter =
-            self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|waiters| waiters.remove(&tag));
-        if let Some(waiter) = waiter {
-            remove_unused(&waiter.cgroups);
-        }
+    /// The launcher never heard of this plan; what was its groups are given back.
+    fn never_asked(&self, tag: Tag) -> Vec<PathBuf> {
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        waiters.as_mut().and_then(|waiters| waiters.remove(&tag)).map(|waiter| waiter.cgroups).unwrap_or_default()
     }
 
     /// False once the launcher is gone.
@@ -237,7 +248,7 @@ impl LauncherClient {
             LauncherMessage::Created(tag) => {
                 let Some(created) = waiters.get_mut(&tag).and_then(|waiter| waiter.created.take()) else { return };
                 if let Some(control) = descriptors.pop() {
-                    // When nobody waits any more, `Abandoned` has asked for its end; the socket closes here.
+                    // When nobody waits any more, `Begun` has asked for its end; the socket closes here.
                     created.send(Ok(control)).ok();
                 }
             }
@@ -289,19 +300,26 @@ fn send_late(socket: &OwnedFd, queue: &Mutex<Late>) {
     }
 }
 
-/// A create whose caller went away before the answer, or could not take it: the sandbox must not stay.
-struct Abandoned<'a> {
+/// A sandbox that is being made. When its maker goes away before it stands, or can't take it, it must not stay.
+pub struct Begun<'a> {
     client: &'a LauncherClient,
+    /// Absent once somebody else sees to its end.
     tag: Option<Tag>,
 }
 
-impl Abandoned<'_> {
+impl Begun<'_> {
+    /// Before the launcher has its groups: they can go once its process has.
+    fn give_up(self, groups: &[PathBuf]) {
+        drop(self);
+        remove_unused(groups);
+    }
+
     fn keep(mut self) {
         self.tag = None;
     }
 }
 
-impl Drop for Abandoned<'_> {
+impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if let Some(tag) = self.tag {
             self.client.end(tag);
@@ -361,6 +379,11 @@ mod tests {
         }
     }
 
+    async fn create(client: &LauncherClient, cgroups: Vec<String>) -> Result<Launched, CreateFailure> {
+        let begun = Begun { client, tag: Some(1) };
+        client.create(begun, nothing(), cgroups, Box::new(())).await
+    }
+
     /// The end of a launcher, also while a process that another test forks holds a copy of its socket.
     fn end(socket: &OwnedFd) {
         rustix::net::shutdown(socket, rustix::net::Shutdown::Both).expect("an own socket");
@@ -374,13 +397,38 @@ mod tests {
         let ask = async |name: &str| {
             let group = parent.path().join(name);
             std::fs::create_dir(&group).expect("an own directory");
-            let asked = client.create(nothing(), vec![group.to_string_lossy().into_owned()], Box::new(())).await;
+            let asked = create(&client, vec![group.to_string_lossy().into_owned()]).await;
             assert!(matches!(asked, Err(CreateFailure::LauncherGone)) && !group.exists(), "{name}");
         };
         end(&theirs);
         ask("its socket is closed").await;
         client.release(Proof::AllEnded);
         ask("its end is known").await;
+    }
+
+    #[tokio::test]
+    async fn one_that_has_begun_is_ended_unless_it_is_given_its_plan() {
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        let heard = || {
+            channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::Yes).map(|received| received.message).expect("a request")
+        };
+        let birth = Birth { namespaces: 7, born_in: Some("/group".into()) };
+        drop(client.begin(birth.clone()).expect("asked"));
+        assert!(matches!(heard(), LauncherRequest::Begin(1, begun) if begun == birth));
+        assert!(matches!(heard(), LauncherRequest::End(1)), "its maker gave it up");
+        let begun = client.begin(birth).expect("asked");
+        let created = client.create(begun, nothing(), Vec::new(), Box::new(()));
+        let launcher = async {
+            assert!(matches!(heard(), LauncherRequest::Begin(2, _)));
+            assert!(matches!(heard(), LauncherRequest::Create(request) if request.sandbox == 2));
+            let (control, _) = socket::pair().expect("a socket pair");
+            client.take(LauncherMessage::Created(2), vec![control]);
+        };
+        let (created, ()) = tokio::join!(created, launcher);
+        let Launched { tag, .. } = created.expect("made");
+        client.end(tag);
+        assert!(matches!(heard(), LauncherRequest::End(2)), "nothing was said before it");
     }
 
     #[tokio::test]
@@ -393,11 +441,11 @@ mod tests {
         client.leave(vec![leaving.clone(); GROUPS_LEAVING_MAX]);
         let group = parent.path().join("group");
         std::fs::create_dir(&group).expect("an own directory");
-        let asked = client.create(nothing(), vec![group.to_string_lossy().into_owned()], Box::new(())).await;
+        let asked = create(&client, vec![group.to_string_lossy().into_owned()]).await;
         assert!(matches!(asked, Err(CreateFailure::Backlog)) && !group.exists());
         std::fs::remove_dir(&leaving).expect("an own directory");
         end(&theirs);
-        let asked = client.create(nothing(), Vec::new(), Box::new(())).await;
+        let asked = create(&client, Vec::new()).await;
         assert!(matches!(asked, Err(CreateFailure::LauncherGone)), "the control: it is asked once they are gone");
     }
 

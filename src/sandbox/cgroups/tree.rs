@@ -117,24 +117,38 @@ impl CgroupTree {
 
     /// Makes a session's groups and puts its limits in force.
     pub fn create(&self, environment: &EnvironmentId, limits: &Limits) -> Result<SessionCgroup, CgroupError> {
+        let mut session = self.begin(environment)?;
+        self.finish(&mut session, environment, limits)?;
+        Ok(session)
+    }
+
+    /// Makes only what a session's init is born in, so that it can be while [`Self::finish`] does the rest.
+    pub fn begin(&self, environment: &EnvironmentId) -> Result<SessionCgroup, CgroupError> {
         let name = environment.as_str();
         check_name(name)?;
         let mut session = SessionCgroup::empty();
+        if let Some(parent) = &self.v2 {
+            self.create_v2(&parent.join(name), &mut session)?;
+        }
+        Ok(session)
+    }
+
+    /// Makes the other groups of a session that has begun, and puts its limits in force.
+    pub fn finish(&self, session: &mut SessionCgroup, environment: &EnvironmentId, limits: &Limits) -> Result<(), CgroupError> {
+        let name = environment.as_str();
         for parent in self.v1_parents() {
             let group = parent.join(name);
             make_directory(&group)?;
             session.join.push(group.join("tasks"));
-            session.directories.push(group);
+            // The top of the v2 tree stays the last: by it all are ended.
+            session.directories.insert(0, group);
         }
-        if let Some(parent) = &self.v2 {
-            self.create_v2(&parent.join(name), &mut session)?;
-        }
-        self.limit_memory(name, limits, &mut session)?;
-        self.limit_pids(name, limits, &mut session)?;
-        self.limit_cpu(name, limits, &mut session)?;
-        self.limit_io(name, &mut session);
+        self.limit_memory(name, limits, session)?;
+        self.limit_pids(name, limits, session)?;
+        self.limit_cpu(name, limits, session)?;
+        self.limit_io(name, session);
         session.cpuacct = self.cpuacct.as_ref().map(|parent| parent.join(name));
-        Ok(session)
+        Ok(())
     }
 
     /// Whether `pids.max` of a session's group bounds its processes.

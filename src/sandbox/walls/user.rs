@@ -4,7 +4,6 @@ use crate::plan::{OutsideStep, Step};
 use crate::sandbox::compile::{Draft, Ids, Spec};
 
 pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
-    draft.namespaces |= libc::CLONE_NEWUSER as u64;
     match &spec.ids {
         Ids::Range { start, count } => {
             draft.outside.push(OutsideStep::UidMap(format!("0 {start} {count}")));

@@ -26,6 +26,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("each step of init fails in turn and is told, and nothing is left", inside_steps),
             ("each step of a program fails in turn, its wall is named and the program does not run", program_steps),
             ("an init that is killed between any two messages leaves nothing", killed_inits),
+            ("a process whose plan is another's, comes too late or never leaves nothing", without_a_plan),
         ],
     )
 }
@@ -166,6 +167,50 @@ fn killed_inits() {
     assert!(!inits.is_empty() && eventually(Duration::from_secs(1), || inits.iter().all(|init| !lives(init.identity))));
     assert!(made.says().is_none());
     // Nobody else cleans up for a launcher that was killed: in a server that is the keeper's part, here the trial's.
+    for group in cgroups.iter().chain(&bench.groups()) {
+        assert!(eventually(Duration::from_secs(2), || std::fs::remove_dir(group).is_ok()), "{} is empty", group.display());
+    }
+}
+
+fn without_a_plan() {
+    let mut bench = Bench::new();
+    let mounts = host_mounts();
+    control(&mut bench, &mounts);
+    let begun = |bench: &mut Bench, plan: &Plan| {
+        let tag = bench.begin(plan);
+        let init = || descendants(bench.launcher.id().cast_signed()).first().map(|init| init.identity.0);
+        assert!(eventually(Duration::from_secs(2), || init().is_some()), "the control: it is there before its plan");
+        (tag, init().expect("just seen"))
+    };
+
+    let (mut plan_of_another, cgroups) = plan(&bench);
+    let (tag, _) = begun(&mut bench, &plan_of_another);
+    plan_of_another.namespaces &= !0x4000_0000; // CLONE_NEWNET
+    let failure = bench.finish(tag, plan_of_another, &cgroups).err().expect("no namespace can be left out or added any more");
+    assert_eq!(failure.wall, "namespaces", "{failure:?}");
+    expect_nothing(&bench, "another plan", &cgroups, &mounts);
+
+    let (late, cgroups) = plan(&bench);
+    let (tag, init) = begun(&mut bench, &late);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), nix::sys::signal::Signal::SIGKILL).expect("the launcher's child");
+    assert!(eventually(Duration::from_secs(2), || process(init).is_none()), "it is reaped");
+    let failure = bench.finish(tag, late, &cgroups).err().expect("there is nobody to give it to");
+    assert_eq!((failure.wall.as_str(), failure.step.as_str()), ("init", "wait for its plan"));
+    expect_nothing(&bench, "a plan that came too late", &cgroups, &mounts);
+
+    let (never, cgroups) = plan(&bench);
+    let (tag, _) = begun(&mut bench, &never);
+    bench.ask(&LauncherRequest::End(tag));
+    let removed = || cgroups.iter().all(|group| !group.exists() || std::fs::remove_dir(group).is_ok());
+    assert!(eventually(Duration::from_secs(2), removed), "nobody is in them");
+    expect_nothing(&bench, "a plan that never came", &cgroups, &mounts);
+
+    let (never, cgroups) = plan(&bench);
+    let (_, init) = begun(&mut bench, &never);
+    let init = process(init).expect("it waits").identity;
+    bench.launcher.kill().expect("the trial's own child");
+    bench.launcher.wait().expect("the trial's own child");
+    assert!(eventually(Duration::from_secs(1), || !lives(init)), "it goes with its launcher");
     for group in cgroups.iter().chain(&bench.groups()) {
         assert!(eventually(Duration::from_secs(2), || std::fs::remove_dir(group).is_ok()), "{} is empty", group.display());
     }
