@@ -92,6 +92,8 @@ pub enum WarmInterpreter {
     Python,
     /// Any program that reads its source once, from a file that it opens: it is started ahead, waits there, and runs one program.
     Prestarted,
+    /// Bun, which opens only regular files: it is started ahead, waits in a script that it loads before its source, and runs one program.
+    Bun,
 }
 
 /// Why the languages could not be loaded, or a plan not made.

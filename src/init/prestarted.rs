@@ -1,18 +1,18 @@
 //! A program that is started before its source is there. It begins as any program does, comes to the place of its source, finds a
-//! fifo there (`files::gate`) and waits in it; what carries out the source then is the very process that would have, with its start
-//! behind it. It runs one program; whoever wants another one started ahead says so with new streams.
+//! fifo there (`files::gate`) and waits in it, or in a script that it was told to load first; what carries out the source then is the
+//! very process that would have, with its start behind it. It runs one program; whoever wants another one started ahead says so with new streams.
 //!
 //! Invariants: nothing of it can be seen by, or be started beside, another program of the session before it waits; it is offered a
 //! source only when nothing is there now that such a program looks for when it starts, and nothing was there meanwhile. Whatever
 //! fails here costs the start that was saved, and nothing else.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
 use crate::plan::files::{FileCommand, FileReply};
-use crate::plan::messages::{ExecuteRequest, PrestartRequest, ProgramNetwork, View};
+use crate::plan::messages::{ExecuteRequest, PrestartRequest, ProgramNetwork, View, WaitsIn};
 use crate::sys::process;
 use crate::sys::standing::Standing;
 
@@ -65,15 +65,22 @@ enum Stage {
 }
 
 impl Prestarted {
-    /// Starts one where the gate stands, in place of the one before.
-    pub fn begin(&mut self, request: PrestartRequest, streams: Vec<OwnedFd>, gate: Gate, base: Base<'_>) -> Result<(), Gate> {
+    /// Starts one where the gate stands, in place of the one before, with the socket that it may wait on.
+    pub fn begin(
+        &mut self,
+        request: PrestartRequest,
+        streams: Vec<OwnedFd>,
+        (gate, socket): (Gate, Option<OwnedFd>),
+        base: Base<'_>,
+    ) -> Result<(), Gate> {
         let program = ExecuteRequest::ahead(&request.arguments, &request.environment, &request.directory);
         let standing = standing(base.plan);
         // Only Landlock keeps other programs of the session from its descriptors while nobody answers for it.
         if base.built.rules.is_none() || gate.is_beside_any(&request.unless) || !self.is_worth_a_start(&request) {
             return Err(gate);
         }
-        let Ok(Started { pid, watch }) = program::start(base, &program, streams, Role::Program) else { return Err(gate) };
+        let role = socket.as_ref().map_or(Role::Program, |socket| Role::Waiting(socket.as_fd()));
+        let Ok(Started { pid, watch }) = program::start(base, &program, streams, role) else { return Err(gate) };
         let now = Instant::now();
         let stage = Stage::Opening { next: now + FIRST_LOOK, pause: FIRST_LOOK, until: now + START_TIME };
         self.ahead = Some(Ahead { pid, watch, request, gate, standing, stage });
@@ -183,11 +190,21 @@ impl Ahead {
         }
     }
 
-    /// Takes the fifo out of a listing that was made while it could be seen.
+    /// Takes the gate out of a listing that was made while it could be seen.
     pub fn hide(&self, reply: &mut FileReply) {
+        let place = self.request.source.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let directory = &self.request.source[..place];
         if let FileReply::Listed { entries, .. } = reply {
-            entries.retain(|entry| entry.path != self.request.source);
+            let is_own = |path: &[u8]| self.gate.names().any(|name| path.strip_prefix(directory) == Some(name));
+            entries.retain(|entry| !is_own(&entry.path));
         }
+    }
+
+    /// Whether it could look for something where it was before this command. One that has started remembers what was in a directory, and
+    /// looks again for what it does not find there; what it remembers and is there no more would be missed.
+    pub fn is_misled_by(&self, command: &FileCommand) -> bool {
+        let remembers = matches!(self.request.waits_in, WaitsIn::Preload { .. });
+        remembers && matches!(command, FileCommand::Delete { path, .. } if *path != self.request.source)
     }
 
     /// Whether something is there that such a program looks for when it starts.
@@ -224,7 +241,7 @@ impl Ahead {
         Some((pid, Running { execution: request.execution, watch: watch.of_one_started_ahead() }))
     }
 
-    /// Ends it; the fifo, if it still stands, is for the caller to remove.
+    /// Ends it; the gate, if it still stands, is for the caller to remove.
     pub fn end(self) -> Gate {
         process::kill(self.pid, libc::SIGKILL).ok();
         self.gate
@@ -249,7 +266,7 @@ mod tests {
 
     /// One that has not opened its source, in a workspace of its own; no process of anybody has that number.
     fn opening(directory: &tempfile::TempDir) -> Prestarted {
-        let gate = Gate::make(&context(directory), b"/.main.js").expect("the place is free");
+        let (gate, _) = Gate::make(&context(directory), b"/.main.js", &WaitsIn::Source).expect("the place is free");
         let (socket, _) = socket::pair().expect("a socket pair");
         let request = PrestartRequest {
             number: NUMBER,
@@ -258,6 +275,7 @@ mod tests {
             directory: b"/".to_vec(),
             source: b"/.main.js".to_vec(),
             unless: vec![b"package.json".to_vec()],
+            waits_in: WaitsIn::Source,
         };
         let now = Instant::now();
         let stage = Stage::Opening { next: now, pause: FIRST_LOOK, until: now + START_TIME };

@@ -47,6 +47,8 @@ pub enum Role<'a> {
     Program,
     /// The warm interpreter, with its socket and its archive too.
     Warm([BorrowedFd<'a>; 2]),
+    /// A program that waits for its source, with the socket that it does so on.
+    Waiting(BorrowedFd<'a>),
 }
 
 /// How long a child may take to execute where init sleeps meanwhile; somebody in the session who stops it holds init up no longer.
@@ -180,12 +182,18 @@ fn connect(own: &Own<'_>, built: &Built, view: View) -> Result<(), CallError> {
         Some(rules) if rules.as_raw_fd() == RULES => {}
         Some(rules) => process::duplicate_to(rules.as_fd(), RULES, CloseOnExec::Yes)?,
     }
-    let Role::Warm([socket, archive]) = own.role else {
-        return process::close_from(RULES + 1);
-    };
-    process::duplicate_to(socket, WARM_SOCKET, CloseOnExec::No)?;
-    process::duplicate_to(archive, WARM_ARCHIVE, CloseOnExec::No)?;
-    process::close_from(WARM_ARCHIVE + 1)
+    match own.role {
+        Role::Program => process::close_from(RULES + 1),
+        Role::Waiting(socket) => {
+            process::duplicate_to(socket, WARM_SOCKET, CloseOnExec::No)?;
+            process::close_from(WARM_SOCKET + 1)
+        }
+        Role::Warm([socket, archive]) => {
+            process::duplicate_to(socket, WARM_SOCKET, CloseOnExec::No)?;
+            process::duplicate_to(archive, WARM_ARCHIVE, CloseOnExec::No)?;
+            process::close_from(WARM_ARCHIVE + 1)
+        }
+    }
 }
 
 fn take(step: &ProgramStep) -> Result<(), CallError> {

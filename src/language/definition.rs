@@ -280,7 +280,9 @@ fn check_warm(file: &str, definition: &Definition) -> Result<(), LanguageError> 
     let waits = match warm {
         None => true,
         Some(WarmInterpreter::Python) => run.len() == 2 && run[1] == FILE && compile.is_none(),
-        Some(WarmInterpreter::Prestarted) => run.iter().any(|argument| argument == FILE) && compile.is_none(),
+        Some(WarmInterpreter::Prestarted | WarmInterpreter::Bun) => {
+            run.iter().any(|argument| argument == FILE) && compile.is_none()
+        }
     };
     if !waits {
         let takes = "absent where the language has `compile`, or `run` lacks `{file}`; `python` also where `run` is more than the interpreter and `{file}`";

@@ -99,7 +99,7 @@ pub struct EnginePlan {
     env: BTreeMap<String, String>,
     /// The oldest version of the engine that runs this; absent: every one does.
     since: Option<String>,
-    /// What of it can be started ahead: only `prestarted` is known here.
+    /// What of it can be started ahead: `prestarted`, or `bun`.
     warm: Option<WarmInterpreter>,
     /// As in the language.
     #[serde(default)]
@@ -153,8 +153,13 @@ pub(super) fn check(file: &str, engines: &BTreeMap<Engine, EnginePlan>) -> Resul
         if plan.since.as_deref().is_some_and(|since| EngineVersion::find(since).is_none()) {
             return refuse("runtime.*.since", &plan.since, "a version of three numbers: `22.18.0`");
         }
-        if plan.warm.is_some_and(|warm| warm != WarmInterpreter::Prestarted) {
-            return refuse("runtime.*.warm", &plan.warm, "`prestarted`");
+        let starts_ahead = match plan.warm {
+            None | Some(WarmInterpreter::Prestarted) => true,
+            Some(WarmInterpreter::Bun) => *engine == Engine::Bun,
+            Some(WarmInterpreter::Python) => false,
+        };
+        if !starts_ahead {
+            return refuse("runtime.*.warm", &plan.warm, "`prestarted`, for Bun `bun`");
         }
         check_beside(file, "runtime.*.prestarted_unless", &plan.prestarted_unless)?;
         super::definition::check_env(file, "runtime.*.env", &plan.env)?;

@@ -230,6 +230,23 @@ pub struct PrestartRequest {
     pub source: Vec<u8>,
     /// Names beside the source that such a program looks for when it starts: with one of them there, none is kept or taken.
     pub unless: Vec<Vec<u8>>,
+    /// Where it waits.
+    pub waits_in: WaitsIn,
+}
+
+/// Where a program waits that is started ahead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WaitsIn {
+    /// In the opening of its source.
+    Source,
+    /// In a script that it loads before its source, because a file beside the source says so. It sends a byte on [`WARM_SOCKET`] as soon
+    /// as it waits, and waits for one.
+    Preload {
+        /// The file's name.
+        name: Vec<u8>,
+        /// What it says.
+        content: Vec<u8>,
+    },
 }
 
 /// What carried a program out.

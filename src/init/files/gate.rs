@@ -1,9 +1,10 @@
-//! A fifo in the place of a program's source: whoever opens it waits until the source is known, and then reads it.
+//! What stands in the place of a program's source until the source is known, and makes whoever was started for it wait: a fifo, or an
+//! empty file beside another one that names what is to be loaded first.
 //!
-//! Invariants: it takes the place of nothing, and nothing takes its own while somebody may come for it; of the two ends init keeps only
-//! the one that is written to, so the other end says whether somebody reads.
+//! Invariants: it takes the place of nothing, and nothing takes its own while somebody may come for it; of what is waited on init keeps
+//! only its own end, so the other end says whether somebody waits.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -12,30 +13,68 @@ use rustix::io::Errno;
 
 use super::FileContext;
 use super::error::{failed, io_failed, refused};
-use super::open::{Identity, open_fifo, open_regular};
-use super::path::{LastLink, Parents, locate};
+use super::open::{Identity, create_file, open_fifo, open_regular};
+use super::path::{LastLink, Parents, Place, locate};
 use super::write::discard;
 use crate::plan::files::{FileError, FileErrorKind};
+use crate::plan::messages::WaitsIn;
+use crate::sys::socket;
 
 /// Of a source: what a pipe holds by default (pipe(7)), so that it is written without waiting for its reader.
 const SOURCE_BYTES_MAX: usize = 64 << 10;
 
 const MODE: u32 = 0o644;
 
-/// The fifo, or the place where it was.
+/// What stands there, or the place where it stood.
 #[derive(Debug)]
 pub struct Gate {
     parent: OwnedFd,
+    /// In the source's place first.
+    entries: Vec<Entry>,
+    way: Way,
+}
+
+/// Something that was made.
+#[derive(Debug)]
+struct Entry {
     name: Vec<u8>,
     identity: Identity,
-    writer: OwnedFd,
+    /// As long as it is open nothing else gets its number; the fifo's end does that too.
+    _file: Option<OwnedFd>,
+}
+
+/// How what comes is handed over.
+#[derive(Debug)]
+enum Way {
+    /// Through the fifo: the end that is written to.
+    Source(OwnedFd),
+    /// It finds it in its place, at a word.
+    Word(OwnedFd),
 }
 
 impl Gate {
-    /// Makes one at `path`, where nothing is. As all file commands do, with the rights of the session's programs.
-    pub fn make(context: &FileContext, path: &[u8]) -> Result<Self, FileError> {
+    /// Makes one at `path`, where nothing is. As all file commands do, with the rights of the session's programs. Gives what the program
+    /// is to have at [`WARM_SOCKET`](crate::plan::messages::WARM_SOCKET), if anything.
+    pub fn make(context: &FileContext, path: &[u8], waits_in: &WaitsIn) -> Result<(Self, Option<OwnedFd>), FileError> {
         let place = locate(context, path, LastLink::Kept, Parents::Required)?;
         place.refuse_non_file()?;
+        match waits_in {
+            WaitsIn::Source => Ok((Self::with_fifo(place)?, None)),
+            WaitsIn::Preload { name, content } => {
+                let (ours, theirs) = socket::pair().map_err(|error| failed("make a socket")(error.errno))?;
+                let mut gate = Self { parent: place.parent, entries: Vec::new(), way: Way::Word(ours) };
+                for (name, content) in [(&place.name, &[][..]), (name, content)] {
+                    if let Err(error) = gate.add_file(name, content) {
+                        gate.remove();
+                        return Err(error);
+                    }
+                }
+                Ok((gate, Some(theirs)))
+            }
+        }
+    }
+
+    fn with_fifo(place: Place) -> Result<Self, FileError> {
         mknodat(&place.parent, place.name.as_slice(), FileType::Fifo, Mode::from_raw_mode(MODE), 0)
             .map_err(failed("make a fifo"))?;
         let opened = open_fifo(&place.parent, &place.name, OFlags::RDONLY).and_then(|reader| {
@@ -49,7 +88,10 @@ impl Gate {
             Ok((writer, identity))
         });
         match opened {
-            Ok((writer, identity)) => Ok(Self { parent: place.parent, name: place.name, identity, writer }),
+            Ok((writer, identity)) => {
+                let entries = vec![Entry { name: place.name, identity, _file: None }];
+                Ok(Self { parent: place.parent, entries, way: Way::Source(writer) })
+            }
             Err(error) => {
                 discard(place.parent.as_fd(), &place.name);
                 Err(error)
@@ -57,44 +99,66 @@ impl Gate {
         }
     }
 
-    /// Whether somebody has it open for reading.
+    fn add_file(&mut self, name: &[u8], content: &[u8]) -> Result<(), FileError> {
+        let file = create_file(&self.parent, name, OFlags::WRONLY).map_err(failed("make a file"))?;
+        let identity = fstat(&file).map(|stat| Identity::of(&stat)).map_err(failed("look at a file"))?;
+        let mut file = std::fs::File::from(file);
+        let written = file.write_all(content).map_err(io_failed("write the file"));
+        self.entries.push(Entry { name: name.to_vec(), identity, _file: Some(file.into()) });
+        written
+    }
+
+    /// Whether somebody waits.
     pub fn has_reader(&self) -> bool {
-        let mut ends = [PollFd::new(&self.writer, PollFlags::OUT)];
-        // Without a reader the kernel says ERR (poll(2)).
+        let (end, event) = match &self.way {
+            Way::Source(writer) => (writer, PollFlags::OUT),
+            Way::Word(socket) => (socket, PollFlags::IN),
+        };
+        let mut ends = [PollFd::new(end, event)];
+        // Without a reader the kernel says ERR of a pipe, HUP of a socket (poll(2)).
         let polled = rustix::event::poll(&mut ends, Some(&Timespec::default()));
-        polled.is_ok() && ends[0].revents().contains(PollFlags::OUT) && !ends[0].revents().contains(PollFlags::ERR)
+        let events = ends[0].revents();
+        polled.is_ok() && events.contains(event) && !events.intersects(PollFlags::ERR | PollFlags::HUP)
     }
 
-    /// Whether the fifo is at its path.
-    pub fn stands(&self) -> bool {
-        let there = statat(&self.parent, self.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
-        there.is_ok_and(|stat| Identity::of(&stat) == self.identity)
-    }
-
-    /// Whether a path leads to the fifo, through links too.
+    /// Whether a path leads to what stands there, through links too.
     pub fn is_reached_by(&self, path: &[u8], context: &FileContext) -> bool {
         let place = locate(context, path, LastLink::Followed, Parents::Required);
-        place.is_ok_and(|place| place.found.is_some_and(|found| found.identity == self.identity))
+        let found = place.ok().and_then(|place| place.found);
+        found.is_some_and(|found| self.entries.iter().any(|entry| entry.identity == found.identity))
+    }
+
+    /// What it is called beside its source.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().map(|entry| entry.name.as_slice())
     }
 
     /// Whether one of these names is beside it, or in the directory above, where what looks for such a thing goes on.
     pub fn is_beside_any(&self, names: &[Vec<u8>]) -> bool {
         let is_there = |path: &[u8]| statat(&self.parent, path, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        names.iter().any(|name| is_there(name) || is_there(&[b"../", name.as_slice()].concat()))
+        let is_own = |name: &[u8]| self.entries.iter().any(|entry| entry.name == name && self.stands(entry));
+        names.iter().any(|name| is_there(name) && !is_own(name) || is_there(&[b"../", name.as_slice()].concat()))
     }
 
-    /// Takes it from its path; whoever has opened it goes on waiting.
+    fn stands(&self, entry: &Entry) -> bool {
+        let there = statat(&self.parent, entry.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
+        there.is_ok_and(|stat| Identity::of(&stat) == entry.identity)
+    }
+
+    /// Takes it from its place; who waits goes on waiting.
     pub fn remove(&self) {
-        if self.stands() {
-            discard(self.parent.as_fd(), &self.name);
+        for entry in self.entries.iter().filter(|entry| self.stands(entry)) {
+            discard(self.parent.as_fd(), &entry.name);
         }
     }
 
-    /// What the file holds that is at its path by now; an error when it is more than goes through.
+    /// What is to be handed over of the file that is in the source's place by now; an error when it is more than goes through.
     pub fn source(&self) -> Result<Vec<u8>, FileError> {
-        let (file, _) = open_regular(&self.parent, &self.name, OFlags::RDONLY)?;
+        let name = self.entries.first().map(|entry| entry.name.as_slice()).unwrap_or_default();
+        let (file, _) = open_regular(&self.parent, name, OFlags::RDONLY)?;
         let mut source = Vec::new();
-        let room = rustix::pipe::fcntl_getpipe_size(&self.writer).map_err(failed("look at a fifo"))?.min(SOURCE_BYTES_MAX);
+        let Way::Source(writer) = &self.way else { return Ok(source) };
+        let room = rustix::pipe::fcntl_getpipe_size(writer).map_err(failed("look at a fifo"))?.min(SOURCE_BYTES_MAX);
         std::fs::File::from(file).take(room as u64 + 1).read_to_end(&mut source).map_err(io_failed("read the file"))?;
         if source.len() > room {
             return Err(refused(FileErrorKind::LimitExceeded, "hand over so much"));
@@ -104,11 +168,21 @@ impl Gate {
 
     /// Hands the source to whoever has the fifo open, and the end of it; to nobody when it holds something already.
     pub fn feed(self, source: &[u8]) -> Result<(), FileError> {
-        let held = rustix::io::ioctl_fionread(&self.writer).map_err(failed("look at a fifo"))?;
+        let writer = match self.way {
+            Way::Source(writer) => writer,
+            Way::Word(socket) => {
+                // What is unread when this end closes would undo the word (unix(7): ECONNRESET).
+                let mut waits = [0];
+                let read = rustix::io::read(&socket, &mut waits).map_err(failed("hear who waits"))?;
+                let said = rustix::io::write(&socket, b"g").map_err(failed("hand over the source"))?;
+                return if read == said { Ok(()) } else { Err(failed("hand over the source")(Errno::PIPE)) };
+            }
+        };
+        let held = rustix::io::ioctl_fionread(&writer).map_err(failed("look at a fifo"))?;
         if held > 0 {
             return Err(refused(FileErrorKind::IoError, "hand over what is awaited"));
         }
-        let written = rustix::io::write(&self.writer, source).map_err(failed("hand over the source"))?;
+        let written = rustix::io::write(&writer, source).map_err(failed("hand over the source"))?;
         if written < source.len() {
             return Err(failed("hand over the source")(Errno::AGAIN));
         }
@@ -119,13 +193,20 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Write;
     use std::os::unix::fs::FileTypeExt;
 
     use super::*;
     use crate::init::files::testbed::Sandbox;
 
     const PATH: &[u8] = b"/workspace/.main.js";
+
+    fn fifo(sandbox: &Sandbox) -> Result<Gate, FileError> {
+        Gate::make(&sandbox.context, PATH, &WaitsIn::Source).map(|(gate, _)| gate)
+    }
+
+    fn stands(gate: &Gate) -> bool {
+        gate.entries.iter().all(|entry| gate.stands(entry))
+    }
 
     fn reader(sandbox: &Sandbox) -> File {
         let file = sandbox.host("/workspace/.main.js");
@@ -135,13 +216,13 @@ mod tests {
     #[test]
     fn who_opened_it_reads_what_is_fed_and_nobody_else_sees_it() {
         let sandbox = Sandbox::new();
-        let gate = Gate::make(&sandbox.context, PATH).expect("the place is free");
+        let gate = fifo(&sandbox).expect("the place is free");
         assert!(sandbox.host("/workspace/.main.js").symlink_metadata().expect("there").file_type().is_fifo());
-        assert!(!gate.has_reader() && gate.stands());
+        assert!(!gate.has_reader() && gate.stands(&gate.entries[0]));
         let mut file = reader(&sandbox);
         assert!(gate.has_reader());
         gate.remove();
-        assert!(!gate.stands() && gate.has_reader() && sandbox.names("/workspace").is_empty());
+        assert!(!stands(&gate) && gate.has_reader() && sandbox.names("/workspace").is_empty());
         sandbox.put("/workspace/.main.js", b"one");
         let source = gate.source().expect("a small file");
         gate.feed(&source).expect("there is room");
@@ -154,13 +235,13 @@ mod tests {
     fn it_takes_the_place_of_nothing_and_what_took_its_own_is_not_removed() {
         let sandbox = Sandbox::new();
         sandbox.put("/workspace/.main.js", b"own");
-        assert_eq!(Gate::make(&sandbox.context, PATH).expect_err("a file is there").kind, FileErrorKind::AlreadyExists);
+        assert_eq!(fifo(&sandbox).expect_err("a file is there").kind, FileErrorKind::AlreadyExists);
         assert_eq!(sandbox.get("/workspace/.main.js"), b"own");
         std::fs::remove_file(sandbox.host("/workspace/.main.js")).expect("it is there");
-        let gate = Gate::make(&sandbox.context, PATH).expect("the place is free");
+        let gate = fifo(&sandbox).expect("the place is free");
         std::fs::remove_file(sandbox.host("/workspace/.main.js")).expect("it is there");
         sandbox.put("/workspace/.main.js", b"new");
-        assert!(!gate.stands() && !gate.has_reader());
+        assert!(!stands(&gate) && !gate.has_reader());
         gate.remove();
         assert_eq!(sandbox.get("/workspace/.main.js"), b"new");
     }
@@ -168,14 +249,14 @@ mod tests {
     #[test]
     fn what_is_too_large_or_was_written_by_somebody_else_is_not_fed() {
         let sandbox = Sandbox::new();
-        let gate = Gate::make(&sandbox.context, PATH).expect("the place is free");
+        let gate = fifo(&sandbox).expect("the place is free");
         gate.remove();
         sandbox.put("/workspace/.main.js", &vec![b'x'; SOURCE_BYTES_MAX + 1]);
         assert_eq!(gate.source().expect_err("more than a pipe holds").kind, FileErrorKind::LimitExceeded);
         sandbox.put("/workspace/.main.js", &vec![b'x'; SOURCE_BYTES_MAX]);
         assert_eq!(gate.source().expect("as much as a pipe holds").len(), SOURCE_BYTES_MAX);
         let other = Sandbox::new();
-        let gate = Gate::make(&other.context, PATH).expect("the place is free");
+        let gate = fifo(&other).expect("the place is free");
         let _reader = reader(&other);
         let mut stranger = File::options().write(true).open(other.host("/workspace/.main.js")).expect("a fifo");
         stranger.write_all(b"foreign").expect("room in the pipe");
@@ -185,7 +266,7 @@ mod tests {
     #[test]
     fn a_name_beside_it_is_found_and_one_elsewhere_is_not() {
         let sandbox = Sandbox::new();
-        let gate = Gate::make(&sandbox.context, PATH).expect("the place is free");
+        let gate = fifo(&sandbox).expect("the place is free");
         sandbox.put("/workspace/sub/package.json", b"{}");
         let names = [b"deno.json".to_vec(), b"package.json".to_vec()];
         assert!(!gate.is_beside_any(&names));
@@ -195,5 +276,40 @@ mod tests {
         assert!(!gate.is_beside_any(&names));
         sandbox.put("/deno.json", b"{}");
         assert!(gate.is_beside_any(&names), "and one above");
+    }
+
+    #[test]
+    fn who_waits_before_its_source_finds_two_files_that_go_and_is_told_by_a_word() {
+        let sandbox = Sandbox::new();
+        let waits_in = WaitsIn::Preload { name: b"bunfig.toml".to_vec(), content: b"preload = []".to_vec() };
+        let make = || Gate::make(&sandbox.context, PATH, &waits_in);
+        sandbox.put("/workspace/bunfig.toml", b"own");
+        assert_eq!(make().expect_err("there is one already").kind, FileErrorKind::AlreadyExists);
+        assert_eq!(sandbox.get("/workspace/bunfig.toml"), b"own");
+        assert_eq!(sandbox.names("/workspace").len(), 1, "and nothing else");
+        std::fs::remove_file(sandbox.host("/workspace/bunfig.toml")).expect("just made");
+        let (gate, theirs) = make().expect("the places are free");
+        let theirs = theirs.expect("what it waits on");
+        assert_eq!(sandbox.get("/workspace/bunfig.toml"), b"preload = []");
+        assert_eq!(sandbox.get("/workspace/.main.js"), b"", "what must be there and may be run");
+        assert!(!gate.is_beside_any(&[b"bunfig.toml".to_vec()]), "its own");
+        assert!(gate.is_reached_by(b"/workspace/bunfig.toml", &sandbox.context));
+        assert!(gate.is_reached_by(PATH, &sandbox.context) && !gate.has_reader());
+        rustix::io::write(&theirs, b"r").expect("both ends are open");
+        assert!(gate.has_reader());
+        gate.remove();
+        assert!(sandbox.names("/workspace").is_empty() && gate.has_reader());
+        assert_eq!(gate.source().expect_err("no source yet").kind, FileErrorKind::FileNotFound);
+        sandbox.put("/workspace/.main.js", &vec![b'x'; SOURCE_BYTES_MAX + 1]);
+        sandbox.put("/workspace/bunfig.toml", b"another");
+        assert!(gate.is_beside_any(&[b"bunfig.toml".to_vec()]), "no longer its own");
+        let source = gate.source().expect("whatever its size");
+        gate.feed(&source).expect("it waits");
+        let mut word = [0; 2];
+        assert_eq!(rustix::io::read(&theirs, &mut word).expect("a word, though the other end is closed"), 1);
+        let (gate, theirs) = Gate::make(&Sandbox::new().context, PATH, &waits_in).expect("the places are free");
+        rustix::io::write(theirs.as_ref().expect("there"), b"r").expect("both ends are open");
+        drop(theirs);
+        assert!(!gate.has_reader(), "it has ended");
     }
 }

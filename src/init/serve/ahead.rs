@@ -2,8 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::init::files;
 use crate::init::files::gate::Gate;
+use crate::init::files::{self, FileContext};
 use crate::init::program::Base;
 use crate::init::warm::Outcome;
 use crate::plan::files::{FileCommand, FileError, FileReply};
@@ -16,10 +16,11 @@ impl Init<'_> {
     /// Starts one in place of the one before. Beside a program that runs there is none: it could meet the fifo.
     pub(super) fn prestart(&mut self, request: PrestartRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
         self.end_ahead();
-        let gate = self.reaper.is_idle().then(|| self.as_user(|context| Gate::make(context, &request.source)).ok()).flatten();
-        let Some(gate) = gate else { return self.send(&InitMessage::Warmed(None)) };
+        let make = |context: &FileContext| Gate::make(context, &request.source, &request.waits_in);
+        let made = self.reaper.is_idle().then(|| self.as_user(make).ok()).flatten();
+        let Some((gate, socket)) = made else { return self.send(&InitMessage::Warmed(None)) };
         let base = Base { plan: self.plan, built: &self.built, stack: &mut self.stack };
-        match self.prestarted.begin(request, streams, gate, base) {
+        match self.prestarted.begin(request, streams, (gate, socket), base) {
             Ok(()) => Ok(()),
             Err(gate) => {
                 self.remove(&gate);
@@ -54,7 +55,7 @@ impl Init<'_> {
         match self.prestarted.look() {
             None => Ok(()),
             Some(Outcome::Ready(bytes)) => {
-                // It has the fifo open, so nobody else needs to find it.
+                // It has come to where it waits, so nobody else needs to find that.
                 if let Some(ahead) = self.prestarted.waiting() {
                     self.remove(ahead.gate());
                 }
@@ -91,13 +92,16 @@ impl Init<'_> {
         if is_news { self.send(&InitMessage::Warmed(None)) } else { Ok(()) }
     }
 
-    /// Carries out a file command beside one whose fifo may be seen.
+    /// Carries out a file command beside one whose gate may be seen.
     pub(super) fn file_beside_ahead(
         &mut self,
         root: &[u8],
         command: FileCommand,
     ) -> Result<Result<FileReply, FileError>, ChannelError> {
         self.look_ahead()?;
+        if self.prestarted.waiting().is_some_and(|ahead| ahead.is_misled_by(&command)) {
+            self.end_ahead();
+        }
         let opening = self.prestarted.opening();
         if opening.is_some_and(|ahead| self.as_user(|context| Ok(ahead.is_met_by(&command, context))).unwrap_or(true)) {
             self.end_ahead();

@@ -8,8 +8,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::language::{Language, WarmInterpreter, run_command, source_path};
-use crate::plan::messages::{ExecuteRequest, PrestartRequest, WARM_ARCHIVE, WarmRequest};
+use crate::plan::messages::{ExecuteRequest, PrestartRequest, WARM_ARCHIVE, WaitsIn, WarmRequest};
 use crate::sandbox::spec::Limits;
 
 use super::control::{Gone, InitClient, Keep};
@@ -18,6 +21,9 @@ use super::program::{Feed, Outputs, Start};
 /// What makes a Python wait and fork.
 const PYTHON: &str =
     concat!(include_str!("warm/python_end.py"), include_str!("warm/python_fork.py"), include_str!("warm/python.py"));
+
+/// What makes a Bun wait.
+const BUN: &str = include_str!("warm/bun.js");
 
 /// A session with fewer processes has none to spare: interpreter, fork and the one between are three.
 const PROCESSES_MIN: u64 = 16;
@@ -99,7 +105,7 @@ pub fn applies(settings: WarmSettings, language: &Language, limits: &Limits) -> 
     let has_room = match language.warm {
         None => false,
         Some(WarmInterpreter::Python) => limits.pids >= PROCESSES_MIN,
-        Some(WarmInterpreter::Prestarted) => {
+        Some(WarmInterpreter::Prestarted | WarmInterpreter::Bun) => {
             limits.pids >= PRESTARTED_PROCESSES_MIN && limits.memory_bytes.get() >= PRESTARTED_MEMORY_MIN
         }
     };
@@ -118,13 +124,13 @@ impl Kept {
             {
                 Start::Warm
             }
-            WarmInterpreter::Prestarted
+            WarmInterpreter::Prestarted | WarmInterpreter::Bun
                 if (arguments, environment) == (&basis.arguments, &basis.environment) && feed.is_nothing() =>
             {
                 let number = kept.number;
                 kept.outputs.take().map_or(Start::Fresh, |outputs| Start::Prestarted(number, outputs))
             }
-            WarmInterpreter::Python | WarmInterpreter::Prestarted => Start::Fresh,
+            WarmInterpreter::Python | WarmInterpreter::Prestarted | WarmInterpreter::Bun => Start::Fresh,
         }
     }
 
@@ -146,7 +152,7 @@ impl Kept {
                 (kept.kind, &kept.arguments) == (basis.kind, &basis.arguments)
                     && same_start(&kept.environment, &basis.environment)
             }
-            WarmInterpreter::Prestarted => *kept == basis,
+            WarmInterpreter::Prestarted | WarmInterpreter::Bun => *kept == basis,
         });
         match basis.kind {
             WarmInterpreter::Python if fits => None,
@@ -154,8 +160,8 @@ impl Kept {
                 *kept = Keeping { basis: Some(basis.clone()), number: kept.number, ..Keeping::default() };
                 Some(Keep::Interpreter(Box::new(python(basis, &language.preload))))
             }
-            WarmInterpreter::Prestarted if fits && kept.outputs.is_some() => None,
-            WarmInterpreter::Prestarted => {
+            WarmInterpreter::Prestarted | WarmInterpreter::Bun if fits && kept.outputs.is_some() => None,
+            WarmInterpreter::Prestarted | WarmInterpreter::Bun => {
                 // Without a descriptor left programs start as they do anyway.
                 let (outputs, theirs) = Outputs::make().ok()?;
                 let number = kept.number + 1;
@@ -180,7 +186,7 @@ impl Kept {
     /// Whether what there is looked at the session's limits when it started: engines size their heap by them.
     pub fn knows_limits(&self) -> bool {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.basis.as_ref().is_some_and(|basis| basis.kind == WarmInterpreter::Prestarted)
+        kept.basis.as_ref().is_some_and(|basis| basis.kind != WarmInterpreter::Python)
     }
 
     /// Something was installed: the next [`Self::keep`] replaces it, and until then programs start afresh.
@@ -190,7 +196,17 @@ impl Kept {
     }
 }
 
+/// A Bun waits in what its configuration has it load first, and removes nothing of that: see decision 0065.
+fn bun() -> WaitsIn {
+    let script = STANDARD.encode(BUN);
+    WaitsIn::Preload {
+        name: b"bunfig.toml".to_vec(),
+        content: format!("preload = [\"data:text/javascript;base64,{script}\"]\n").into_bytes(),
+    }
+}
+
 fn prestarted(number: u64, basis: Basis, language: &Language) -> PrestartRequest {
+    let waits_in = if basis.kind == WarmInterpreter::Bun { bun() } else { WaitsIn::Source };
     PrestartRequest {
         number,
         arguments: basis.arguments,
@@ -198,6 +214,7 @@ fn prestarted(number: u64, basis: Basis, language: &Language) -> PrestartRequest
         directory: super::instance::WORKSPACE.into(),
         source: source_path(language).into_bytes(),
         unless: language.prestarted_unless.iter().map(|name| name.clone().into_bytes()).collect(),
+        waits_in,
     }
 }
 

@@ -21,6 +21,8 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a corpus of programs gives the same in Deno as one that was not started ahead", deno),
             ("a corpus of programs gives the same in Node's runtime as one that was not started ahead", node),
             ("a corpus of programs gives the same in Node's runtime in TypeScript", node_typescript),
+            ("a corpus of programs gives the same in Bun as one that was not started ahead", bun),
+            ("a Bun that waits knows what came and went meanwhile, and leaves nothing behind", bun_meanwhile),
             ("a corpus of programs gives the same in Node of an image as one that was not started ahead", node_of_an_image),
             ("Python and JavaScript in WebAssembly give the same as ones that were not started ahead", wasm),
             (
@@ -107,6 +109,67 @@ fn node() {
     if let Some(older) = Setup::older_node() {
         corpus_of(&older, "NodeJs", "javascript");
     }
+}
+
+fn bun() {
+    host().need(Feature::Bun);
+    corpus_of(&Setup::engines(), "Bun", "javascript");
+    let own = [
+        (
+            "programs that it starts",
+            "const run = (...words) => Bun.spawnSync(words).stdout.toString(); console.log(run(\"env\").split(\"\\n\").sort().join())\n\
+             console.log(run(process.execPath, \"-e\", \"console.log(process.argv.length)\"))",
+        ),
+        (
+            "how it was called",
+            "console.log(process.argv, process.execArgv, Bun.main, import.meta.main, require.main === module)",
+        ),
+        (
+            "a worker",
+            "const worker = new Worker(URL.createObjectURL(new Blob([\"postMessage(JSON.stringify(process.env))\"])))\n\
+             worker.onmessage = (event) => { console.log(event.data); worker.terminate() }",
+        ),
+        ("types", "enum Kind { One = 1 }\nconst kind: Kind = Kind.One\nconsole.log(kind)"),
+    ];
+    let all: Vec<(&str, Value)> = own.map(|(name, text)| (name, code("typescript", text))).into();
+    compare(&json!({"language": "typescript", "runtimeType": "Bun"}), &all);
+}
+
+fn bun_meanwhile() {
+    host().need(Feature::Bun);
+    let server = Server::start(&setup(true));
+    let mut session = Session::open(&server, &json!({"language": "javascript", "runtimeType": "Bun"}));
+    let list = json!({"type": "list_directory", "path": "/workspace", "recursive": true, "includeHidden": true});
+    for pause in [0, 1, 2, 4, 8, 16, 64] {
+        session.ok(&code("javascript", "1"));
+        std::thread::sleep(Duration::from_millis(pause));
+        assert_eq!(session.ok(&list)["entries"], json!([]), "{pause} ms after a program");
+    }
+    assert_eq!(ahead(&server, &mut session, "console.log(require('fs').readdirSync('/workspace').join())"), ".main.js");
+    // What has come since it was started is found, in every way to name it.
+    let import =
+        "import one from './part.js'\nimport two from './part'\nimport inner from './inner'\nconsole.log(one + two + inner)";
+
+    waiting(&server, &mut session);
+    session.write("part.js", "export default 20");
+    session.write("inner/index.js", "export default 2");
+    let before = programs(&server, "prestarted");
+    assert_eq!(session.ok(&code("javascript", import))["stdout"], "42\n");
+    assert_eq!(programs(&server, "prestarted"), before + 1, "the control: it had been started before they came");
+    // What it may have seen and is gone again is not missed: a fresh one looks for itself.
+    waiting(&server, &mut session);
+    session.ok(&json!({"type": "delete_file", "path": "part.js"}));
+    session.write("part.mjs", "export default 30");
+    let before = programs(&server, "prestarted");
+    assert_eq!(session.ok(&code("javascript", "console.log((await import('./part')).default)"))["stdout"], "30\n");
+    assert_eq!(programs(&server, "prestarted"), before);
+    // What it looks for when it starts.
+    waiting(&server, &mut session);
+    session.write("bunfig.toml", "preload = [\"./part.mjs\"]");
+    let before = programs(&server, "prestarted");
+    let keys = "console.log(Object.keys(require.cache).sort().join())";
+    assert_eq!(session.ok(&code("javascript", keys))["stdout"], "/workspace/.main.js,/workspace/part.mjs\n");
+    assert_eq!(programs(&server, "prestarted"), before);
 }
 
 fn node_typescript() {
