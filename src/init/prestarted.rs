@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
+use rustix::fs::FileType;
 
 use crate::plan::files::{FileCommand, FileReply};
 use crate::plan::messages::{ExecuteRequest, PrestartRequest, ProgramNetwork, View, WaitsIn};
@@ -51,6 +52,8 @@ pub struct Ahead {
     watch: Watch,
     request: PrestartRequest,
     gate: Gate,
+    /// What was beside its source when it was started, where it keeps that in mind and would not look again.
+    neighbours: Option<Vec<(Vec<u8>, FileType)>>,
     /// Of a program that begins; none: nobody can tell.
     standing: Option<Standing>,
     stage: Stage,
@@ -79,11 +82,18 @@ impl Prestarted {
         if base.built.rules.is_none() || gate.is_beside_any(&request.unless) || !self.is_worth_a_start(&request) {
             return Err(gate);
         }
+        let neighbours = match request.waits_in {
+            WaitsIn::Source => None,
+            WaitsIn::Preload { .. } => match gate.neighbours() {
+                Some(neighbours) => Some(neighbours),
+                None => return Err(gate),
+            },
+        };
         let role = socket.as_ref().map_or(Role::Program, |socket| Role::Waiting(socket.as_fd()));
         let Ok(Started { pid, watch }) = program::start(base, &program, streams, role) else { return Err(gate) };
         let now = Instant::now();
         let stage = Stage::Opening { next: now + FIRST_LOOK, pause: FIRST_LOOK, until: now + START_TIME };
-        self.ahead = Some(Ahead { pid, watch, request, gate, standing, stage });
+        self.ahead = Some(Ahead { pid, watch, request, gate, neighbours, standing, stage });
         Ok(())
     }
 
@@ -191,20 +201,17 @@ impl Ahead {
     }
 
     /// Takes the gate out of a listing that was made while it could be seen.
-    pub fn hide(&self, reply: &mut FileReply) {
-        let place = self.request.source.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-        let directory = &self.request.source[..place];
+    pub fn hide(&self, reply: &mut FileReply, context: &FileContext) {
         if let FileReply::Listed { entries, .. } = reply {
-            let is_own = |path: &[u8]| self.gate.names().any(|name| path.strip_prefix(directory) == Some(name));
-            entries.retain(|entry| !is_own(&entry.path));
+            // A directory has as many names as links lead to it.
+            entries.retain(|entry| !self.gate.has_name_of(&entry.path) || !self.gate.is_reached_by(&entry.path, context));
         }
     }
 
-    /// Whether it could look for something where it was before this command. One that has started remembers what was in a directory, and
-    /// looks again for what it does not find there; what it remembers and is there no more would be missed.
+    /// Whether it could have seen what is gone with this command, and would look for it there. Commands that only add are told by
+    /// [`Self::suits`].
     pub fn is_misled_by(&self, command: &FileCommand) -> bool {
-        let remembers = matches!(self.request.waits_in, WaitsIn::Preload { .. });
-        remembers && matches!(command, FileCommand::Delete { path, .. } if *path != self.request.source)
+        self.neighbours.is_some() && matches!(command, FileCommand::Delete { path, .. } if *path != self.request.source)
     }
 
     /// Whether something is there that such a program looks for when it starts.
@@ -224,6 +231,7 @@ impl Ahead {
             && !self.is_opening()
             && self.gate.has_reader()
             && !self.is_outdated()
+            && (self.neighbours.is_none() || self.neighbours == self.gate.neighbours())
             // A program has changed what it begins with.
             && self.standing.is_some()
             && Standing::of(self.pid).ok() == self.standing
@@ -280,7 +288,7 @@ mod tests {
         let now = Instant::now();
         let stage = Stage::Opening { next: now, pause: FIRST_LOOK, until: now + START_TIME };
         let watch = Watch::new(socket, &[], Begin::InTime);
-        let ahead = Ahead { pid: i32::MAX, watch, request, gate, standing: Standing::of(0).ok(), stage };
+        let ahead = Ahead { pid: i32::MAX, watch, request, gate, neighbours: None, standing: Standing::of(0).ok(), stage };
         Prestarted { ahead: Some(ahead), ..Prestarted::default() }
     }
 
@@ -337,8 +345,12 @@ mod tests {
             modified_ms: 0,
             target: None,
         };
-        let mut reply = FileReply::Listed { entries: vec![entry("/.main.js"), entry("/sub/.main.js")], truncated: false };
-        kept.opening().expect("nobody reads").hide(&mut reply);
+        std::os::unix::fs::symlink(".", directory.path().join("self")).expect("room on the disk");
+        let entries = ["/.main.js", "/sub/.main.js", "/self/.main.js"].map(entry).into();
+        let mut reply = FileReply::Listed { entries, truncated: false };
+        std::fs::create_dir(directory.path().join("sub")).expect("room on the disk");
+        std::fs::write(directory.path().join("sub/.main.js"), "own").expect("room on the disk");
+        kept.opening().expect("nobody reads").hide(&mut reply, &context(&directory));
         assert_eq!(reply, FileReply::Listed { entries: vec![entry("/sub/.main.js")], truncated: false });
     }
 

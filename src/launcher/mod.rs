@@ -2,7 +2,7 @@
 //! server's secrets in its memory.
 //!
 //! Invariants: one thread, so that cloning without exec is sound; every sandbox's init is its child, and the cgroup directories its
-//! own, until they are gone; it keeps no descriptor and little memory for each, since every clone gets a copy of both; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. The server's own groups
+//! own, until they are gone; it keeps no descriptor and little memory for each that has its plan, since every clone gets a copy of both; when the server's end of the socket closes, it ends every sandbox, cleans up and ends. The server's own groups
 //! go only when the server is gone. Read `create` for the steps around the clone.
 
 mod create;
@@ -189,6 +189,13 @@ impl Launcher {
             }
             LauncherRequest::ServerStays => {
                 self.way_back = None;
+                Ok(())
+            }
+            LauncherRequest::GiveUp(tag, cgroups) => {
+                if let Some(Ok(begun)) = self.begun.remove(&tag) {
+                    begun.discard();
+                }
+                self.removals.extend(cgroups.into_iter().map(|directory| (directory, 0)));
                 Ok(())
             }
             LauncherRequest::End(tag) => {

@@ -29,6 +29,8 @@ pub enum LauncherRequest {
     Create(Box<CreateRequest>),
     /// End a sandbox and all in it, or one that has only begun.
     End(Tag),
+    /// End one that has only begun, and remove these groups, deepest first.
+    GiveUp(Tag, Vec<String>),
     /// Directories to remove when the server is gone and every sandbox with it, deepest first: its own cgroups.
     RemoveAtEnd(Vec<String>),
     /// To be gone before that; absent from a server that stayed where it was started.

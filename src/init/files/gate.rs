@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::FileContext;
 use super::error::{failed, io_failed, refused};
-use super::open::{Identity, create_file, open_fifo, open_regular};
+use super::open::{Identity, create_file, for_each_entry, open_directory, open_fifo, open_regular};
 use super::path::{LastLink, Parents, Place, locate};
 use super::write::discard;
 use crate::plan::files::{FileError, FileErrorKind};
@@ -24,6 +24,9 @@ use crate::sys::socket;
 const SOURCE_BYTES_MAX: usize = 64 << 10;
 
 const MODE: u32 = 0o644;
+
+/// Entries of the directory that are kept in mind.
+const NEIGHBOURS_MAX: usize = 1024;
 
 /// What stands there, or the place where it stood.
 #[derive(Debug)]
@@ -101,7 +104,10 @@ impl Gate {
 
     fn add_file(&mut self, name: &[u8], content: &[u8]) -> Result<(), FileError> {
         let file = create_file(&self.parent, name, OFlags::WRONLY).map_err(failed("make a file"))?;
-        let identity = fstat(&file).map(|stat| Identity::of(&stat)).map_err(failed("look at a file"))?;
+        let identity = fstat(&file).map(|stat| Identity::of(&stat)).map_err(|errno| {
+            discard(self.parent.as_fd(), name);
+            failed("look at a file")(errno)
+        })?;
         let mut file = std::fs::File::from(file);
         let written = file.write_all(content).map_err(io_failed("write the file"));
         self.entries.push(Entry { name: name.to_vec(), identity, _file: Some(file.into()) });
@@ -128,9 +134,24 @@ impl Gate {
         found.is_some_and(|found| self.entries.iter().any(|entry| entry.identity == found.identity))
     }
 
-    /// What it is called beside its source.
-    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
-        self.entries.iter().map(|entry| entry.name.as_slice())
+    /// Whether a path ends in a name of its own.
+    pub fn has_name_of(&self, path: &[u8]) -> bool {
+        let name = path.rsplit(|byte| *byte == b'/').next();
+        self.entries.iter().any(|entry| Some(entry.name.as_slice()) == name)
+    }
+
+    /// Names and kinds of what is beside it, in order; none when that is too much to keep.
+    pub fn neighbours(&self) -> Option<Vec<(Vec<u8>, FileType)>> {
+        let directory = open_directory(&self.parent, b".").ok()?;
+        let mut found = Vec::new();
+        let read = for_each_entry(&directory, |name, kind| {
+            if self.entries.iter().all(|entry| entry.name != name) {
+                found.push((name.to_vec(), kind));
+            }
+            if found.len() > NEIGHBOURS_MAX { Err(refused(FileErrorKind::LimitExceeded, "keep so many names")) } else { Ok(()) }
+        });
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        read.ok().map(|()| found)
     }
 
     /// Whether one of these names is beside it, or in the directory above, where what looks for such a thing goes on.
@@ -295,6 +316,14 @@ mod tests {
         assert!(!gate.is_beside_any(&[b"bunfig.toml".to_vec()]), "its own");
         assert!(gate.is_reached_by(b"/workspace/bunfig.toml", &sandbox.context));
         assert!(gate.is_reached_by(PATH, &sandbox.context) && !gate.has_reader());
+        assert_eq!(gate.neighbours(), Some(Vec::new()), "without its own");
+        sandbox.put("/workspace/part.js", b"");
+        assert_eq!(gate.neighbours(), Some(vec![(b"part.js".to_vec(), FileType::RegularFile)]));
+        std::fs::remove_file(sandbox.host("/workspace/part.js")).expect("just made");
+        (0..=NEIGHBOURS_MAX).for_each(|number| sandbox.put(&format!("/workspace/{number}"), b""));
+        assert_eq!(gate.neighbours(), None, "too many");
+        (0..=NEIGHBOURS_MAX)
+            .for_each(|number| std::fs::remove_file(sandbox.host(&format!("/workspace/{number}"))).expect("made"));
         rustix::io::write(&theirs, b"r").expect("both ends are open");
         assert!(gate.has_reader());
         gate.remove();

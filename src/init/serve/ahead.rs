@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use crate::init::files::gate::Gate;
 use crate::init::files::{self, FileContext};
+use crate::init::prestarted::Ahead;
 use crate::init::program::Base;
 use crate::init::warm::Outcome;
 use crate::plan::files::{FileCommand, FileError, FileReply};
@@ -103,14 +104,19 @@ impl Init<'_> {
             self.end_ahead();
         }
         let opening = self.prestarted.opening();
-        if opening.is_some_and(|ahead| self.as_user(|context| Ok(ahead.is_met_by(&command, context))).unwrap_or(true)) {
+        let is_hit = |ahead: &Ahead, context: &FileContext| ahead.is_misled_by(&command) || ahead.is_met_by(&command, context);
+        if opening.is_some_and(|ahead| self.as_user(|context| Ok(is_hit(ahead, context))).unwrap_or(true)) {
             self.end_ahead();
             self.send(&InitMessage::Warmed(None))?;
         }
         let mut reply = self.as_user(|context| files::run_below(command, context, root));
         if let Some(ahead) = self.prestarted.opening() {
             if let Ok(reply) = &mut reply {
-                ahead.hide(reply);
+                self.as_user(|context| {
+                    ahead.hide(reply, context);
+                    Ok(())
+                })
+                .ok();
             }
             // It may have seen what is there now; that it may be gone when its source comes does not help.
             if ahead.is_outdated() {

@@ -3,6 +3,7 @@
 //!
 //! Invariant: nothing is left behind when a step fails.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use crate::image::ImageRoot;
 use crate::plan::messages::Birth;
 use crate::runtime::{InstanceConfig, Origin};
 use crate::sandbox::cgroups::{CgroupError, SessionCgroup};
-use crate::sandbox::compile::{Ids, Placement, ProcessBound, compile, namespaces};
+use crate::sandbox::compile::{Compiled, Ids, Placement, ProcessBound, compile, namespaces};
 use crate::sandbox::enforcement::{Enforcement, WallState};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::held;
@@ -39,9 +40,6 @@ impl NativeRuntime {
 
     async fn build(&self, config: &InstanceConfig, image: ImageRoot, name: EnvironmentId) -> Result<Sandbox, SandboxError> {
         let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
-        // From the last to the first of these is how they go when a step fails: a group can't before its process has.
-        let mut cgroup = self.begin_group(&name)?;
-        let begun = launcher.begin(self.birth(cgroup.as_ref())).map_err(|failure| refused(&failure))?;
         let (ids, range) = match &self.works.uids {
             Some(uids) => {
                 let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
@@ -49,12 +47,17 @@ impl NativeRuntime {
             }
             None => (self.own_ids(), None),
         };
-        self.finish_group(cgroup.as_mut(), config, &name)?;
-        let placement = cgroup.as_ref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
-        let compiled = compile(&self.spec(config, &image, ids, placement));
-        required_walls(&compiled.walls, &self.works.parts.allow_degraded)?;
-        let enforcement = self.enforcement(config, compiled.walls.clone(), cgroup.as_ref())?;
+        let mut cgroup = self.begin_group(&name)?;
+        let begun = launcher.begin(self.birth(cgroup.as_ref())).map_err(|failure| refused(&failure))?;
+        let drafted = self.draft(config, &image, &name, ids, cgroup.as_mut());
         let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
+        let (compiled, enforcement) = match drafted {
+            Ok(drafted) => drafted,
+            Err(error) => {
+                begun.give_up(directories);
+                return Err(error);
+            }
+        };
         let variables = image.env.clone();
         let held_image = Arc::new(HeldImage::default());
         held_image.hold(image);
@@ -97,6 +100,23 @@ impl NativeRuntime {
         walls.extend(config.permissions.as_ref().map(|permissions| self.flavour.permissions_row(permissions)));
         let profile = config.profile.identity(host.seccomp_listener.waiting());
         Ok(Enforcement { walls, limits, profile, rootless: !host.root })
+    }
+
+    /// The rest of the groups, and the plan.
+    fn draft(
+        &self,
+        config: &InstanceConfig,
+        image: &ImageRoot,
+        name: &EnvironmentId,
+        ids: Ids,
+        mut cgroup: Option<&mut SessionCgroup>,
+    ) -> Result<(Compiled, Enforcement), SandboxError> {
+        self.finish_group(cgroup.as_deref_mut(), config, name)?;
+        let placement = cgroup.as_deref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
+        let compiled = compile(&self.spec(config, image, ids, placement));
+        required_walls(&compiled.walls, &self.works.parts.allow_degraded)?;
+        let enforcement = self.enforcement(config, compiled.walls.clone(), cgroup.as_deref())?;
+        Ok((compiled, enforcement))
     }
 
     fn birth(&self, cgroup: Option<&SessionCgroup>) -> Birth {
@@ -151,9 +171,9 @@ fn placement(cgroup: &SessionCgroup, ids: &Ids) -> Placement {
 }
 
 /// The launcher removes the groups from here on: it knows when nothing is in them.
-fn hand_over(cgroup: &mut SessionCgroup) -> Vec<String> {
+fn hand_over(cgroup: &mut SessionCgroup) -> Vec<PathBuf> {
     cgroup.hand_over();
-    cgroup.directories.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+    cgroup.directories.clone()
 }
 
 /// Why an init ended before its walls stood: by itself, or with its launcher.

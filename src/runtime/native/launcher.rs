@@ -108,6 +108,9 @@ impl LauncherClient {
 
     /// Has the process of a sandbox made, which then waits for [`Self::create`]. Dropping what is given ends it.
     pub fn begin(&self, birth: Birth) -> Result<Begun<'_>, CreateFailure> {
+        if self.leave(Vec::new()) >= GROUPS_LEAVING_MAX {
+            return Err(CreateFailure::Backlog);
+        }
         let tag = self.next.fetch_add(1, Ordering::Relaxed);
         match self.send(LauncherRequest::Begin(tag, birth)) {
             Ok(()) => Ok(Begun { client: self, tag: Some(tag) }),
@@ -120,26 +123,22 @@ impl LauncherClient {
         &self,
         begun: Begun<'_>,
         plan: Plan,
-        cgroups: Vec<String>,
+        groups: Vec<PathBuf>,
         held: Held,
     ) -> Result<Launched, CreateFailure> {
         let Some(tag) = begun.tag else { return Err(CreateFailure::LauncherGone) };
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
-        let groups: Vec<PathBuf> = cgroups.iter().map(PathBuf::from).collect();
-        if self.leave(Vec::new()) >= GROUPS_LEAVING_MAX {
-            begun.give_up(&groups);
-            return Err(CreateFailure::Backlog);
-        }
+        let cgroups = names(&groups);
         if let Some(waiters) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held });
         } else {
-            begun.give_up(&groups);
+            begun.give_up(groups);
             return Err(CreateFailure::LauncherGone);
         }
         let request = CreateRequest::new(tag, plan, cgroups).map(|request| LauncherRequest::Create(Box::new(request)));
         if request.and_then(|request| self.send(request)).is_err() {
-            begun.give_up(&self.never_asked(tag));
+            begun.give_up(self.never_asked(tag));
             return Err(CreateFailure::LauncherGone);
         }
         match answer.await {
@@ -187,14 +186,19 @@ impl LauncherClient {
                 sent => return sent,
             }
         }
-        if late.requests.len() >= REQUESTS_WAITING_MAX {
+        // What ends something is never one too many.
+        let ends = matches!(request, LauncherRequest::End(_) | LauncherRequest::GiveUp(..));
+        if late.requests.len() >= REQUESTS_WAITING_MAX && !ends {
             return Err(ChannelError::Full);
         }
         late.requests.push_back(request);
         if late.sender == Sender::None {
             let (socket, queue) = (Arc::clone(&self.socket), Arc::clone(&self.late));
             let sender = std::thread::Builder::new().name("launcher-late".into());
-            sender.spawn(move || send_late(&socket, &queue)).map_err(|_| ChannelError::Full)?;
+            if sender.spawn(move || send_late(&socket, &queue)).is_err() {
+                late.requests.pop_back();
+                return Err(ChannelError::Full);
+            }
             late.sender = Sender::Running;
         }
         Ok(())
@@ -276,6 +280,10 @@ impl LauncherClient {
     }
 }
 
+fn names(groups: &[PathBuf]) -> Vec<String> {
+    groups.iter().map(|group| group.to_string_lossy().into_owned()).collect()
+}
+
 /// Removes groups that nothing was ever in, or nothing is any more.
 fn remove_unused(cgroups: &[PathBuf]) {
     if let Err(error) = remove_directories(cgroups) {
@@ -308,10 +316,14 @@ pub struct Begun<'a> {
 }
 
 impl Begun<'_> {
-    /// Before the launcher has its groups: they can go once its process has.
-    fn give_up(self, groups: &[PathBuf]) {
-        drop(self);
-        remove_unused(groups);
+    /// Before the launcher has its groups: they can go once its process has, which the launcher knows.
+    pub fn give_up(mut self, groups: Vec<PathBuf>) {
+        let Some(tag) = self.tag.take() else { return };
+        match self.client.send(LauncherRequest::GiveUp(tag, names(&groups))) {
+            Ok(()) => drop(self.client.leave(groups)),
+            // It has gone, and its processes with it.
+            Err(_) => remove_unused(&groups),
+        }
     }
 
     fn keep(mut self) {
@@ -349,9 +361,9 @@ mod tests {
     fn late_requests_are_bounded_and_end_with_the_launcher() {
         let (ours, theirs) = socket::pair().expect("a socket pair");
         let client = LauncherClient::over(ours);
-        let sent =
-            (0..REQUESTS_WAITING_MAX as Tag * 2).take_while(|tag| client.send(LauncherRequest::End(*tag)).is_ok()).count();
+        let sent = (0..REQUESTS_WAITING_MAX as Tag * 2).take_while(|tag| client.send(begin(*tag)).is_ok()).count();
         assert!((REQUESTS_WAITING_MAX..REQUESTS_WAITING_MAX * 2).contains(&sent), "{sent}");
+        assert!(client.send(LauncherRequest::End(1)).is_ok(), "what ends something is sent all the same");
         drop(theirs);
         let over = || client.late.lock().expect("no holder panics").sender == Sender::None;
         let patience = std::time::Duration::from_millis(10);
@@ -362,6 +374,10 @@ mod tests {
             }),
             "the thread ends"
         );
+    }
+
+    fn begin(tag: Tag) -> LauncherRequest {
+        LauncherRequest::Begin(tag, Birth { namespaces: 0, born_in: None })
     }
 
     /// A plan without a step.
@@ -379,7 +395,7 @@ mod tests {
         }
     }
 
-    async fn create(client: &LauncherClient, cgroups: Vec<String>) -> Result<Launched, CreateFailure> {
+    async fn create(client: &LauncherClient, cgroups: Vec<PathBuf>) -> Result<Launched, CreateFailure> {
         let begun = Begun { client, tag: Some(1) };
         client.create(begun, nothing(), cgroups, Box::new(())).await
     }
@@ -397,7 +413,7 @@ mod tests {
         let ask = async |name: &str| {
             let group = parent.path().join(name);
             std::fs::create_dir(&group).expect("an own directory");
-            let asked = create(&client, vec![group.to_string_lossy().into_owned()]).await;
+            let asked = create(&client, vec![group.clone()]).await;
             assert!(matches!(asked, Err(CreateFailure::LauncherGone)) && !group.exists(), "{name}");
         };
         end(&theirs);
@@ -431,22 +447,42 @@ mod tests {
         assert!(matches!(heard(), LauncherRequest::End(2)), "nothing was said before it");
     }
 
-    #[tokio::test]
-    async fn nothing_is_made_while_too_many_groups_wait_to_be_removed() {
+    #[test]
+    fn nothing_is_made_while_too_many_groups_wait_to_be_removed() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
         let client = LauncherClient::over(ours);
         let leaving = parent.path().join("leaving");
         std::fs::create_dir(&leaving).expect("an own directory");
         client.leave(vec![leaving.clone(); GROUPS_LEAVING_MAX]);
-        let group = parent.path().join("group");
-        std::fs::create_dir(&group).expect("an own directory");
-        let asked = create(&client, vec![group.to_string_lossy().into_owned()]).await;
-        assert!(matches!(asked, Err(CreateFailure::Backlog)) && !group.exists());
+        let begin = || client.begin(Birth { namespaces: 0, born_in: None }).map(drop);
+        assert!(matches!(begin(), Err(CreateFailure::Backlog)));
         std::fs::remove_dir(&leaving).expect("an own directory");
+        assert!(begin().is_ok(), "the control: it is asked once they are gone");
         end(&theirs);
-        let asked = create(&client, Vec::new()).await;
-        assert!(matches!(asked, Err(CreateFailure::LauncherGone)), "the control: it is asked once they are gone");
+        assert!(matches!(begin(), Err(CreateFailure::LauncherGone)));
+    }
+
+    #[test]
+    fn one_that_is_given_up_has_its_groups_removed_by_the_launcher_or_when_that_is_gone() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours);
+        let group = parent.path().join("group");
+        let begin = || {
+            std::fs::create_dir(&group).expect("an own directory");
+            client.begin(Birth { namespaces: 0, born_in: None }).expect("asked")
+        };
+        begin().give_up(vec![group.clone()]);
+        let heard = || channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::Yes).map(|received| received.message);
+        assert!(matches!(heard(), Ok(LauncherRequest::Begin(1, _))));
+        let LauncherRequest::GiveUp(1, groups) = heard().expect("a request") else { panic!("it is given up") };
+        assert!(groups == [group.to_string_lossy()] && group.exists(), "a process may be in it");
+        std::fs::remove_dir(&group).expect("an own directory");
+        let begun = begin();
+        end(&theirs);
+        begun.give_up(vec![group.clone()]);
+        assert!(!group.exists());
     }
 
     #[test]

@@ -146,6 +146,9 @@ impl Kept {
     /// What init is to be asked for; none when that is there, or is not to be had.
     fn next(&self, language: &Language, environment: Vec<Vec<u8>>) -> Option<Keep> {
         let basis = Basis::of(language, language.warm?, environment);
+        if basis.kind == WarmInterpreter::Bun && tells_bun(language, &basis.environment) {
+            return None;
+        }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = kept.basis.as_ref().is_some_and(|kept| match basis.kind {
             WarmInterpreter::Python => {
@@ -194,6 +197,12 @@ impl Kept {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *kept = Keeping { number: kept.number, ..Keeping::default() };
     }
+}
+
+/// Whether something of the session's own tells Bun how to start, so that its configuration does not say all.
+fn tells_bun(language: &Language, environment: &[Vec<u8>]) -> bool {
+    let names = environment.iter().filter_map(|entry| std::str::from_utf8(entry).ok()?.split_once('=')).map(|(name, _)| name);
+    names.into_iter().any(|name| name.starts_with("BUN_") && !language.env.contains_key(name))
 }
 
 /// A Bun waits in what its configuration has it load first, and removes nothing of that: see decision 0065.

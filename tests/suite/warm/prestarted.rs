@@ -137,7 +137,7 @@ fn bun() {
 
 fn bun_meanwhile() {
     host().need(Feature::Bun);
-    let server = Server::start(&setup(true));
+    let server = Server::start(&setup(true).with_config("[pool]\nsandboxes_max = 0\n"));
     let mut session = Session::open(&server, &json!({"language": "javascript", "runtimeType": "Bun"}));
     let list = json!({"type": "list_directory", "path": "/workspace", "recursive": true, "includeHidden": true});
     for pause in [0, 1, 2, 4, 8, 16, 64] {
@@ -146,29 +146,50 @@ fn bun_meanwhile() {
         assert_eq!(session.ok(&list)["entries"], json!([]), "{pause} ms after a program");
     }
     assert_eq!(ahead(&server, &mut session, "console.log(require('fs').readdirSync('/workspace').join())"), ".main.js");
-    // What has come since it was started is found, in every way to name it.
-    let import =
-        "import one from './part.js'\nimport two from './part'\nimport inner from './inner'\nconsole.log(one + two + inner)";
-
-    waiting(&server, &mut session);
-    session.write("part.js", "export default 20");
-    session.write("inner/index.js", "export default 2");
-    let before = programs(&server, "prestarted");
-    assert_eq!(session.ok(&code("javascript", import))["stdout"], "42\n");
-    assert_eq!(programs(&server, "prestarted"), before + 1, "the control: it had been started before they came");
-    // What it may have seen and is gone again is not missed: a fresh one looks for itself.
-    waiting(&server, &mut session);
-    session.ok(&json!({"type": "delete_file", "path": "part.js"}));
-    session.write("part.mjs", "export default 30");
-    let before = programs(&server, "prestarted");
-    assert_eq!(session.ok(&code("javascript", "console.log((await import('./part')).default)"))["stdout"], "30\n");
-    assert_eq!(programs(&server, "prestarted"), before);
-    // What it looks for when it starts.
+    // What has come or gone since it was started is found, or is not, as by a fresh one, however it came.
+    let changed = |before: &[&str], change: &dyn Fn(&mut Session<'_>), text: &str, printed: &str, by: &str| {
+        let mut session = Session::open(&server, &json!({"language": "javascript", "runtimeType": "Bun"}));
+        for path in before {
+            session.write(path, &format!("export default '{path}'"));
+        }
+        waiting(&server, &mut session);
+        change(&mut session);
+        let count = programs(&server, "prestarted");
+        assert_eq!(session.ok(&code("javascript", text))["stdout"], format!("{printed}\n"), "{text}");
+        assert_eq!(programs(&server, "prestarted") - count, usize::from(by == "ahead") as u64, "{text}");
+    };
+    let show = |name: &str| format!("console.log((await import('{name}')).default)");
+    let part = show("./part");
+    changed(&["part.js"], &|_| {}, &part, "part.js", "ahead");
+    changed(&["inner/a.js"], &|session| session.write("inner/b.js", "export default 2"), &show("./inner/b"), "2", "ahead");
+    changed(&["part.js"], &|session| session.write("part.ts", "export default 2 as number"), &part, "2", "fresh");
+    changed(&["part/index.js"], &|session| session.write("part.js", "export default 2"), &part, "2", "fresh");
+    let package = |session: &mut Session<'_>| session.write("node_modules/@s/p/index.js", "export default 2");
+    changed(&[], &package, &show("@s/p"), "2", "fresh");
+    let unlink = ["-e", "const fs = require('fs'); fs.renameSync('part.js', 'part.mjs')"];
+    let renamed = json!({"type": "execute_shell", "commandName": "bun", "args": unlink});
+    changed(&["part.js"], &|session| drop(session.ok(&renamed)), &part, "part.js", "fresh");
+    let delete = json!({"type": "delete_file", "path": "inner/part.js"});
+    let replace = |session: &mut Session<'_>| {
+        session.ok(&delete);
+        session.write("inner/part.mjs", "export default 2");
+    };
+    changed(&["inner/part.js"], &replace, &show("./inner/part"), "2", "fresh");
+    // What it looks for when it starts, in files and in variables.
+    session.write("part.mjs", "console.log('first')");
     waiting(&server, &mut session);
     session.write("bunfig.toml", "preload = [\"./part.mjs\"]");
     let before = programs(&server, "prestarted");
     let keys = "console.log(Object.keys(require.cache).sort().join())";
-    assert_eq!(session.ok(&code("javascript", keys))["stdout"], "/workspace/.main.js,/workspace/part.mjs\n");
+    assert_eq!(session.ok(&code("javascript", keys))["stdout"], "first\n/workspace/.main.js,/workspace/part.mjs\n");
+    assert_eq!(programs(&server, "prestarted"), before);
+    let named = json!({"language": "javascript", "runtimeType": "Bun", "env": {"BUN_OPTIONS": "--preload=./part.mjs"}});
+    let mut session = Session::open(&server, &named);
+    session.write("part.mjs", "console.log('first')");
+    for _ in 0..3 {
+        assert_eq!(session.ok(&code("javascript", "console.log('then')"))["stdout"], "first\nthen\n");
+        std::thread::sleep(Duration::from_millis(100));
+    }
     assert_eq!(programs(&server, "prestarted"), before);
 }
 
