@@ -6,6 +6,8 @@ import math
 LEAST_MS = 0.01
 OURS, PEER, SECOND, THIRD = "#06c", "#c60", "#393", "#909"
 PEERS = ("bare ", "bubblewrap", "`docker ")
+# Where the bars begin, with room for the longest name of a row, and end.
+BARS, BARS_END = 470, 900
 
 
 class Axis:
@@ -43,19 +45,20 @@ def bars(timings):
     rows = [(name, figures) for name, figures in rows if figures]
     if not rows:
         return document(900, 40, [text(8, 24, "nothing was measured")])
-    across, height = Axis([value for _, row in rows for value in (row["p50_ms"], row["p99_ms"])], 430, 860), 18 * len(rows) + 60
-    parts = [text(8, 20, "p50 (bar) and p99 (line), milliseconds"), text(430, 20, "CodeBeaker", colour=OURS), text(520, 20, "peers", colour=PEER)]
+    across, height = Axis([value for _, row in rows for value in (row["p50_ms"], row["p99_ms"])], BARS, BARS_END), 18 * len(rows) + 60
+    parts = [text(8, 20, "p50 (bar) and p99 (line), milliseconds")]
+    parts += [text(BARS, 20, "CodeBeaker", colour=OURS), text(BARS + 90, 20, "peers", colour=PEER)]
     for mark in across.marks():
         parts += [line(across.at(mark), 30, across.at(mark), height - 25), text(across.at(mark), height - 8, f"{mark:g}", "middle")]
     for number, (name, figures) in enumerate(rows):
         y, colour = 34 + 18 * number, PEER if name.startswith(PEERS) else OURS
         begin, p50, p99 = across.begin, across.at(figures["p50_ms"]), across.at(figures["p99_ms"])
         parts += [
-            text(422, y + 11, name.replace("`", ""), "end"),
+            text(BARS - 8, y + 11, name.replace("`", ""), "end"),
             f'<rect x="{begin}" y="{y}" width="{max(p50 - begin, 1):.1f}" height="12" fill="{colour}"/>',
             line(p50, y + 6, p99, y + 6, colour, 2),
         ]
-    return document(900, height, parts)
+    return document(BARS_END + 40, height, parts)
 
 
 def growth(rows):

@@ -125,7 +125,7 @@ class Report(unittest.TestCase):
         self.assertEqual([bar.get("fill") for bar in bars], [plot.OURS, plot.PEER])
         self.assertGreater(float(bars[0].get("width")), 1)
         ends = [float(element.get("x2")) for element in drawn if element.get("stroke-width") == "2"]
-        self.assertTrue(all(430 <= end <= 860 for end in ends), ends)
+        self.assertTrue(all(plot.BARS <= end <= plot.BARS_END for end in ends), ends)
         self.assertIn("nothing was measured", plot.bars([rows[2]]))
 
     def test_growth_is_drawn_and_listed_for_every_mark(self):
