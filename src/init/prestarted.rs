@@ -158,7 +158,7 @@ impl Prestarted {
         let ahead = self.ahead.as_mut()?;
         let Stage::Opening { pause, until, .. } = ahead.stage else { return None };
         let now = Instant::now();
-        if ahead.gate.has_reader() {
+        if ahead.gate.has_waiter() {
             ahead.stage = Stage::Waiting;
             self.failures = 0;
             return Some(Outcome::Ready(own_memory(ahead.pid)));
@@ -229,7 +229,7 @@ impl Ahead {
                 == (&own.arguments, &own.environment, &own.directory)
             // Neither has somebody put a file into its way, nor has it ended.
             && !self.is_opening()
-            && self.gate.has_reader()
+            && self.gate.has_waiter()
             && !self.is_outdated()
             && (self.neighbours.is_none() || self.neighbours == self.gate.neighbours())
             // A program has changed what it begins with.

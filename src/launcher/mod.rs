@@ -192,20 +192,24 @@ impl Launcher {
                 Ok(())
             }
             LauncherRequest::GiveUp(tag, cgroups) => {
-                if let Some(Ok(begun)) = self.begun.remove(&tag) {
-                    begun.discard();
-                }
+                self.discard(tag);
                 self.removals.extend(cgroups.into_iter().map(|directory| (directory, 0)));
                 Ok(())
             }
             LauncherRequest::End(tag) => {
-                if let Some(Ok(begun)) = self.begun.remove(&tag) {
-                    begun.discard();
-                } else if let Some(sandbox) = self.sandboxes.get(&tag) {
+                self.discard(tag);
+                if let Some(sandbox) = self.sandboxes.get(&tag) {
                     sandbox.end();
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Ends what has only begun.
+    fn discard(&mut self, tag: Tag) {
+        if let Some(Ok(begun)) = self.begun.remove(&tag) {
+            begun.discard();
         }
     }
 

@@ -115,7 +115,7 @@ impl Gate {
     }
 
     /// Whether somebody waits.
-    pub fn has_reader(&self) -> bool {
+    pub fn has_waiter(&self) -> bool {
         let (end, event) = match &self.way {
             Way::Source(writer) => (writer, PollFlags::OUT),
             Way::Word(socket) => (socket, PollFlags::IN),
@@ -187,7 +187,8 @@ impl Gate {
         Ok(source)
     }
 
-    /// Hands the source to whoever has the fifo open, and the end of it; to nobody when it holds something already.
+    /// Hands whoever waits the source and the end of it, or the word that it is in its place; nobody anything when the fifo holds something
+    /// already.
     pub fn feed(self, source: &[u8]) -> Result<(), FileError> {
         let writer = match self.way {
             Way::Source(writer) => writer,
@@ -239,11 +240,11 @@ mod tests {
         let sandbox = Sandbox::new();
         let gate = fifo(&sandbox).expect("the place is free");
         assert!(sandbox.host("/workspace/.main.js").symlink_metadata().expect("there").file_type().is_fifo());
-        assert!(!gate.has_reader() && gate.stands(&gate.entries[0]));
+        assert!(!gate.has_waiter() && gate.stands(&gate.entries[0]));
         let mut file = reader(&sandbox);
-        assert!(gate.has_reader());
+        assert!(gate.has_waiter());
         gate.remove();
-        assert!(!stands(&gate) && gate.has_reader() && sandbox.names("/workspace").is_empty());
+        assert!(!stands(&gate) && gate.has_waiter() && sandbox.names("/workspace").is_empty());
         sandbox.put("/workspace/.main.js", b"one");
         let source = gate.source().expect("a small file");
         gate.feed(&source).expect("there is room");
@@ -262,7 +263,7 @@ mod tests {
         let gate = fifo(&sandbox).expect("the place is free");
         std::fs::remove_file(sandbox.host("/workspace/.main.js")).expect("it is there");
         sandbox.put("/workspace/.main.js", b"new");
-        assert!(!stands(&gate) && !gate.has_reader());
+        assert!(!stands(&gate) && !gate.has_waiter());
         gate.remove();
         assert_eq!(sandbox.get("/workspace/.main.js"), b"new");
     }
@@ -315,7 +316,7 @@ mod tests {
         assert_eq!(sandbox.get("/workspace/.main.js"), b"", "what must be there and may be run");
         assert!(!gate.is_beside_any(&[b"bunfig.toml".to_vec()]), "its own");
         assert!(gate.is_reached_by(b"/workspace/bunfig.toml", &sandbox.context));
-        assert!(gate.is_reached_by(PATH, &sandbox.context) && !gate.has_reader());
+        assert!(gate.is_reached_by(PATH, &sandbox.context) && !gate.has_waiter());
         assert_eq!(gate.neighbours(), Some(Vec::new()), "without its own");
         sandbox.put("/workspace/part.js", b"");
         assert_eq!(gate.neighbours(), Some(vec![(b"part.js".to_vec(), FileType::RegularFile)]));
@@ -325,9 +326,9 @@ mod tests {
         (0..=NEIGHBOURS_MAX)
             .for_each(|number| std::fs::remove_file(sandbox.host(&format!("/workspace/{number}"))).expect("made"));
         rustix::io::write(&theirs, b"r").expect("both ends are open");
-        assert!(gate.has_reader());
+        assert!(gate.has_waiter());
         gate.remove();
-        assert!(sandbox.names("/workspace").is_empty() && gate.has_reader());
+        assert!(sandbox.names("/workspace").is_empty() && gate.has_waiter());
         assert_eq!(gate.source().expect_err("no source yet").kind, FileErrorKind::FileNotFound);
         sandbox.put("/workspace/.main.js", &vec![b'x'; SOURCE_BYTES_MAX + 1]);
         sandbox.put("/workspace/bunfig.toml", b"another");
@@ -339,6 +340,6 @@ mod tests {
         let (gate, theirs) = Gate::make(&Sandbox::new().context, PATH, &waits_in).expect("the places are free");
         rustix::io::write(theirs.as_ref().expect("there"), b"r").expect("both ends are open");
         drop(theirs);
-        assert!(!gate.has_reader(), "it has ended");
+        assert!(!gate.has_waiter(), "it has ended");
     }
 }

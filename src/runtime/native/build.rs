@@ -1,5 +1,5 @@
-//! A sandbox made from nothing: its group and its process, and beside that ids → groups → `sandbox::compile` → the launcher → init's word
-//! that every wall stands.
+//! A sandbox made from nothing: ids, a group, a process in it; the other groups and `sandbox::compile` while that is cloned; then the
+//! launcher's steps, and init's word that every wall stands.
 //!
 //! Invariant: nothing is left behind when a step fails.
 

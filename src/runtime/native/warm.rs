@@ -22,6 +22,9 @@ use super::program::{Feed, Outputs, Start};
 const PYTHON: &str =
     concat!(include_str!("warm/python_end.py"), include_str!("warm/python_fork.py"), include_str!("warm/python.py"));
 
+/// Variables that only say where Bun keeps what it has made.
+const BUN_PLACES: [&[u8]; 2] = [b"BUN_INSTALL_CACHE_DIR", b"BUN_RUNTIME_TRANSPILER_CACHE_PATH"];
+
 /// What makes a Bun wait.
 const BUN: &str = include_str!("warm/bun.js");
 
@@ -146,7 +149,7 @@ impl Kept {
     /// What init is to be asked for; none when that is there, or is not to be had.
     fn next(&self, language: &Language, environment: Vec<Vec<u8>>) -> Option<Keep> {
         let basis = Basis::of(language, language.warm?, environment);
-        if basis.kind == WarmInterpreter::Bun && tells_bun(language, &basis.environment) {
+        if basis.kind == WarmInterpreter::Bun && tells_bun(&basis.environment) {
             return None;
         }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,13 +202,13 @@ impl Kept {
     }
 }
 
-/// Whether something of the session's own tells Bun how to start, so that its configuration does not say all.
-fn tells_bun(language: &Language, environment: &[Vec<u8>]) -> bool {
-    let names = environment.iter().filter_map(|entry| std::str::from_utf8(entry).ok()?.split_once('=')).map(|(name, _)| name);
-    names.into_iter().any(|name| name.starts_with("BUN_") && !language.env.contains_key(name))
+/// Whether a variable may tell Bun how to start, so that its configuration does not say all, whoever has set it.
+fn tells_bun(environment: &[Vec<u8>]) -> bool {
+    let mut names = environment.iter().filter_map(|entry| entry.split(|byte| *byte == b'=').next());
+    names.any(|name| name.starts_with(b"BUN_") && !BUN_PLACES.contains(&name))
 }
 
-/// A Bun waits in what its configuration has it load first, and removes nothing of that: see decision 0065.
+/// What has a Bun load the script that it waits in.
 fn bun() -> WaitsIn {
     let script = STANDARD.encode(BUN);
     WaitsIn::Preload {
@@ -288,6 +291,7 @@ fn is_read_at_start(name: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::language::Languages;
+    use crate::language::engines::{Engine, EngineVersion};
     use crate::runtime::native::program::Held;
 
     fn words(list: &[&str]) -> Vec<Vec<u8>> {
@@ -325,6 +329,23 @@ mod tests {
         assert!(is_prestarted(&kept.offers(&request(&own, &["A=1"]), &Feed::nothing())));
         assert!(!is_prestarted(&kept.offers(&request(&own, &["A=1"]), &Feed::nothing())), "each runs one program");
         assert!(kept.next(&language, environment()).is_some());
+    }
+
+    #[test]
+    fn no_bun_is_started_ahead_that_a_variable_may_tell_how_to_start() {
+        let languages = Languages::load(None).expect("embedded");
+        let javascript = languages.get("javascript").expect("embedded");
+        let bun = javascript.on(Engine::Bun, EngineVersion(1, 4, 2), &[]).expect("it runs there");
+        let starts = |language: &Language| {
+            let environment = language.env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect();
+            Kept::ahead(language, environment).is_some()
+        };
+        assert!(starts(&bun), "the control: with what its own definition sets");
+        for name in ["BUN_OPTIONS", "BUN_INSPECT_PRELOAD", "BUN_CONFIG_VERBOSE_FETCH"] {
+            let mut told = bun.clone();
+            told.env.insert(name.into(), String::new());
+            assert!(!starts(&told), "{name}, though a definition sets it");
+        }
     }
 
     #[test]

@@ -156,7 +156,7 @@ fn bun_meanwhile() {
         change(&mut session);
         let count = programs(&server, "prestarted");
         assert_eq!(session.ok(&code("javascript", text))["stdout"], format!("{printed}\n"), "{text}");
-        assert_eq!(programs(&server, "prestarted") - count, usize::from(by == "ahead") as u64, "{text}");
+        assert_eq!(programs(&server, "prestarted") - count, u64::from(by == "ahead"), "{text}");
     };
     let show = |name: &str| format!("console.log((await import('{name}')).default)");
     let part = show("./part");
