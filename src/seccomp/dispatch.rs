@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch, sock_filter};
 
+use super::shrink;
+
 /// Conditions by number; an empty list matches every argument.
 pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -21,13 +23,13 @@ const ARCHITECTURE_CHECK: usize = 3;
 const INSTRUCTIONS_MAX: usize = 4096;
 
 /// Of `nr` in `struct seccomp_data`.
-const NUMBER_OFFSET: u32 = 0;
+pub(super) const NUMBER_OFFSET: u32 = 0;
 
 /// `BPF_LD | BPF_W | BPF_ABS`, `BPF_JMP | BPF_JGE | BPF_K`, `BPF_JMP | BPF_JA` and `BPF_RET | BPF_K` of linux/bpf_common.h.
-const LOAD: u16 = 0x20;
-const JUMP_IF_AT_LEAST: u16 = 0x35;
-const JUMP: u16 = 0x05;
-const RETURN: u16 = 0x06;
+pub(super) const LOAD: u16 = 0x20;
+pub(super) const JUMP_IF_AT_LEAST: u16 = 0x35;
+pub(super) const JUMP: u16 = 0x05;
+pub(super) const RETURN: u16 = 0x06;
 
 /// Numbers from `start` to the next range's, and the instructions that answer for them.
 struct Range {
@@ -116,6 +118,7 @@ pub(super) fn lay_out(answers: &Answers, otherwise: u32, arch: TargetArch) -> Re
     program.truncate(ARCHITECTURE_CHECK);
     program.push(instruction(LOAD, 0, 0, NUMBER_OFFSET));
     program.extend(tree(&ranges));
+    let program = shrink::shrink(program);
     if program.len() > INSTRUCTIONS_MAX {
         return Err(BackendError::FilterTooLarge(program.len()));
     }
@@ -139,6 +142,6 @@ fn tree(ranges: &[Range]) -> BpfProgram {
     program
 }
 
-fn instruction(code: u16, if_true: u8, if_false: u8, value: u32) -> sock_filter {
+pub(super) fn instruction(code: u16, if_true: u8, if_false: u8, value: u32) -> sock_filter {
     sock_filter { code, jt: if_true, jf: if_false, k: value }
 }

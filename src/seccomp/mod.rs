@@ -29,6 +29,7 @@ pub mod read;
 pub mod record;
 pub mod resolve;
 pub mod ruleset;
+mod shrink;
 pub mod simulate;
 pub mod summary;
 pub mod symbols;
