@@ -27,8 +27,6 @@ use crate::sys::seccomp as syscalls;
 use crate::sys::{CallError, credentials, mount, process};
 
 const SECCOMP: &str = include_str!("../../profiles/seccomp/unpack.json");
-/// Largest number of a capability that a kernel may know; unknown ones are passed over.
-const CAPABILITIES_MAX: u32 = 63;
 /// Address space: the names of an import in memory and a window of zstd, with room.
 const ADDRESS_BYTES_MAX: u64 = 4 << 30;
 const DESCRIPTORS_MAX: u64 = 64;
@@ -95,9 +93,7 @@ fn limits() -> Result<(), CallError> {
 }
 
 fn capabilities(kept: CapabilitySet) -> Result<(), CallError> {
-    for capability in 0..=CAPABILITIES_MAX {
-        credentials::drop_from_bounding_set(capability)?;
-    }
+    credentials::bound_capabilities(0)?;
     credentials::clear_ambient_set()?;
     credentials::set_capabilities(kept.bits(), kept.bits(), 0)
 }

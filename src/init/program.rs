@@ -202,9 +202,7 @@ fn take(step: &ProgramStep) -> Result<(), CallError> {
         ProgramStep::CgroupNamespace => process::unshare_cgroup_namespace(),
         ProgramStep::OomScore(score) => raise_oom_score(*score),
         ProgramStep::Securebits(bits) => credentials::set_securebits(*bits),
-        ProgramStep::BoundingSet { keep } => {
-            (0..64).filter(|capability| keep & (1 << capability) == 0).try_for_each(credentials::drop_from_bounding_set)
-        }
+        ProgramStep::BoundingSet { keep } => credentials::bound_capabilities(*keep),
         ProgramStep::ClearGroups => credentials::clear_groups(),
         ProgramStep::Gid(gid) => credentials::set_gid(*gid),
         ProgramStep::Uid(uid) => credentials::set_uid(*uid),

@@ -122,6 +122,7 @@ impl Builder {
             Step::Hostname(name) => process::set_hostname(name),
             Step::LoopbackUp => network::loopback_up(),
             Step::CgroupNamespace => process::unshare_cgroup_namespace(),
+            Step::BoundingSet { keep } => credentials::bound_capabilities(*keep),
             Step::LandlockScopes => landlock::restrict_scopes().map(drop),
             Step::LandlockRules { writable } => {
                 self.rules = Some(landlock::file_rules(writable)?);

@@ -219,6 +219,11 @@ pub enum Step {
     },
     /// No supplementary groups, and uid and gid 0 of the new user namespace: until then init has an id that is not mapped.
     BecomeRoot,
+    /// Drop every capability from the bounding set but these bits: what init can't hand out, no program has to give up.
+    BoundingSet {
+        /// Bit n = capability n.
+        keep: u64,
+    },
 }
 
 /// Whether something may be missing.
@@ -257,7 +262,7 @@ pub enum ProgramStep {
     OomScore(i32),
     /// `PR_SET_SECUREBITS`.
     Securebits(u32),
-    /// Drop every capability from the bounding set but these bits.
+    /// Drop every capability that the bounding set still has but these bits.
     BoundingSet {
         /// Bit n = capability n.
         keep: u64,

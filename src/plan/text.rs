@@ -109,6 +109,7 @@ impl Step {
             Self::JoinCgroup { .. } | Self::CgroupNamespace => "cgroup",
             Self::LandlockScopes | Self::LandlockRules { .. } => "landlock",
             Self::BecomeRoot => "user",
+            Self::BoundingSet { .. } => "capabilities",
         }
     }
 }
@@ -158,6 +159,7 @@ impl fmt::Display for Step {
             Self::LandlockScopes => f.write_str("scope signals and abstract sockets"),
             Self::LandlockRules { writable } => write!(f, "rules: change only below {}", writable.join(" ")),
             Self::BecomeRoot => f.write_str("become 0:0, no other groups"),
+            Self::BoundingSet { keep } => write!(f, "bounding set {keep:#x}"),
         }
     }
 }

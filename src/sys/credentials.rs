@@ -77,12 +77,34 @@ pub fn capabilities() -> Result<(u64, u64), CallError> {
     Ok((sets.effective.bits(), sets.permitted.bits()))
 }
 
-/// `prctl(PR_CAPBSET_DROP)` for one capability; a number the kernel does not know is no error.
-pub fn drop_from_bounding_set(capability: u32) -> Result<(), CallError> {
+/// `prctl(PR_CAPBSET_DROP)` for each capability that the bounding set has and `keep` (bit n is capability n) does not. The kernel makes
+/// new credentials for each that is dropped, also for one that was not there, so they are asked for first.
+pub fn bound_capabilities(keep: u64) -> Result<(), CallError> {
+    for capability in 0..u64::BITS {
+        // Numbers have no gaps.
+        let Some(bounded) = is_in_bounding_set(capability)? else { break };
+        if bounded && keep & (1 << capability) == 0 {
+            drop_from_bounding_set(capability)?;
+        }
+    }
+    Ok(())
+}
+
+/// `prctl(PR_CAPBSET_READ)`; none for a number that the kernel does not know.
+fn is_in_bounding_set(capability: u32) -> Result<Option<bool>, CallError> {
+    // SAFETY: integers only.
+    match unsafe { libc::prctl(libc::PR_CAPBSET_READ, u64::from(capability), 0, 0, 0) } {
+        0 => Ok(Some(false)),
+        1 => Ok(Some(true)),
+        _ if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        _ => Err(CallError::last("prctl(PR_CAPBSET_READ)")),
+    }
+}
+
+fn drop_from_bounding_set(capability: u32) -> Result<(), CallError> {
     // SAFETY: integers only.
     match unsafe { libc::prctl(libc::PR_CAPBSET_DROP, u64::from(capability), 0, 0, 0) } {
         0 => Ok(()),
-        _ if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) => Ok(()),
         _ => Err(CallError::last("prctl(PR_CAPBSET_DROP)")),
     }
 }

@@ -1,7 +1,7 @@
 //! What every program gives up between fork and exec: capabilities, users, privileges, system calls – in the order in which
 //! the kernel allows it. Dropping the bounding set after setuid is EPERM; a change of credentials disarms the death signal.
 
-use crate::plan::{ListenerAnswer, ProgramStep, Start};
+use crate::plan::{ListenerAnswer, ProgramStep, Start, Step};
 use crate::sandbox::compile::{Draft, Spec};
 use crate::sandbox::profile::Notifying;
 use crate::sys::start;
@@ -15,6 +15,7 @@ const SECUREBITS_ROOT: u32 = 0b1110_1100;
 
 pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
     let keep = capability_bits(&spec.profile.capabilities);
+    draft.inside.push(Step::BoundingSet { keep });
     let securebits = if spec.profile.uid == 0 { SECUREBITS_ROOT } else { SECUREBITS_LOCKED };
     draft.program.extend([ProgramStep::Securebits(securebits), ProgramStep::BoundingSet { keep }]);
     if spec.has_id_range() {
