@@ -3,6 +3,7 @@
 //! A small message is one datagram. A large one is a datagram that carries a memory file with the encoding. The receiver
 //! trusts neither length nor content: both are bounded, and a message that does not decode is an error, never a panic.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -106,14 +107,20 @@ pub fn send_encoded(
 
 /// Takes one message.
 pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, wait: Wait) -> Result<Received<T>, ChannelError> {
-    let mut buffer = vec![0; INLINE_BYTES_MAX + 1];
-    let packet = match socket::receive(socket, &mut buffer, wait) {
-        Ok(packet) => packet,
-        Err(error) if error.errno == rustix::io::Errno::AGAIN => return Err(ChannelError::Empty),
-        Err(error) if error.errno == rustix::io::Errno::CONNRESET => return Err(ChannelError::Closed),
-        Err(error) => return Err(error.into()),
-    };
-    decode(&buffer, packet)
+    BUFFER.with_borrow_mut(|buffer| {
+        let packet = match socket::receive(socket, buffer, wait) {
+            Ok(packet) => packet,
+            Err(error) if error.errno == rustix::io::Errno::AGAIN => return Err(ChannelError::Empty),
+            Err(error) if error.errno == rustix::io::Errno::CONNRESET => return Err(ChannelError::Closed),
+            Err(error) => return Err(error.into()),
+        };
+        decode(buffer, packet)
+    })
+}
+
+thread_local! {
+    /// Where a thread's messages arrive. Made once: most messages are a hundred bytes, and a new buffer for each would be cleared whole.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; INLINE_BYTES_MAX + 1]);
 }
 
 fn decode<T: DeserializeOwned>(buffer: &[u8], packet: Packet) -> Result<Received<T>, ChannelError> {

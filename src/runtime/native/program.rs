@@ -3,6 +3,7 @@
 //! Invariants: the program never waits for a reader; the answer comes when it and all its descendants have ended, not when a
 //! pipe closes; dropping the future ends the program.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -201,7 +202,6 @@ impl Way<'_> {
             broken: None,
             ended_by: self.ended_by,
             blocked: Blocked { numbers: blocked, told: BTreeSet::new() },
-            buffer: vec![0; CHUNK_BYTES],
             deadline: self.deadline,
         };
         if drive.ended_by != EndedBy::Itself {
@@ -223,8 +223,12 @@ struct Drive<'a> {
     broken: Option<std::io::Error>,
     ended_by: EndedBy,
     blocked: Blocked,
-    buffer: Vec<u8>,
     deadline: Instant,
+}
+
+thread_local! {
+    /// What a thread has read of a program's output and not handed on yet: nothing between two calls.
+    static CHUNK: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK_BYTES]);
 }
 
 impl Drive<'_> {
@@ -305,28 +309,29 @@ impl Drive<'_> {
             Stream::Stdout => &mut self.pipes.stdout,
             Stream::Stderr => &mut self.pipes.stderr,
         };
-        let Some(reader) = pipe.as_ref() else { return OutputVerdict::Continue };
-        match reader.try_read(&mut self.buffer) {
-            Ok(bytes) if bytes > 0 && ready => self.sink.write(stream, &self.buffer[..bytes]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && ready => OutputVerdict::Continue,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => OutputVerdict::Continue,
-            Ok(_) => {
-                *pipe = None;
-                OutputVerdict::Continue
+        CHUNK.with_borrow_mut(|chunk| {
+            let Some(reader) = pipe.as_ref() else { return OutputVerdict::Continue };
+            match reader.try_read(chunk) {
+                Ok(bytes) if bytes > 0 && ready => return self.sink.write(stream, &chunk[..bytes]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && ready => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(_) => *pipe = None,
+                Err(error) => {
+                    *pipe = None;
+                    self.broken = Some(error);
+                }
             }
-            Err(error) => {
-                *pipe = None;
-                self.broken = Some(error);
-                OutputVerdict::Continue
-            }
-        }
+            OutputVerdict::Continue
+        })
     }
 
     fn drain(&mut self) {
         for (stream, pipe) in [(Stream::Stdout, &self.pipes.stdout), (Stream::Stderr, &self.pipes.stderr)] {
             if let Some(pipe) = pipe {
-                let taken = take_rest(pipe.as_fd(), &mut self.buffer, |bytes| {
-                    self.sink.write(stream, bytes);
+                let taken = CHUNK.with_borrow_mut(|chunk| {
+                    take_rest(pipe.as_fd(), chunk, |bytes| {
+                        self.sink.write(stream, bytes);
+                    })
                 });
                 if let Err(errno) = taken {
                     self.broken = Some(errno.into());

@@ -3,7 +3,7 @@
 //! Invariant: groups that nobody has taken over are removed when the value is dropped.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -11,6 +11,9 @@ use std::time::Duration;
 use super::CgroupError;
 use crate::command::Usage;
 use crate::sandbox::enforcement::WallState;
+
+/// Files of this size and more are not read: `cpu.stat`, the longest, has some 500 bytes.
+const CONTROL_FILE_BYTES_MAX: usize = 4096;
 
 /// Groups of one session.
 #[derive(Debug)]
@@ -208,7 +211,7 @@ pub(super) fn remove_directory(path: &Path) -> Result<(), CgroupError> {
 
 /// The number after `key` in a flat-keyed file.
 fn keyed(path: &Path, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = text(path)?;
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
     value.trim().parse().ok()
 }
@@ -219,5 +222,14 @@ fn counter(path: &Path, key: &str) -> u64 {
 
 /// The only number in a file.
 fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    text(path)?.trim().parse().ok()
+}
+
+/// A control file's text. One read gives it whole; the library's would ask for the size first, which is not known, and then read on to the end.
+/// A file that fills the buffer could go on, and counts as one that does not tell.
+fn text(path: &Path) -> Option<String> {
+    let mut buffer = vec![0; CONTROL_FILE_BYTES_MAX];
+    let bytes = fs::File::open(path).ok()?.read(&mut buffer).ok().filter(|bytes| *bytes < CONTROL_FILE_BYTES_MAX)?;
+    buffer.truncate(bytes);
+    String::from_utf8(buffer).ok()
 }
