@@ -234,7 +234,7 @@ fn wasm_places(config: &Config) -> Result<WasmPlaces, CliError> {
 
 /// Every runtime of this build, behind one launcher.
 fn registry(config: &Config, native: Arc<NativeRuntime>) -> Result<Registry, CliError> {
-    let (places, store) = (engine_places(config), Arc::new(store(config)?));
+    let (places, store) = (engine_places(config), Arc::clone(native.images()));
     let isolates = IsolateRuntime::new(&native, &places, &store, isolate_bounds(config));
     let engines = engine::runtimes(&native, &places, &store);
     let wasm = wasm::runtime(&native, wasm_places(config)?, &store);
@@ -250,13 +250,18 @@ fn compared(config: &Config, registry: Registry, profiles: &Profiles) -> Registr
     registry.with(Figures::load(&config.state_dir.join(FIGURES_FILE)), profile.as_deref())
 }
 
-fn manager(config: &Config, registry: Arc<Registry>, profiles: Arc<Profiles>) -> Result<Arc<Manager>, CliError> {
+fn manager(
+    config: &Config,
+    registry: Arc<Registry>,
+    profiles: Arc<Profiles>,
+    images: Arc<Store>,
+) -> Result<Arc<Manager>, CliError> {
     Ok(Manager::new(ManagerParts {
         config: Arc::new(config.clone()),
         registry,
         languages: load_languages(config)?,
         profiles,
-        images: Arc::new(store(config)?),
+        images,
     }))
 }
 
@@ -275,7 +280,7 @@ pub fn serve(config: &Config, ready: &dyn Fn(SocketAddr) -> Result<(), CliError>
     let profiles = load_profiles(config)?;
     let registry = Arc::new(compared(config, registry(config, Arc::clone(&native))?, &profiles));
     let _ends = EndsWith(Arc::clone(&registry));
-    let manager = manager(config, registry, profiles)?;
+    let manager = manager(config, registry, profiles, Arc::clone(native.images()))?;
     let authentication = if config.server.no_auth {
         Authentication::Off
     } else {
@@ -361,8 +366,10 @@ pub fn languages(config: &Config) -> Result<Vec<Arc<Language>>, CliError> {
 pub fn language_rows(config: &Config) -> Result<Vec<LanguageRow>, CliError> {
     let id = ServerId::current().map_err(|error| failed(&error))?;
     let profiles = load_profiles(config)?;
-    let registry = Arc::new(compared(config, registry(config, native(config, &id)?)?, &profiles));
-    let manager = manager(config, Arc::clone(&registry), profiles)?;
+    let native = native(config, &id)?;
+    let images = Arc::clone(native.images());
+    let registry = Arc::new(compared(config, registry(config, native)?, &profiles));
+    let manager = manager(config, Arc::clone(&registry), profiles, images)?;
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let tokio = tokio.map_err(|error| failed(&error))?;
     let rows = tokio.block_on(manager.probed_languages());

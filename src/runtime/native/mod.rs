@@ -150,6 +150,11 @@ impl NativeRuntime {
         &self.works.parts
     }
 
+    /// The images. One store for a whole server, which so looks at the host's files once for a session.
+    pub fn images(&self) -> &Arc<Store> {
+        &self.works.parts.images
+    }
+
     /// The ways out of sandboxes.
     pub fn egress(&self) -> &Arc<Egress> {
         &self.works.parts.egress
