@@ -52,20 +52,20 @@ pub fn command(mut map: Map<String, Value>) -> Converted<ClientCommand> {
         None => return Err(RpcError::invalid("command.type", format!("this field is required: one of {}", command_names()))),
     };
     let command = match kind {
-        CommandKind::WriteFile => Command::WriteFile(write_file(wire(&map)?)?),
-        CommandKind::ReadFile => Command::ReadFile(read_file(&wire(&map)?)?),
-        CommandKind::ExecuteShell => Command::ExecuteShell(execute_shell(wire(&map)?)?),
-        CommandKind::ExecuteCode => Command::ExecuteCode(execute_code(wire(&map)?)?),
-        CommandKind::CreateDirectory => Command::CreateDirectory(create_directory(&wire(&map)?)?),
-        CommandKind::CopyFile => Command::CopyFile(copy_file(&wire(&map)?)?),
-        CommandKind::DeleteFile => Command::DeleteFile(delete_file(&wire(&map)?)?),
-        CommandKind::ListDirectory => Command::ListDirectory(list_directory(wire(&map)?)?),
-        CommandKind::InstallPackages => Command::InstallPackages(install_packages(wire(&map)?)?),
+        CommandKind::WriteFile => Command::WriteFile(write_file(wire(map)?)?),
+        CommandKind::ReadFile => Command::ReadFile(read_file(&wire(map)?)?),
+        CommandKind::ExecuteShell => Command::ExecuteShell(execute_shell(wire(map)?)?),
+        CommandKind::ExecuteCode => Command::ExecuteCode(execute_code(wire(map)?)?),
+        CommandKind::CreateDirectory => Command::CreateDirectory(create_directory(&wire(map)?)?),
+        CommandKind::CopyFile => Command::CopyFile(copy_file(&wire(map)?)?),
+        CommandKind::DeleteFile => Command::DeleteFile(delete_file(&wire(map)?)?),
+        CommandKind::ListDirectory => Command::ListDirectory(list_directory(wire(map)?)?),
+        CommandKind::InstallPackages => Command::InstallPackages(install_packages(wire(map)?)?),
     };
     Ok(ClientCommand { command, id })
 }
 
-fn wire<T: serde::de::DeserializeOwned>(map: &Map<String, Value>) -> Converted<T> {
+fn wire<T: serde::de::DeserializeOwned>(map: Map<String, Value>) -> Converted<T> {
     fields("command.", map)
 }
 

@@ -1,6 +1,9 @@
 //! Reads parameters so that an error names the field and what it takes.
 //!
-//! serde says what is wrong, but not where. On the error path alone the fields are offered one by one until one is refused.
+//! serde says what is wrong, but not where: that is the field which was offered last. Fields are handed over, not copied, for one may hold
+//! a file's contents.
+
+use std::cell::RefCell;
 
 use serde::de::DeserializeOwned;
 use serde::de::value::MapDeserializer;
@@ -10,7 +13,7 @@ use super::error::RpcError;
 
 /// Parameters by name; absent, `null` and `[]` are an object without fields.
 pub fn parse<T: DeserializeOwned>(params: Option<&str>) -> Result<T, RpcError> {
-    fields("", &object(params)?)
+    fields("", object(params)?)
 }
 
 /// The parameters as an object.
@@ -28,27 +31,19 @@ pub fn object(params: Option<&str>) -> Result<Map<String, Value>, RpcError> {
 }
 
 /// The fields of one object; `prefix` stands before their names in an error (`command.`).
-pub fn fields<T: DeserializeOwned>(prefix: &str, map: &Map<String, Value>) -> Result<T, RpcError> {
-    first_fields(map, map.len()).map_err(|error| {
+pub fn fields<T: DeserializeOwned>(prefix: &str, map: Map<String, Value>) -> Result<T, RpcError> {
+    let offered = RefCell::new(String::new());
+    let each = map.into_iter().inspect(|(name, _)| offered.borrow_mut().clone_from(name));
+    T::deserialize(MapDeserializer::new(each)).map_err(|error: serde_json::Error| {
         let message = error.to_string();
-        let field = match quoted_after(&message, "missing field ").or_else(|| quoted_after(&message, "unknown field ")) {
-            Some(name) => name.to_owned(),
-            None => refused_field::<T>(map).unwrap_or_else(|| "params".into()),
+        let named = quoted_after(&message, "missing field ").or_else(|| quoted_after(&message, "unknown field "));
+        let field = match (named, offered.take()) {
+            (Some(name), _) => name.to_owned(),
+            (None, last) if last.is_empty() => "params".into(),
+            (None, last) => last,
         };
         RpcError::invalid(&format!("{prefix}{field}"), plain(&message))
     })
-}
-
-/// `T` from the first `count` fields only.
-fn first_fields<T: DeserializeOwned>(map: &Map<String, Value>, count: usize) -> Result<T, serde_json::Error> {
-    T::deserialize(MapDeserializer::new(map.iter().take(count).map(|(name, value)| (name.as_str(), value))))
-}
-
-/// The name of the first field whose presence makes an error other than a missing field.
-fn refused_field<T: DeserializeOwned>(map: &Map<String, Value>) -> Option<String> {
-    let refused =
-        |count: usize| first_fields::<T>(map, count).err().is_some_and(|error| !error.to_string().starts_with("missing field"));
-    (1..=map.len()).find(|&count| refused(count)).and_then(|count| map.keys().nth(count - 1).cloned())
 }
 
 fn quoted_after<'a>(message: &'a str, start: &str) -> Option<&'a str> {
