@@ -9,7 +9,7 @@ use clap::Args;
 use super::output::emit;
 use super::{CliError, CommonArgs, compose};
 use crate::config::{FlagOverrides, LogFormat};
-use crate::sys::memory;
+use crate::sys::{heap, memory};
 
 /// From here on a buffer is a large message's, and its memory goes back to the host with it.
 const LARGE_BLOCK_BYTES_MIN: i32 = 1 << 20;
@@ -45,6 +45,7 @@ pub(super) fn serve(common: &CommonArgs, args: ServeArgs) -> Result<(), CliError
     let ServeArgs { listen, no_auth, log, log_format } = args;
     let flags = FlagOverrides { listen, no_auth, log_filter: log, log_format, state_dir: None };
     memory::map_blocks_from(LARGE_BLOCK_BYTES_MIN);
+    heap::use_huge_pages();
     let loaded = common.load_with(flags)?;
     compose::serve(&loaded.config, &|address| emit(&format!("listening on ws://{address}\n")))
 }

@@ -299,7 +299,12 @@ mod tests {
         let meets =
             |command: &FileCommand| kept.opening().expect("it was not looked at").is_met_by(command, &context(&directory));
         let write = |path: &str| {
-            meets(&FileCommand::Write { path: path.into(), content: Vec::new(), mode: WriteMode::Create, permissions: None })
+            meets(&FileCommand::Write {
+                path: path.into(),
+                content: Vec::new().into(),
+                mode: WriteMode::Create,
+                permissions: None,
+            })
         };
         std::os::unix::fs::symlink(".main.js", directory.path().join("link")).expect("room on the disk");
         assert!(write("/.main.js") && write("./.main.js") && write(".main.js") && write("link") && !write("/main.js"));

@@ -14,12 +14,13 @@ use crate::plan::files::{FileCommand, FileError, FileErrorKind};
 use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, Tag};
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::error::Named;
+use crate::sys::memory::Mapped;
 use crate::sys::socket::Wait;
 use crate::sys::start::Stack;
 use crate::sys::{CallError, credentials, mount, process};
 
 use super::door;
-use super::files::{FileBounds, FileContext};
+use super::files::{Carriers, FileBounds, FileContext};
 use super::prestarted::Prestarted;
 use super::program::{self, Base, Role};
 use super::reaper::{Over, Reaper, Running};
@@ -174,7 +175,7 @@ impl Init<'_> {
                 self.end_ahead();
                 self.start_waiting(|_| true)
             }
-            InitRequest::File { tag, root, command } => self.file(tag, &root, command),
+            InitRequest::File { tag, root, command } => self.file(tag, &root, command, descriptors.first()),
             InitRequest::Signal(execution, signal) => {
                 self.start_waiting(|_| true)?;
                 self.reaper.signal(execution, signal);
@@ -289,9 +290,12 @@ impl Init<'_> {
         Ok(())
     }
 
-    fn file(&mut self, tag: Tag, root: &[u8], command: FileCommand) -> Result<(), ChannelError> {
-        let reply = self.file_beside_ahead(root, command)?;
-        match self.send(&InitMessage::FileDone(tag, reply)) {
+    fn file(&mut self, tag: Tag, root: &[u8], command: FileCommand, carrier: Option<&OwnedFd>) -> Result<(), ChannelError> {
+        // One that can't be used is missing when the command is carried out.
+        let mut carriers = Carriers { given: carrier.and_then(|carrier| Mapped::of(carrier).ok()), filled: None };
+        let reply = self.file_beside_ahead(root, command, &mut carriers)?;
+        let beside: Vec<BorrowedFd<'_>> = carriers.filled.iter().map(AsFd::as_fd).collect();
+        match channel::send(self.control, &InitMessage::FileDone(tag, reply), &beside) {
             // A reply too large to carry (the server's memory or ours) is the command's failure, not the sandbox's.
             Err(ChannelError::Carrier(error)) => {
                 let errno = error.raw_os_error().unwrap_or(0);

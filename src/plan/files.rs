@@ -6,14 +6,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{FileEntry, WriteMode};
 
+/// Contents of a file that are larger than this travel in a memory file beside the message: in the message they would be copied into it and out of
+/// it again on their way.
+pub const CONTENTS_INLINE_BYTES_MAX: usize = 32 << 10;
+
+/// What is to be written, or was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Contents {
+    /// In the message.
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// All of the memory file that comes along.
+    Carried,
+}
+
+impl From<Vec<u8>> for Contents {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Inline(bytes)
+    }
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields of the command of the same name in `command`")]
 pub enum FileCommand {
     Write {
         path: Vec<u8>,
-        #[serde(with = "serde_bytes")]
-        content: Vec<u8>,
+        content: Contents,
         mode: WriteMode,
         permissions: Option<u32>,
     },
@@ -53,28 +71,12 @@ pub enum FileCommand {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields of `command::CommandOutput`")]
 pub enum FileReply {
-    Written {
-        bytes: u64,
-    },
-    Read {
-        #[serde(with = "serde_bytes")]
-        content: Vec<u8>,
-        size: u64,
-        truncated: bool,
-    },
-    DirectoryCreated {
-        created: bool,
-    },
-    Copied {
-        bytes: u64,
-    },
-    Deleted {
-        entries: u64,
-    },
-    Listed {
-        entries: Vec<FileEntry>,
-        truncated: bool,
-    },
+    Written { bytes: u64 },
+    Read { content: Contents, size: u64, truncated: bool },
+    DirectoryCreated { created: bool },
+    Copied { bytes: u64 },
+    Deleted { entries: u64 },
+    Listed { entries: Vec<FileEntry>, truncated: bool },
 }
 
 /// Why it failed.

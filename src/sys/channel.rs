@@ -4,11 +4,10 @@
 //! trusts neither length nor content: both are bounded, and a message that does not decode is an error, never a panic.
 
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -99,8 +98,8 @@ pub fn send_encoded(
         socket::send(socket, &[CARRIED], &all, wait)
     };
     sent.map_err(|error| match error.errno {
-        rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => ChannelError::Closed,
-        rustix::io::Errno::AGAIN => ChannelError::Full,
+        Errno::PIPE | Errno::CONNRESET => ChannelError::Closed,
+        Errno::AGAIN => ChannelError::Full,
         _ => ChannelError::Call(error),
     })
 }
@@ -110,8 +109,8 @@ pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, wait: Wait) -> Resul
     BUFFER.with_borrow_mut(|buffer| {
         let packet = match socket::receive(socket, buffer, wait) {
             Ok(packet) => packet,
-            Err(error) if error.errno == rustix::io::Errno::AGAIN => return Err(ChannelError::Empty),
-            Err(error) if error.errno == rustix::io::Errno::CONNRESET => return Err(ChannelError::Closed),
+            Err(error) if error.errno == Errno::AGAIN => return Err(ChannelError::Empty),
+            Err(error) if error.errno == Errno::CONNRESET => return Err(ChannelError::Closed),
             Err(error) => return Err(error.into()),
         };
         decode(buffer, packet)
@@ -140,39 +139,15 @@ fn decode<T: DeserializeOwned>(buffer: &[u8], packet: Packet) -> Result<Received
         INLINE => postcard::from_bytes(&buffer[1..bytes]).map_err(|_| ChannelError::Malformed("it does not decode"))?,
         CARRIED => {
             let carrier = descriptors.pop().ok_or(ChannelError::Malformed("its carrier is missing"))?;
-            let encoded = read_carrier(File::from(carrier))?;
+            let encoded = memory::read_carrier(carrier, MESSAGE_BYTES_MAX).map_err(|errno| match errno {
+                Errno::INVAL | Errno::FBIG => ChannelError::Malformed("its carrier is no memory file, or too large"),
+                _ => ChannelError::Carrier(errno.into()),
+            })?;
             postcard::from_bytes(&encoded).map_err(|_| ChannelError::Malformed("it does not decode"))?
         }
         _ => return Err(ChannelError::Malformed("its kind is unknown")),
     };
     Ok(Received { message, descriptors })
-}
-
-/// Reads by position, so that the sender's own offset does not matter, and never more than the bound.
-fn read_carrier(carrier: File) -> Result<Vec<u8>, ChannelError> {
-    let length = carrier.metadata().map_err(ChannelError::Carrier)?;
-    if !length.file_type().is_file() || length.len() > MESSAGE_BYTES_MAX {
-        return Err(ChannelError::Malformed("its carrier is no file, or too large"));
-    }
-    let mut encoded = Vec::with_capacity(length.len() as usize);
-    PositionedReader { file: carrier, offset: 0 }
-        .take(MESSAGE_BYTES_MAX)
-        .read_to_end(&mut encoded)
-        .map_err(ChannelError::Carrier)?;
-    Ok(encoded)
-}
-
-struct PositionedReader {
-    file: File,
-    offset: u64,
-}
-
-impl Read for PositionedReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.offset)?;
-        self.offset += read as u64;
-        Ok(read)
-    }
 }
 
 #[cfg(test)]

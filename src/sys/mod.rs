@@ -1,4 +1,4 @@
-//! The only place with `unsafe`: one function, one system call.
+//! The only place with `unsafe`: one function, one system call. `heap` alone is more, the allocator.
 //!
 //! Invariant: functions here decide nothing. They turn typed arguments into one call and its errno into a [`CallError`] that
 //! names the call.
@@ -12,6 +12,7 @@ pub mod compiled;
 pub mod credentials;
 pub mod error;
 pub mod files;
+pub mod heap;
 pub mod landlock;
 pub mod memory;
 pub mod mount;

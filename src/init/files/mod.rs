@@ -30,7 +30,10 @@ mod testbed;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::plan::files::{FileCommand, FileError, FileReply};
+use rustix::io::Errno;
+
+use crate::plan::files::{Contents, FileCommand, FileError, FileReply};
+use crate::sys::memory::Mapped;
 use budget::Budget;
 
 /// Where file commands act, and how far they may go.
@@ -72,15 +75,31 @@ impl Default for FileBounds {
     }
 }
 
+/// What travels beside a command and its answer, because it is too large for a message.
+#[derive(Debug, Default)]
+pub struct Carriers {
+    /// What is to be written.
+    pub given: Option<Mapped>,
+    /// What was read.
+    pub filled: Option<OwnedFd>,
+}
+
 /// Carries out one command. The caller has taken on the user's fsuid and fsgid, dropped its effective capabilities, and
 /// set umask 022.
-pub fn run(command: FileCommand, context: &FileContext) -> Result<FileReply, FileError> {
+pub fn run(command: FileCommand, context: &FileContext, carriers: &mut Carriers) -> Result<FileReply, FileError> {
     let mut budget = Budget::new(&context.bounds);
     match command {
         FileCommand::Write { path, content, mode, permissions } => {
-            write::write(context, &path, &write::Content { bytes: &content, mode, permissions })
+            let bytes = match (&content, &carriers.given) {
+                (Contents::Inline(bytes), _) => bytes.as_slice(),
+                (Contents::Carried, Some(given)) => given,
+                (Contents::Carried, None) => return Err(error::failed("take the contents")(Errno::BADF)),
+            };
+            write::write(context, &path, &write::Content { bytes, mode, permissions })
         }
-        FileCommand::Read { path, offset, length } => read::read(context, &budget, &path, read::Span { offset, length }),
+        FileCommand::Read { path, offset, length } => {
+            read::read(context, &budget, &path, read::Span { offset, length }, &mut carriers.filled)
+        }
         FileCommand::CreateDirectory { path, recursive, permissions } => {
             directory::create(context, &path, Reach::of(recursive), permissions)
         }
@@ -98,7 +117,12 @@ pub fn run(command: FileCommand, context: &FileContext) -> Result<FileReply, Fil
 }
 
 /// The same with the directory `root` of the context's own root as `/`; empty: that itself. No link leads out of either.
-pub fn run_below(command: FileCommand, context: &FileContext, root: &[u8]) -> Result<FileReply, FileError> {
+pub fn run_below(
+    command: FileCommand,
+    context: &FileContext,
+    root: &[u8],
+    carriers: &mut Carriers,
+) -> Result<FileReply, FileError> {
     let parts = root.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
     let mut place: Option<OwnedFd> = None;
     for part in parts {
@@ -106,10 +130,10 @@ pub fn run_below(command: FileCommand, context: &FileContext, root: &[u8]) -> Re
         place = Some(open::open_place(at, part).map_err(error::failed("open the session's directory"))?);
     }
     match place {
-        None => run(command, context),
+        None => run(command, context, carriers),
         Some(root) => {
             let working_directory = context.working_directory.clone();
-            run(command, &FileContext { root, working_directory, bounds: context.bounds })
+            run(command, &FileContext { root, working_directory, bounds: context.bounds }, carriers)
         }
     }
 }

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, open};
 
 use super::open::open_place;
-use super::{FileBounds, FileContext, path, run};
+use super::{Carriers, FileBounds, FileContext, path, run};
 use crate::command::{FileEntry, WriteMode};
-use crate::plan::files::{FileCommand, FileError, FileReply};
+use crate::plan::files::{CONTENTS_INLINE_BYTES_MAX, Contents, FileCommand, FileError, FileReply};
+use crate::sys::memory::{self, Mapped};
 
 /// The root of a sandbox that is no sandbox: only RESOLVE_IN_ROOT keeps commands inside.
 pub(super) struct Sandbox {
@@ -79,8 +80,24 @@ impl Sandbox {
             .expect("anyone may make one");
     }
 
-    pub(super) fn run(&self, command: FileCommand) -> Result<FileReply, FileError> {
-        run(command, &self.context)
+    /// What is too large for a message goes beside it, both ways.
+    pub(super) fn run(&self, mut command: FileCommand) -> Result<FileReply, FileError> {
+        let mut carriers = Carriers::default();
+        if let FileCommand::Write { content, .. } = &mut command
+            && let Contents::Inline(bytes) = &*content
+            && bytes.len() > CONTENTS_INLINE_BYTES_MAX
+        {
+            let carrier = memory::carrier_of(bytes).expect("a carrier");
+            carriers.given = Some(Mapped::of(carrier).expect("a sealed one"));
+            *content = Contents::Carried;
+        }
+        let mut reply = run(command, &self.context, &mut carriers)?;
+        if let FileReply::Read { content, .. } = &mut reply
+            && let Some(carrier) = carriers.filled
+        {
+            *content = memory::read_carrier(carrier, u64::MAX).expect("a memory file").into();
+        }
+        Ok(reply)
     }
 
     pub(super) fn read_span(&self, path: &str, offset: u64, length: u64) -> Result<FileReply, FileError> {
@@ -89,7 +106,7 @@ impl Sandbox {
 
     pub(super) fn read(&self, path: &str) -> Result<Vec<u8>, FileError> {
         match self.read_span(path, 0, 1 << 20)? {
-            FileReply::Read { content, .. } => Ok(content),
+            FileReply::Read { content: Contents::Inline(content), .. } => Ok(content),
             other => panic!("a read answers with contents, not {other:?}"),
         }
     }
@@ -105,7 +122,7 @@ impl Sandbox {
         mode: WriteMode,
         permissions: Option<u32>,
     ) -> Result<FileReply, FileError> {
-        self.run(FileCommand::Write { path: path.into(), content: content.into(), mode, permissions })
+        self.run(FileCommand::Write { path: path.into(), content: content.to_vec().into(), mode, permissions })
     }
 
     pub(super) fn make_directory(&self, path: &str, recursive: bool, mode: Option<u32>) -> Result<FileReply, FileError> {

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::init::files::gate::Gate;
-use crate::init::files::{self, FileContext};
+use crate::init::files::{self, Carriers, FileContext};
 use crate::init::prestarted::Ahead;
 use crate::init::program::Base;
 use crate::init::warm::Outcome;
@@ -98,6 +98,7 @@ impl Init<'_> {
         &mut self,
         root: &[u8],
         command: FileCommand,
+        carriers: &mut Carriers,
     ) -> Result<Result<FileReply, FileError>, ChannelError> {
         self.look_ahead()?;
         if self.prestarted.waiting().is_some_and(|ahead| ahead.is_misled_by(&command)) {
@@ -109,7 +110,7 @@ impl Init<'_> {
             self.end_ahead();
             self.send(&InitMessage::Warmed(None))?;
         }
-        let mut reply = self.as_user(|context| files::run_below(command, context, root));
+        let mut reply = self.as_user(|context| files::run_below(command, context, root, carriers));
         if let Some(ahead) = self.prestarted.opening() {
             if let Ok(reply) = &mut reply {
                 self.as_user(|context| {

@@ -131,7 +131,7 @@ impl IsolateInstance {
         let listener = self.engine.listen().map_err(gone)?;
         // A name of its own: executions in the background overlap.
         let file = format!("/workspace/.main{}{}", listener.id, language.file_extension);
-        let content = code.code.into_bytes();
+        let content = code.code.into_bytes().into();
         let write =
             FileCommand::Write { path: file.clone().into(), content, mode: WriteMode::Create, permissions: Some(0o644) };
         if let Err(error) = self.engine.file(&cell.root, write).await.map_err(gone)? {

@@ -22,6 +22,8 @@ use crate::plan::messages::{
 use crate::sys::channel::{self, ChannelError, Received};
 use crate::sys::socket::{self, Wait};
 
+use super::files;
+
 /// Refused calls of one program that wait to be told; what an init says beyond them is in the program's end.
 const BLOCKED_WAITING_MAX: usize = 64;
 
@@ -189,16 +191,31 @@ impl InitClient {
     /// The same with a directory of the sandbox as the root.
     pub async fn file_below(&self, root: Vec<u8>, command: FileCommand) -> Result<Result<FileReply, FileError>, Gone> {
         let (sender, receiver) = oneshot::channel();
-        let tag = self.expect(Waiter::File(sender))?;
-        self.0.send(&InitRequest::File { tag, root, command }, &[]).await?;
-        receiver.await.map_err(|_| Gone)
+        match self.ask_for_file(root, command, sender).await? {
+            Ok(()) => receiver.await.map_err(|_| Gone),
+            Err(error) => Ok(Err(error)),
+        }
     }
 
     /// Has a file command carried out before whatever is asked next, and waits only for room on the socket.
     pub async fn file_unheard(&self, command: FileCommand) -> Result<(), Gone> {
         let (nobody, _) = oneshot::channel();
-        let tag = self.expect(Waiter::File(nobody))?;
-        self.0.send(&InitRequest::File { tag, root: Vec::new(), command }, &[]).await
+        self.ask_for_file(Vec::new(), command, nobody).await.map(drop)
+    }
+
+    async fn ask_for_file(
+        &self,
+        root: Vec<u8>,
+        mut command: FileCommand,
+        waiter: oneshot::Sender<Result<FileReply, FileError>>,
+    ) -> Result<Result<(), FileError>, Gone> {
+        let carrier = match files::carrier(&mut command) {
+            Ok(carrier) => carrier,
+            Err(error) => return Ok(Err(error)),
+        };
+        let tag = self.expect(Waiter::File(waiter))?;
+        let descriptors: Vec<BorrowedFd<'_>> = carrier.iter().map(AsFd::as_fd).collect();
+        self.0.send(&InitRequest::File { tag, root, command }, &descriptors).await.map(Ok)
     }
 
     /// Signals a program's process group.
@@ -293,8 +310,11 @@ impl Shared {
                 }
             }
             InitMessage::FileDone(tag, result) => {
-                if let Some(Waiter::File(waiter)) = waiters.remove(&tag) {
-                    waiter.send(result).ok();
+                let waiter = waiters.remove(&tag);
+                // Large contents take a while to read.
+                drop(guard);
+                if let Some(Waiter::File(waiter)) = waiter {
+                    waiter.send(result.and_then(|reply| files::whole(reply, descriptors.pop()))).ok();
                 }
             }
             InitMessage::Quota(tag, result) => {

@@ -1,8 +1,13 @@
-//! File commands in init's words, and init's answers in the client's. Pure.
+//! File commands in init's words, and init's answers in the client's. Pure, but for the memory files that carry large contents.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
 
 use crate::command::{Command, CommandOutput, Failure, FailureKind};
-use crate::plan::files::{FileCommand, FileError, FileErrorKind, FileReply};
+use crate::plan::files::{CONTENTS_INLINE_BYTES_MAX, Contents, FileCommand, FileError, FileErrorKind, FileReply};
 use crate::sys::error::describe;
+use crate::sys::memory;
 
 /// Bytes read at most: as base64 they fit into the response bound.
 const READ_BYTES_MAX: u64 = 45 << 20;
@@ -19,7 +24,7 @@ pub fn request(command: &mut Command) -> Option<FileCommand> {
     Some(match command {
         Command::WriteFile(write) => FileCommand::Write {
             path: bytes(&write.path),
-            content: std::mem::take(&mut write.content),
+            content: std::mem::take(&mut write.content).into(),
             mode: write.mode,
             permissions: write.permissions,
         },
@@ -52,13 +57,42 @@ pub fn request(command: &mut Command) -> Option<FileCommand> {
     })
 }
 
+/// Takes contents that are too large for a message out of `command`, into the memory file that goes along.
+pub fn carrier(command: &mut FileCommand) -> Result<Option<OwnedFd>, FileError> {
+    let FileCommand::Write { content, .. } = command else { return Ok(None) };
+    match content {
+        Contents::Inline(bytes) if bytes.len() > CONTENTS_INLINE_BYTES_MAX => {
+            let carrier = memory::carrier_of(bytes).map_err(|error| not_carried(error.raw_os_error().unwrap_or(0)))?;
+            *content = Contents::Carried;
+            Ok(Some(carrier))
+        }
+        Contents::Inline(_) | Contents::Carried => Ok(None),
+    }
+}
+
+/// An answer with the contents that came beside it. Init is not believed: they are no larger than what can be asked for.
+pub fn whole(reply: FileReply, carrier: Option<OwnedFd>) -> Result<FileReply, FileError> {
+    match reply {
+        FileReply::Read { content: Contents::Carried, size, truncated } => {
+            let bytes = carrier.ok_or(Errno::BADF).and_then(|carrier| memory::read_carrier(carrier, READ_BYTES_MAX));
+            let content = bytes.map_err(|errno| not_carried(errno.raw_os_error()))?.into();
+            Ok(FileReply::Read { content, size, truncated })
+        }
+        other => Ok(other),
+    }
+}
+
+fn not_carried(errno: i32) -> FileError {
+    FileError { kind: FileErrorKind::IoError, operation: "carry the contents".into(), errno }
+}
+
 /// Init's answer to `command`; none when it answers something else, which a sound init never does.
 pub fn output(command: &Command, reply: FileReply) -> Option<CommandOutput> {
     Some(match (command, reply) {
         (Command::WriteFile(write), FileReply::Written { bytes }) => {
             CommandOutput::Written { path: write.path.as_str().into(), bytes }
         }
-        (Command::ReadFile(read), FileReply::Read { content, size, truncated }) => {
+        (Command::ReadFile(read), FileReply::Read { content: Contents::Inline(content), size, truncated }) => {
             CommandOutput::Read { path: read.path.as_str().into(), content, encoding: read.encoding, size, truncated }
         }
         (Command::CreateDirectory(create), FileReply::DirectoryCreated { created }) => {

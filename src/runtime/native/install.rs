@@ -120,7 +120,8 @@ impl Run<'_> {
             None => told.retain(|_, value| !value.contains("{ca}")),
             Some(certificates) => {
                 let (path, mode) = (CERTIFICATES.into(), WriteMode::Create);
-                let command = FileCommand::Write { path, content: certificates.to_vec(), mode, permissions: Some(0o644) };
+                let command =
+                    FileCommand::Write { path, content: certificates.to_vec().into(), mode, permissions: Some(0o644) };
                 if !matches!(self.sandbox.init().file(command).await, Ok(Ok(_))) {
                     let message = "the certificates of the package index could not be written into the session".into();
                     return Err(Failure { kind: FailureKind::IoError, message });

@@ -17,7 +17,7 @@ mod surface;
 mod world;
 
 use codebeaker::plan::Plan;
-use codebeaker::plan::files::{FileCommand, FileReply};
+use codebeaker::plan::files::{Contents, FileCommand, FileReply};
 use codebeaker::plan::messages::{InitMessage, InitRequest, ProgramEnd};
 use codebeaker::sandbox::host::HostFacts;
 
@@ -132,7 +132,7 @@ fn attempt(made: &Made, attempt: &Attempt, world: &World) -> String {
             made,
             FileCommand::Write {
                 path: b"/etc/planted".to_vec(),
-                content: b"planted".to_vec(),
+                content: b"planted".to_vec().into(),
                 mode: codebeaker::command::WriteMode::Create,
                 permissions: None,
             },
@@ -158,7 +158,9 @@ fn python(made: &Made, code: &str, directory: &str, world: &World) -> String {
 fn file(made: &Made, command: FileCommand) -> String {
     made.ask(&InitRequest::File { tag: 1, root: Vec::new(), command }, &[]);
     match made.says() {
-        Some(InitMessage::FileDone(1, Ok(FileReply::Read { content, .. }))) => String::from_utf8_lossy(&content).into_owned(),
+        Some(InitMessage::FileDone(1, Ok(FileReply::Read { content: Contents::Inline(content), .. }))) => {
+            String::from_utf8_lossy(&content).into_owned()
+        }
         Some(InitMessage::FileDone(1, Ok(_))) => "done".into(),
         Some(InitMessage::FileDone(1, Err(error))) => format!("{:?}", error.kind),
         other => panic!("the answer to a file command was due: {other:?}"),
