@@ -4,6 +4,7 @@
 
 mod ahead;
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::plan::Plan;
 use crate::plan::files::{FileCommand, FileError, FileErrorKind};
-use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, Tag};
+use crate::plan::messages::{ExecuteRequest, InitMessage, InitRequest, ProgramEnd, StartFailure, StartStage, Tag};
 use crate::sys::channel::{self, ChannelError};
 use crate::sys::error::Named;
 use crate::sys::memory::Mapped;
@@ -33,6 +34,9 @@ const WORKSPACE: &str = "/workspace";
 /// How long a program waits for a fork of the warm interpreter: less than an interpreter takes to start.
 const FORK_TIME: Duration = Duration::from_millis(10);
 
+/// File commands that failed and are remembered: more than a session has executions on their way.
+const FAILED_FILES_MAX: usize = 256;
+
 /// Everything that serving takes and that can fail: a sandbox that could not serve must not be called ready.
 pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Result<(Init<'a>, OwnedFd), CallError> {
     let children = process::child_signals()?;
@@ -47,6 +51,7 @@ pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Res
         warm: Warm::default(),
         prestarted: Prestarted::default(),
         waiting: Vec::new(),
+        failed_files: VecDeque::new(),
         stack: Stack::new()?,
     };
     Ok((init, children))
@@ -95,6 +100,8 @@ pub struct Init<'a> {
     warm: Warm,
     prestarted: Prestarted,
     waiting: Vec<Waiting>,
+    /// The latest of those that failed.
+    failed_files: VecDeque<Tag>,
     /// Of programs until they execute.
     stack: Stack,
 }
@@ -157,6 +164,12 @@ impl Init<'_> {
 
     fn request(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), ChannelError> {
         match request {
+            InitRequest::Execute(request) | InitRequest::ExecuteWarm(request) | InitRequest::ExecutePrestarted(request, _)
+                if request.after.is_some_and(|file| self.failed_files.contains(&file.get())) =>
+            {
+                let failed = StartFailure { stage: StartStage::Source, errno: 0 };
+                self.send(&InitMessage::Ended { execution: request.execution, end: ProgramEnd::NotStarted(failed) })
+            }
             InitRequest::Execute(request) => self.execute(&request, descriptors),
             InitRequest::ExecuteWarm(request) => self.execute_warm(request, descriptors),
             InitRequest::Warm(request) => {
@@ -294,6 +307,10 @@ impl Init<'_> {
         // One that can't be used is missing when the command is carried out.
         let mut carriers = Carriers { given: carrier.and_then(|carrier| Mapped::of(carrier).ok()), filled: None };
         let reply = self.file_beside_ahead(root, command, &mut carriers)?;
+        if reply.is_err() {
+            self.failed_files.truncate(FAILED_FILES_MAX - 1);
+            self.failed_files.push_front(tag);
+        }
         let beside: Vec<BorrowedFd<'_>> = carriers.filled.iter().map(AsFd::as_fd).collect();
         match channel::send(self.control, &InitMessage::FileDone(tag, reply), &beside) {
             // A reply too large to carry (the server's memory or ours) is the command's failure, not the sandbox's.

@@ -4,6 +4,7 @@
 //! dropped.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZero;
 
 use serde::{Deserialize, Serialize};
 
@@ -166,6 +167,8 @@ pub struct ExecuteRequest {
     pub view: View,
     /// Which network it has.
     pub network: ProgramNetwork,
+    /// A file command that was asked for before and must have succeeded, or the program does not start ([`StartStage::Source`]).
+    pub after: Option<NonZero<Tag>>,
 }
 
 impl ExecuteRequest {
@@ -178,6 +181,7 @@ impl ExecuteRequest {
             directory: directory.to_vec(),
             view: View::Programs,
             network: ProgramNetwork::Sandbox,
+            after: None,
         }
     }
 }
@@ -357,4 +361,6 @@ pub enum StartStage {
     Execute,
     /// None was started ahead that could carry it out.
     Prestarted,
+    /// The file command that it comes after failed, which was answered.
+    Source,
 }

@@ -253,6 +253,7 @@ impl Made {
         let null = File::options().read(true).write(true).open("/dev/null").expect("always there");
         let bytes = |text: &&str| text.as_bytes().to_vec();
         let request = ExecuteRequest {
+            after: None,
             execution: 7,
             arguments: launch.arguments.iter().map(bytes).collect(),
             environment: Vec::new(),

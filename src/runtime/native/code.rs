@@ -15,7 +15,7 @@ use crate::runtime::{OutputSink, OutputVerdict};
 
 use super::files;
 use super::install::unplanned;
-use super::instance::{Launch, Run, Warm, broken, file};
+use super::instance::{Launch, Run, Source, Warm, broken, file, source};
 use super::program::{Feed, Held};
 use super::verdict;
 
@@ -55,15 +55,19 @@ impl Run<'_> {
         control: &mut mpsc::Receiver<Control>,
     ) -> Answer {
         let last = plan.len().saturating_sub(1);
-        let mut code = Some(code);
+        let (mut code, mut on_its_way) = (Some(code), None);
         for (index, mut step) in plan.into_iter().enumerate() {
             if let Some(request) = files::request(&mut step) {
-                file(self.sandbox, &step, request).await?;
+                if index + 1 == last {
+                    on_its_way = Some(source(self.sandbox, step, request).await?);
+                } else {
+                    file(self.sandbox, &step, request).await?;
+                }
                 continue;
             }
             let Command::ExecuteShell(shell) = step else { return Err(broken()) };
             if index == last {
-                return self.run(shell, code.take().ok_or_else(broken)?, held, control).await;
+                return self.run(shell, code.take().ok_or_else(broken)?, (held, on_its_way), control).await;
             }
             let (answer, kept) = self.compile(shell, held, control).await?;
             if answer.1.is_some() {
@@ -79,7 +83,7 @@ impl Run<'_> {
         &self,
         mut shell: ExecuteShell,
         code: ExecuteCode,
-        held: Held,
+        (held, source): (Held, Option<Source>),
         control: &mut mpsc::Receiver<Control>,
     ) -> Answer {
         let language = std::mem::replace(&mut shell.env, code.env);
@@ -92,6 +96,7 @@ impl Run<'_> {
             view: View::Programs,
             door: None,
             warm: Warm::Asked,
+            source,
         };
         let (answer, _) = self.launch(launch, self.sink, control).await?;
         Ok(answer)
@@ -113,6 +118,7 @@ impl Run<'_> {
             view: View::Programs,
             door: None,
             warm: Warm::Never,
+            source: None,
         };
         let ((output, failure), held) = self.launch(launch, &OnStderr(self.sink), control).await?;
         let CommandOutput::Execution(report) = output else { return Err(broken()) };

@@ -40,6 +40,15 @@ pub struct Execution {
     pub blocked: mpsc::Receiver<u32>,
 }
 
+/// A file command that was asked for.
+#[derive(Debug)]
+pub struct Coming {
+    /// Its number.
+    pub tag: Tag,
+    /// What came of it.
+    pub answer: oneshot::Receiver<Result<FileReply, FileError>>,
+}
+
 /// The sandbox ended before it answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
@@ -192,9 +201,15 @@ impl InitClient {
     pub async fn file_below(&self, root: Vec<u8>, command: FileCommand) -> Result<Result<FileReply, FileError>, Gone> {
         let (sender, receiver) = oneshot::channel();
         match self.ask_for_file(root, command, sender).await? {
-            Ok(()) => receiver.await.map_err(|_| Gone),
+            Ok(_) => receiver.await.map_err(|_| Gone),
             Err(error) => Ok(Err(error)),
         }
+    }
+
+    /// The same, and waits only for room on the socket: what is asked next may come after it ([`ExecuteRequest::after`]).
+    pub async fn file_to_come(&self, command: FileCommand) -> Result<Result<Coming, FileError>, Gone> {
+        let (sender, answer) = oneshot::channel();
+        Ok(self.ask_for_file(Vec::new(), command, sender).await?.map(|tag| Coming { tag, answer }))
     }
 
     /// Has a file command carried out before whatever is asked next, and waits only for room on the socket.
@@ -208,14 +223,15 @@ impl InitClient {
         root: Vec<u8>,
         mut command: FileCommand,
         waiter: oneshot::Sender<Result<FileReply, FileError>>,
-    ) -> Result<Result<(), FileError>, Gone> {
+    ) -> Result<Result<Tag, FileError>, Gone> {
         let carrier = match files::carrier(&mut command) {
             Ok(carrier) => carrier,
             Err(error) => return Ok(Err(error)),
         };
         let tag = self.expect(Waiter::File(waiter))?;
         let descriptors: Vec<BorrowedFd<'_>> = carrier.iter().map(AsFd::as_fd).collect();
-        self.0.send(&InitRequest::File { tag, root, command }, &descriptors).await.map(Ok)
+        self.0.send(&InitRequest::File { tag, root, command }, &descriptors).await?;
+        Ok(Ok(tag))
     }
 
     /// Signals a program's process group.

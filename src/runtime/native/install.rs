@@ -74,7 +74,16 @@ impl Run<'_> {
         let (way, door) = opened.unzip();
         let timeout = self.instance.runtime.step_timeout();
         let feed = Feed::Later(Held::default());
-        let launch = Launch { shell, language: &variables, feed, timeout, view: View::Installers, door, warm: Warm::Never };
+        let launch = Launch {
+            shell,
+            language: &variables,
+            feed,
+            timeout,
+            view: View::Installers,
+            door,
+            warm: Warm::Never,
+            source: None,
+        };
         let watched = Watched { sink, tail: Mutex::default() };
         let launched = self.launch(launch, &watched, control).await;
         // Also one that failed may have changed what an interpreter finds.

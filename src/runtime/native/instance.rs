@@ -5,7 +5,7 @@
 //! still runs in the background keeps the sandbox it was started in.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZero, NonZeroU32};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -19,12 +19,13 @@ use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::plan::files::FileCommand;
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, View};
+use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View};
 use crate::runtime::egress::{self, NetworkGrant, User};
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::Maker;
+use super::control::{Coming, Gone};
 use super::files;
 use super::program::{DriveError, Feed, Held, Program, Start, drive};
 use super::sandbox::{Ending, Sandbox};
@@ -216,6 +217,35 @@ pub(super) async fn file(sandbox: &Sandbox, command: &Command, request: FileComm
     }
 }
 
+/// The source of the program that comes next, on its way into the session.
+pub(super) struct Source {
+    /// What writes it.
+    step: Command,
+    coming: Coming,
+}
+
+impl Source {
+    /// Why it could not be written; for a program that was not started for it.
+    async fn failure(self) -> Failure {
+        match self.coming.answer.await {
+            Ok(Err(error)) => files::failure(&self.step, &error),
+            Ok(Ok(_)) | Err(_) => broken(),
+        }
+    }
+}
+
+/// Has a file written before the program that is asked for next, which does not wait for the answer.
+pub(super) async fn source(sandbox: &Sandbox, step: Command, request: FileCommand) -> Result<Source, Failure> {
+    match sandbox.init().file_to_come(request).await {
+        Ok(Ok(coming)) => Ok(Source { step, coming }),
+        Ok(Err(error)) => Err(files::failure(&step, &error)),
+        Err(Gone) => {
+            sandbox.give_up();
+            Err(gone())
+        }
+    }
+}
+
 /// The commands that run programs.
 pub(super) struct Run<'a> {
     pub(super) instance: &'a NativeInstance,
@@ -237,6 +267,8 @@ pub(super) struct Launch<'a> {
     pub(super) door: Option<OwnedFd>,
     /// Whether the warm interpreter may carry it out, when it is of that kind.
     pub(super) warm: Warm,
+    /// What it runs, where that is not there yet.
+    pub(super) source: Option<Source>,
 }
 
 /// Whether the warm interpreter is asked.
@@ -255,7 +287,7 @@ impl Run<'_> {
         let language = &self.instance.config.language.env;
         let (answer, _) = self
             .launch(
-                Launch { shell, language, feed, timeout, view: View::Programs, door: None, warm: Warm::Never },
+                Launch { shell, language, feed, timeout, view: View::Programs, door: None, warm: Warm::Never, source: None },
                 self.sink,
                 control,
             )
@@ -270,7 +302,7 @@ impl Run<'_> {
         sink: &dyn OutputSink,
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
-        let Launch { shell, language, feed, timeout, view, door, warm } = launch;
+        let Launch { shell, language, feed, timeout, view, door, warm, source } = launch;
         let arguments: Vec<String> = std::iter::once(shell.program).chain(shell.args).collect();
         let directory = shell.working_directory.map_or_else(|| WORKSPACE.into(), |path| absolute(path.as_str()));
         let told = self.instance.runtime.variables(&self.instance.config.limits, timeout);
@@ -281,12 +313,13 @@ impl Run<'_> {
             directory: directory.into_bytes(),
             view,
             network: ProgramNetwork::default(),
+            after: source.as_ref().and_then(|source| NonZero::new(source.coming.tag)),
         };
         let start = match warm {
             Warm::Asked => self.sandbox.warm().offers(&request, &feed),
             Warm::Never => Start::Fresh,
         };
-        self.program(Program { request, start, feed, timeout, door }, sink, control).await
+        self.program(Program { request, start, feed, timeout, door }, source, sink, control).await
     }
 
     pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
@@ -304,6 +337,7 @@ impl Run<'_> {
     async fn program(
         &self,
         program: Program,
+        source: Option<Source>,
         sink: &dyn OutputSink,
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
@@ -328,6 +362,9 @@ impl Run<'_> {
                 Failure { kind: FailureKind::IoError, message }
             }
         })?;
+        if let (ProgramEnd::NotStarted(StartFailure { stage: StartStage::Source, .. }), Some(source)) = (&driven.end, source) {
+            return Err(source.failure().await);
+        }
         if let ProgramEnd::Ran { born: how, .. } = driven.end
             && offered
         {

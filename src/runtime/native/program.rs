@@ -540,6 +540,7 @@ mod tests {
         let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
         let view = crate::plan::messages::View::Programs;
         let request = ExecuteRequest {
+            after: None,
             execution: 0,
             arguments: vec![],
             environment: vec![],

@@ -32,6 +32,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a program of a warm interpreter takes its descendants along, and no other's", descendants),
             ("an interpreter that memory ran out for is replaced, and the verdict is out_of_memory", out_of_memory),
             ("refused calls are named for the program of a warm interpreter that made them", refused_calls),
+            ("a program whose source can't be written does not run, and the reason is the source's", no_source),
             ("without `warm.enabled` there is none", off),
         ],
     )
@@ -454,4 +455,23 @@ fn off() {
     let ready = || count(&other, "codebeaker_warm_interpreters_total{outcome=\"ready\"}") == 1;
     assert!(eventually(Duration::from_secs(20), ready), "the control: one that begins with the session");
     assert!(count(&other, "codebeaker_warm_interpreter_bytes") > 1 << 20, "its memory is shown");
+}
+
+/// The program is asked for before it is known what became of its source.
+fn no_source() {
+    host().need(Feature::Python);
+    for enabled in [true, false] {
+        let server = Server::start(&Setup::plain().with_config(&format!("[warm]\nenabled = {enabled}\n")));
+        let mut session = Session::python(&server);
+        if enabled {
+            warmed(&server, &mut session);
+        }
+        let program = code("open('/workspace/ran', 'w').write('x')");
+        session.ok(&json!({"type": "create_directory", "path": ".main.py"}));
+        session.fails(&program, "not_a_regular_file");
+        session.fails(&json!({"type": "read_file", "path": "ran"}), "file_not_found");
+        // What stood in its place went with the plan's leftovers.
+        session.ok(&program);
+        assert_eq!(session.ok(&json!({"type": "read_file", "path": "ran"}))["content"], "x", "the control");
+    }
 }

@@ -222,8 +222,9 @@ pub(super) fn capability_sets(plan: &mut Plan) {
     lose(&mut plan.program, |step| matches!(step, ProgramStep::Capabilities { .. }));
 }
 
-/// Exec may give capabilities up to all there are.
+/// Exec may give capabilities up to all there are: neither init nor a program gives any up.
 pub(super) fn bounding_set(plan: &mut Plan) {
+    lose(&mut plan.inside, |step| matches!(step, Step::BoundingSet { .. }));
     lose(&mut plan.program, |step| matches!(step, ProgramStep::BoundingSet { .. }));
 }
 
@@ -235,6 +236,7 @@ pub(super) fn securebits(plan: &mut Plan) {
 /// Programs are root of their user namespace with every capability of it; over the host they have none.
 pub(super) fn every_capability(plan: &mut Plan) {
     user(plan);
+    lose(&mut plan.inside, |step| step.wall() == "capabilities");
     lose(&mut plan.program, |step| step.wall() == "capabilities");
 }
 
