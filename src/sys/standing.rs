@@ -29,15 +29,20 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// That of a process; 0 is the caller. Of another one it takes the same user or CAP_SYS_RESOURCE.
+    /// That of a process; 0 is the caller. Of another one it takes the same user or CAP_SYS_RESOURCE. One that was killed has none, also
+    /// before it is gone.
     pub fn of(pid: i32) -> Result<Self, CallError> {
-        Ok(Self {
+        let standing = Self {
             limits: limits(pid)?,
             scheduling: scheduling(pid)?,
             io_priority: io_priority(pid)?,
             processors: processors(pid)?,
             oom_score: oom_score(pid)?,
-        })
+        };
+        if is_killed(pid)? {
+            return Err(CallError { call: "read status", errno: Errno::SRCH });
+        }
+        Ok(standing)
     }
 
     /// With this in `oom_score_adj`.
@@ -105,10 +110,23 @@ fn processors(pid: i32) -> Result<Vec<u8>, CallError> {
 
 /// proc_pid_oom_score_adj(5).
 fn oom_score(pid: i32) -> Result<i32, CallError> {
-    let process = if pid == 0 { "self".to_owned() } else { pid.to_string() };
-    let text = fs::read_to_string(format!("/proc/{process}/oom_score_adj"))
-        .map_err(|error| CallError { call: "read oom_score_adj", errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) })?;
+    let text = read(pid, "oom_score_adj", "read oom_score_adj")?;
     text.trim().parse().map_err(|_| CallError { call: "read oom_score_adj", errno: Errno::INVAL })
+}
+
+/// proc_pid_status(5): SIGKILL waits for it, or it has given its memory up, which is the longest part of its end.
+fn is_killed(pid: i32) -> Result<bool, CallError> {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let text = read(pid, "status", "read status")?;
+    let pending = |name: &str| text.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
+    let waits = ["SigPnd:", "ShdPnd:"].iter().any(|name| pending(name).is_none_or(|signals| signals & KILL != 0));
+    Ok(waits || !text.lines().any(|line| line.starts_with("VmSize:")))
+}
+
+fn read(pid: i32, file: &str, call: &'static str) -> Result<String, CallError> {
+    let process = if pid == 0 { "self".to_owned() } else { pid.to_string() };
+    fs::read_to_string(format!("/proc/{process}/{file}"))
+        .map_err(|error| CallError { call, errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) })
 }
 
 #[cfg(test)]
@@ -154,5 +172,15 @@ mod tests {
     #[test]
     fn a_process_that_is_not_there_has_none() {
         assert_eq!(Standing::of(i32::MAX).map_err(|error| error.errno), Err(Errno::SRCH));
+    }
+
+    #[test]
+    fn one_that_was_killed_stands_no_more_though_nobody_has_waited_for_it() {
+        let (sleeper, pid) = Sleeper::start();
+        assert!(Standing::of(pid).is_ok(), "the control");
+        super::super::process::kill(pid, libc::SIGKILL).expect("a child");
+        // Between the signal's being taken and the memory's being given up there is nothing to see.
+        assert!((0..1000).any(|_| Standing::of(pid).is_err()));
+        drop(sleeper);
     }
 }

@@ -146,6 +146,8 @@ fn bun_meanwhile() {
         assert_eq!(session.ok(&list)["entries"], json!([]), "{pause} ms after a program");
     }
     assert_eq!(ahead(&server, &mut session, "console.log(require('fs').readdirSync('/workspace').join())"), ".main.js");
+    // What it has started ahead is not to be taken for another session's.
+    drop(session);
     // What has come or gone since it was started is found, or is not, as by a fresh one, however it came.
     let changed = |before: &[&str], change: &dyn Fn(&mut Session<'_>), text: &str, printed: &str, by: &str| {
         let mut session = Session::open(&server, &json!({"language": "javascript", "runtimeType": "Bun"}));
@@ -176,6 +178,7 @@ fn bun_meanwhile() {
     };
     changed(&["inner/part.js"], &replace, &show("./inner/part"), "2", "fresh");
     // What it looks for when it starts, in files and in variables.
+    let mut session = Session::open(&server, &json!({"language": "javascript", "runtimeType": "Bun"}));
     session.write("part.mjs", "console.log('first')");
     waiting(&server, &mut session);
     session.write("bunfig.toml", "preload = [\"./part.mjs\"]");
