@@ -34,7 +34,7 @@ const WORKSPACE: &str = "/workspace";
 /// How long a program waits for a fork of the warm interpreter: less than an interpreter takes to start.
 const FORK_TIME: Duration = Duration::from_millis(10);
 
-/// File commands that failed and are remembered: more than a session has executions on their way.
+/// File commands that failed and are remembered one by one.
 const FAILED_FILES_MAX: usize = 256;
 
 /// Everything that serving takes and that can fail: a sandbox that could not serve must not be called ready.
@@ -52,6 +52,7 @@ pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Res
         prestarted: Prestarted::default(),
         waiting: Vec::new(),
         failed_files: VecDeque::new(),
+        forgotten_file: 0,
         stack: Stack::new()?,
     };
     Ok((init, children))
@@ -102,6 +103,8 @@ pub struct Init<'a> {
     waiting: Vec<Waiting>,
     /// The latest of those that failed.
     failed_files: VecDeque<Tag>,
+    /// The last that failed and is none of them; what came before it may have failed as well.
+    forgotten_file: Tag,
     /// Of programs until they execute.
     stack: Stack,
 }
@@ -165,7 +168,7 @@ impl Init<'_> {
     fn request(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), ChannelError> {
         match request {
             InitRequest::Execute(request) | InitRequest::ExecuteWarm(request) | InitRequest::ExecutePrestarted(request, _)
-                if request.after.is_some_and(|file| self.failed_files.contains(&file.get())) =>
+                if request.after.is_some_and(|file| self.may_have_failed(file.get())) =>
             {
                 let failed = StartFailure { stage: StartStage::Source, errno: 0 };
                 self.send(&InitMessage::Ended { execution: request.execution, end: ProgramEnd::NotStarted(failed) })
@@ -304,15 +307,21 @@ impl Init<'_> {
     }
 
     fn file(&mut self, tag: Tag, root: &[u8], command: FileCommand, carrier: Option<&OwnedFd>) -> Result<(), ChannelError> {
-        // One that can't be used is missing when the command is carried out.
-        let mut carriers = Carriers { given: carrier.and_then(|carrier| Mapped::of(carrier).ok()), filled: None };
+        let mut carriers = Carriers { given: carrier.map(Mapped::of), filled: None };
         let reply = self.file_beside_ahead(root, command, &mut carriers)?;
         if reply.is_err() {
-            self.failed_files.truncate(FAILED_FILES_MAX - 1);
-            self.failed_files.push_front(tag);
+            self.failed_files.push_back(tag);
+            if self.failed_files.len() > FAILED_FILES_MAX {
+                self.forgotten_file = self.failed_files.pop_front().unwrap_or(0).max(self.forgotten_file);
+            }
         }
         let beside: Vec<BorrowedFd<'_>> = carriers.filled.iter().map(AsFd::as_fd).collect();
         match channel::send(self.control, &InitMessage::FileDone(tag, reply), &beside) {
+            // Others of this id have as many descriptors on their way as one may have.
+            Err(ChannelError::Call(error)) if !beside.is_empty() => {
+                let error = FileError { kind: FileErrorKind::IoError, operation: "carry the reply".into(), errno: error.raw() };
+                self.send(&InitMessage::FileDone(tag, Err(error)))
+            }
             // A reply too large to carry (the server's memory or ours) is the command's failure, not the sandbox's.
             Err(ChannelError::Carrier(error)) => {
                 let errno = error.raw_os_error().unwrap_or(0);
@@ -321,6 +330,11 @@ impl Init<'_> {
             }
             sent => sent,
         }
+    }
+
+    /// Numbers only grow.
+    fn may_have_failed(&self, file: Tag) -> bool {
+        file <= self.forgotten_file || self.failed_files.contains(&file)
     }
 
     /// Does `action` with the rights of the session's programs: their fs ids and no effective capability.

@@ -113,7 +113,11 @@ pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, wait: Wait) -> Resul
             Err(error) if error.errno == Errno::CONNRESET => return Err(ChannelError::Closed),
             Err(error) => return Err(error.into()),
         };
-        decode(buffer, packet)
+        let bytes = packet.bytes;
+        let decoded = decode(buffer, packet);
+        // A clone of the launcher must not find in it what another sandbox's plan said.
+        buffer[..bytes].fill(0);
+        decoded
     })
 }
 

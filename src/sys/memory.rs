@@ -11,8 +11,9 @@ use rustix::io::Errno;
 
 use super::error::{CallError, Named};
 
-/// What keeps a mapped carrier as it is.
-const UNCHANGING: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK);
+/// What keeps a carrier as it is that its maker has never mapped. `F_SEAL_WRITE` would say more, and wait until no page of it is on a list
+/// of some processor's.
+const UNCHANGING: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
 
 /// `memfd_create(2)`, closed by exec, for a message too large for a socket.
 pub fn message_carrier() -> Result<File, CallError> {
@@ -83,8 +84,8 @@ impl Deref for Mapped {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `length` readable bytes that are there as long as this value, of a file whose seals keep it from being written to and
-        // from getting shorter.
+        // SAFETY: `length` readable bytes that are there as long as this value, of a file whose seals keep it from getting shorter and from
+        // being written to by whoever has not mapped it before, as `carrier_of`, where it comes from, never does.
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
     }
 }

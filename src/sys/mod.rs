@@ -1,6 +1,6 @@
-//! The only place with `unsafe`: one function, one system call. `heap` alone is more, the allocator.
+//! The only place with `unsafe`: one function, one system call, or a few that make no sense without each other. `heap` is the allocator.
 //!
-//! Invariant: functions here decide nothing. They turn typed arguments into one call and its errno into a [`CallError`] that
+//! Invariant: functions here decide nothing of a sandbox. They turn typed arguments into one call and its errno into a [`CallError`] that
 //! names the call.
 
 #![allow(unsafe_code, reason = "this is the fence: nowhere else")]

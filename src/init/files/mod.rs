@@ -78,8 +78,8 @@ impl Default for FileBounds {
 /// What travels beside a command and its answer, because it is too large for a message.
 #[derive(Debug, Default)]
 pub struct Carriers {
-    /// What is to be written.
-    pub given: Option<Mapped>,
+    /// What is to be written, or why it could not be taken.
+    pub given: Option<Result<Mapped, Errno>>,
     /// What was read.
     pub filled: Option<OwnedFd>,
 }
@@ -92,7 +92,8 @@ pub fn run(command: FileCommand, context: &FileContext, carriers: &mut Carriers)
         FileCommand::Write { path, content, mode, permissions } => {
             let bytes = match (&content, &carriers.given) {
                 (Contents::Inline(bytes), _) => bytes.as_slice(),
-                (Contents::Carried, Some(given)) => given,
+                (Contents::Carried, Some(Ok(given))) => given,
+                (Contents::Carried, Some(Err(errno))) => return Err(error::failed("take the contents")(*errno)),
                 (Contents::Carried, None) => return Err(error::failed("take the contents")(Errno::BADF)),
             };
             write::write(context, &path, &write::Content { bytes, mode, permissions })

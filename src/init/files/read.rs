@@ -135,6 +135,7 @@ mod tests {
         assert_eq!(sandbox.read("a/").expect_err("a slash after a file").kind, FileErrorKind::NotADirectory);
         assert_eq!(sandbox.read("a"), Ok(b"x".to_vec()));
     }
+
     #[test]
     fn large_contents_go_beside_the_message_and_come_as_they_are() {
         let sandbox = Sandbox::new();

@@ -88,7 +88,7 @@ impl Sandbox {
             && bytes.len() > CONTENTS_INLINE_BYTES_MAX
         {
             let carrier = memory::carrier_of(bytes).expect("a carrier");
-            carriers.given = Some(Mapped::of(carrier).expect("a sealed one"));
+            carriers.given = Some(Mapped::of(carrier));
             *content = Contents::Carried;
         }
         let mut reply = run(command, &self.context, &mut carriers)?;

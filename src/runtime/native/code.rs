@@ -9,14 +9,16 @@ use tokio::sync::mpsc;
 
 use crate::command::*;
 use crate::language::{execution_plan, install_plan, leftovers};
-use crate::plan::files::FileCommand;
-use crate::plan::messages::View;
+use crate::plan::files::{FileCommand, FileReply};
+use crate::plan::messages::{Tag, View};
 use crate::runtime::{OutputSink, OutputVerdict};
 
+use super::control::{Coming, Gone};
 use super::files;
 use super::install::unplanned;
-use super::instance::{Launch, Run, Source, Warm, broken, file, source};
-use super::program::{Feed, Held};
+use super::instance::{FILE_COMMAND_TIME, Launch, Run, Warm, broken, file, gone};
+use super::program::{DriveError, Feed, Held};
+use super::sandbox::Sandbox;
 use super::verdict;
 
 impl Run<'_> {
@@ -59,7 +61,7 @@ impl Run<'_> {
         for (index, mut step) in plan.into_iter().enumerate() {
             if let Some(request) = files::request(&mut step) {
                 if index + 1 == last {
-                    on_its_way = Some(source(self.sandbox, step, request).await?);
+                    on_its_way = Some(Source::send(self.sandbox, step, request).await?);
                 } else {
                     file(self.sandbox, &step, request).await?;
                 }
@@ -133,6 +135,41 @@ impl Run<'_> {
         if self.sandbox.init().file_unheard(command).await.is_err() {
             // Whoever needs the sandbox next learns it by itself.
             tracing::debug!("a sandbox ended before it was asked to remove a file of a plan");
+        }
+    }
+}
+
+/// The source of the program that comes next, on its way into the session: the program is asked for at once, and begins only if this came to be.
+pub struct Source {
+    /// What writes it.
+    step: Command,
+    coming: Coming,
+}
+
+impl Source {
+    /// Has it written.
+    async fn send(sandbox: &Sandbox, step: Command, request: FileCommand) -> Result<Self, Failure> {
+        match tokio::time::timeout(FILE_COMMAND_TIME, sandbox.init().file_to_come(request)).await {
+            Ok(Ok(Ok(coming))) => Ok(Self { step, coming }),
+            Ok(Ok(Err(error))) => Err(files::failure(&step, &error)),
+            Ok(Err(Gone)) | Err(_) => {
+                sandbox.give_up();
+                Err(gone())
+            }
+        }
+    }
+
+    /// Names it in the request for the program.
+    pub fn tag(&self) -> Tag {
+        self.coming.tag
+    }
+
+    /// What came of it. Init says so before it says anything of the program.
+    pub async fn written(self) -> Result<(), DriveError> {
+        match tokio::time::timeout(FILE_COMMAND_TIME, self.coming.answer).await {
+            Ok(Ok(Ok(FileReply::Written { .. }))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(DriveError::Source(files::failure(&self.step, &error))),
+            Ok(Ok(Ok(_)) | Err(_)) | Err(_) => Err(DriveError::Gone),
         }
     }
 }

@@ -230,7 +230,15 @@ impl InitClient {
         };
         let tag = self.expect(Waiter::File(waiter))?;
         let descriptors: Vec<BorrowedFd<'_>> = carrier.iter().map(AsFd::as_fd).collect();
-        self.0.send(&InitRequest::File { tag, root, command }, &descriptors).await?;
+        match self.0.try_send(&InitRequest::File { tag, root, command }, &descriptors).await {
+            Ok(()) => {}
+            // Others of this id have as many descriptors on their way as one may have.
+            Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut().ok_or(Gone)?.remove(&tag);
+                return Ok(Err(files::not_carried(libc::ETOOMANYREFS)));
+            }
+            Err(_) => return Err(Gone),
+        }
         Ok(Ok(tag))
     }
 
@@ -290,11 +298,13 @@ impl Shared {
     }
 
     async fn send(&self, request: &InitRequest, descriptors: &[BorrowedFd<'_>]) -> Result<(), Gone> {
-        let sent = self
-            .socket
+        self.try_send(request, descriptors).await.map_err(|_| Gone)
+    }
+
+    async fn try_send(&self, request: &InitRequest, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.socket
             .async_io(Interest::WRITABLE, |socket| channel::send(socket.as_fd(), request, descriptors).map_err(into_io))
-            .await;
-        sent.map_err(|_| Gone)
+            .await
     }
 
     async fn receive(&self) -> io::Result<Received<InitMessage>> {

@@ -82,7 +82,7 @@ pub fn whole(reply: FileReply, carrier: Option<OwnedFd>) -> Result<FileReply, Fi
     }
 }
 
-fn not_carried(errno: i32) -> FileError {
+pub fn not_carried(errno: i32) -> FileError {
     FileError { kind: FileErrorKind::IoError, operation: "carry the contents".into(), errno }
 }
 

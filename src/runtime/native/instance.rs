@@ -19,13 +19,13 @@ use crate::command::*;
 use crate::id::EnvironmentId;
 use crate::language::Language;
 use crate::plan::files::FileCommand;
-use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, StartFailure, StartStage, View};
+use crate::plan::messages::{ExecuteRequest, ProgramEnd, ProgramNetwork, View};
 use crate::runtime::egress::{self, NetworkGrant, User};
 use crate::runtime::{ExecutionRequest, Instance, InstanceConfig, Origin, OutputSink, Permissions, RuntimeKind};
 use crate::sandbox::enforcement::Enforcement;
 
 use super::Maker;
-use super::control::{Coming, Gone};
+use super::code::Source;
 use super::files;
 use super::program::{DriveError, Feed, Held, Program, Start, drive};
 use super::sandbox::{Ending, Sandbox};
@@ -33,7 +33,7 @@ use super::verdict;
 use super::warm;
 
 /// Time of a file command, past which its sandbox is taken for stuck; init's own bound is shorter.
-const FILE_COMMAND_TIME: Duration = Duration::from_secs(60);
+pub(super) const FILE_COMMAND_TIME: Duration = Duration::from_secs(60);
 
 /// Sandboxes of one session that executions in the background may hold besides the one in use.
 const EARLIER_MAX: usize = 3;
@@ -200,7 +200,7 @@ pub(super) fn broken() -> Failure {
     Failure { kind: FailureKind::SandboxGone, message: "the sandbox gave no sound answer".into() }
 }
 
-fn gone() -> Failure {
+pub(super) fn gone() -> Failure {
     Failure { kind: FailureKind::SandboxGone, message: "the sandbox ended under the command".into() }
 }
 
@@ -214,35 +214,6 @@ pub(super) async fn file(sandbox: &Sandbox, command: &Command, request: FileComm
     match answer {
         Ok(reply) => files::output(command, reply).map(|output| (output, None)).ok_or_else(broken),
         Err(error) => Err(files::failure(command, &error)),
-    }
-}
-
-/// The source of the program that comes next, on its way into the session.
-pub(super) struct Source {
-    /// What writes it.
-    step: Command,
-    coming: Coming,
-}
-
-impl Source {
-    /// Why it could not be written; for a program that was not started for it.
-    async fn failure(self) -> Failure {
-        match self.coming.answer.await {
-            Ok(Err(error)) => files::failure(&self.step, &error),
-            Ok(Ok(_)) | Err(_) => broken(),
-        }
-    }
-}
-
-/// Has a file written before the program that is asked for next, which does not wait for the answer.
-pub(super) async fn source(sandbox: &Sandbox, step: Command, request: FileCommand) -> Result<Source, Failure> {
-    match sandbox.init().file_to_come(request).await {
-        Ok(Ok(coming)) => Ok(Source { step, coming }),
-        Ok(Err(error)) => Err(files::failure(&step, &error)),
-        Err(Gone) => {
-            sandbox.give_up();
-            Err(gone())
-        }
     }
 }
 
@@ -313,13 +284,13 @@ impl Run<'_> {
             directory: directory.into_bytes(),
             view,
             network: ProgramNetwork::default(),
-            after: source.as_ref().and_then(|source| NonZero::new(source.coming.tag)),
+            after: source.as_ref().and_then(|source| NonZero::new(source.tag())),
         };
         let start = match warm {
             Warm::Asked => self.sandbox.warm().offers(&request, &feed),
             Warm::Never => Start::Fresh,
         };
-        self.program(Program { request, start, feed, timeout, door }, source, sink, control).await
+        self.program(Program { request, start, feed, timeout, door, source }, sink, control).await
     }
 
     pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
@@ -337,7 +308,6 @@ impl Run<'_> {
     async fn program(
         &self,
         program: Program,
-        source: Option<Source>,
         sink: &dyn OutputSink,
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<((CommandOutput, Option<Failure>), Held), Failure> {
@@ -349,6 +319,7 @@ impl Run<'_> {
                 self.sandbox.give_up();
                 gone()
             }
+            DriveError::Source(failure) => failure,
             DriveError::Pipes(source) => {
                 tracing::warn!(%source, "no pipes for a program");
                 Failure {
@@ -362,9 +333,6 @@ impl Run<'_> {
                 Failure { kind: FailureKind::IoError, message }
             }
         })?;
-        if let (ProgramEnd::NotStarted(StartFailure { stage: StartStage::Source, .. }), Some(source)) = (&driven.end, source) {
-            return Err(source.failure().await);
-        }
         if let ProgramEnd::Ran { born: how, .. } = driven.end
             && offered
         {

@@ -15,11 +15,12 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use crate::command::{Control, Stdin, Stream};
+use crate::command::{Control, Failure, Stdin, Stream};
 use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, StartStage, Tag};
 use crate::runtime::{OutputSink, OutputVerdict};
 use crate::seccomp::Arch;
 
+use super::code::Source;
 use super::control::{Execution, Gone, InitClient};
 
 /// How long a program and its descendants may take to die before their sandbox is taken for stuck: more than init takes for a
@@ -126,6 +127,8 @@ pub struct Program {
     pub timeout: Duration,
     /// Where the listener of a network of its own is handed to; absent: it has the sandbox's.
     pub door: Option<OwnedFd>,
+    /// What the request names as what it comes after.
+    pub source: Option<Source>,
 }
 
 /// Why a program could not be driven.
@@ -134,6 +137,9 @@ pub enum DriveError {
     /// The sandbox ended under it, or can't end it.
     #[error("the sandbox ended under the program, or is stuck")]
     Gone,
+    /// It was not started, for its source could not be written.
+    #[error("its source could not be written")]
+    Source(Failure),
     /// The server has no descriptors left, as a rule.
     #[error("its pipes could not be made")]
     Pipes(#[source] std::io::Error),
@@ -155,7 +161,7 @@ pub async fn drive(
     sink: &dyn OutputSink,
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Driven, DriveError> {
-    let Program { request, start, feed, timeout, door } = program;
+    let Program { request, start, feed, timeout, door, mut source } = program;
     let mut way = Way { init, sink, control, deadline: Instant::now() + timeout, ended_by: EndedBy::Itself };
     let born = match start {
         Start::Fresh => Born::Fresh,
@@ -163,7 +169,7 @@ pub async fn drive(
         Start::Prestarted(number, outputs) => {
             let ours = Pipes::of(Input::nothing(), outputs).map_err(DriveError::Pipes)?;
             let execution = init.execute_prestarted(request.clone(), number).await?;
-            let driven = way.go(execution, ours).await?;
+            let driven = way.go(execution, ours, source.take()).await?;
             let is_refused = matches!(&driven.end, ProgramEnd::NotStarted(failed) if failed.stage == StartStage::Prestarted);
             if !is_refused || driven.ended_by == EndedBy::Cancel {
                 return Ok(driven);
@@ -176,7 +182,7 @@ pub async fn drive(
     let (ours, theirs) = Pipes::make(feed).map_err(DriveError::Pipes)?;
     let execution = init.execute(request, born, &theirs, door.as_ref()).await?;
     drop((theirs, door));
-    way.go(execution, ours).await
+    way.go(execution, ours, source).await
 }
 
 /// What stays the same for a program that is started twice.
@@ -190,10 +196,13 @@ struct Way<'a> {
 
 impl Way<'_> {
     /// From a program's start to its end.
-    async fn go(&mut self, execution: Execution, pipes: Pipes) -> Result<Driven, DriveError> {
+    async fn go(&mut self, execution: Execution, pipes: Pipes, source: Option<Source>) -> Result<Driven, DriveError> {
         let Execution { tag, end, blocked } = execution;
-        self.sink.started();
         let guard = EndOnDrop { init: self.init, tag, armed: true };
+        if let Some(source) = source {
+            source.written().await?;
+        }
+        self.sink.started();
         let mut drive = Drive {
             init: self.init,
             tag,
@@ -552,7 +561,7 @@ mod tests {
         let feed = Feed::Own(Stdin::Empty, Held::default());
         let (_sender, mut control) = mpsc::channel(1);
         let begin = Instant::now();
-        let program = Program { request, start: Start::Fresh, feed, timeout, door: None };
+        let program = Program { request, start: Start::Fresh, feed, timeout, door: None, source: None };
         let driven = drive(&init, program, &Nowhere, &mut control).await;
         assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
         assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());

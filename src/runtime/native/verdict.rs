@@ -204,7 +204,7 @@ fn not_started(failed: &StartFailure, ended_by: EndedBy) -> Failure {
         (StartStage::Execute, _) => (FailureKind::IoError, format!("the program could not be executed: {reason}")),
         // Nobody is told: whoever asked for one starts another (`program`).
         (StartStage::Prestarted, _) => (FailureKind::IoError, "no program had been started ahead".into()),
-        // Whoever wrote it tells why (`code`).
+        // Nobody is told: the source's own failure is the answer (`code`).
         (StartStage::Source, _) => (FailureKind::IoError, "the program's source could not be written".into()),
     };
     Failure { kind, message }

@@ -468,10 +468,19 @@ fn no_source() {
         }
         let program = code("open('/workspace/ran', 'w').write('x')");
         session.ok(&json!({"type": "create_directory", "path": ".main.py"}));
-        session.fails(&program, "not_a_regular_file");
-        session.fails(&json!({"type": "read_file", "path": "ran"}), "file_not_found");
+        let answer = session.fails(&program, "not_a_regular_file");
+        assert_eq!(answer["result"], Value::Null, "as for a file command: {answer}");
+        let not_run = |session: &mut Session<'_>| session.fails(&json!({"type": "read_file", "path": "ran"}), "file_not_found");
+        not_run(&mut session);
         // What stood in its place went with the plan's leftovers.
         session.ok(&program);
         assert_eq!(session.ok(&json!({"type": "read_file", "path": "ran"}))["content"], "x", "the control");
+        session.ok(&json!({"type": "delete_file", "path": "ran"}));
+        // A source that could be run stands there, and there is no room for the one that is to take its place.
+        session.write(".main.py", "open('/workspace/ran', 'w')");
+        let fill = "f = open('big', 'wb')\ntry:\n  while True: f.write(b'x' * (1 << 20)); f.flush()\nexcept OSError: pass";
+        session.execute(&json!({"type": "execute_shell", "commandName": "python3", "args": ["-c", fill]}));
+        session.fails(&code(&format!("print(1) # {}", "x".repeat(20_000))), "disk_full");
+        not_run(&mut session);
     }
 }
