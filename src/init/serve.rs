@@ -316,20 +316,16 @@ impl Init<'_> {
             }
         }
         let beside: Vec<BorrowedFd<'_>> = carriers.filled.iter().map(AsFd::as_fd).collect();
-        match channel::send(self.control, &InitMessage::FileDone(tag, reply), &beside) {
+        // A reply that can't be carried is the command's failure, not the sandbox's.
+        let errno = match channel::send(self.control, &InitMessage::FileDone(tag, reply), &beside) {
+            // It is too large for the server's memory or ours.
+            Err(ChannelError::Carrier(error)) => error.raw_os_error().unwrap_or(0),
             // Others of this id have as many descriptors on their way as one may have.
-            Err(ChannelError::Call(error)) if !beside.is_empty() => {
-                let error = FileError { kind: FileErrorKind::IoError, operation: "carry the reply".into(), errno: error.raw() };
-                self.send(&InitMessage::FileDone(tag, Err(error)))
-            }
-            // A reply too large to carry (the server's memory or ours) is the command's failure, not the sandbox's.
-            Err(ChannelError::Carrier(error)) => {
-                let errno = error.raw_os_error().unwrap_or(0);
-                let error = FileError { kind: FileErrorKind::IoError, operation: "carry the reply".into(), errno };
-                self.send(&InitMessage::FileDone(tag, Err(error)))
-            }
-            sent => sent,
-        }
+            Err(ChannelError::Call(error)) if !beside.is_empty() => error.raw(),
+            sent => return sent,
+        };
+        let error = FileError { kind: FileErrorKind::IoError, operation: "carry the reply".into(), errno };
+        self.send(&InitMessage::FileDone(tag, Err(error)))
     }
 
     /// Numbers only grow.

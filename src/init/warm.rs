@@ -317,13 +317,13 @@ mod tests {
     fn request(arguments: &[&[u8]]) -> ExecuteRequest {
         let arguments = arguments.iter().map(|word| word.to_vec()).collect();
         ExecuteRequest {
-            after: None,
             execution: 1,
             arguments,
             environment: vec![b"A=1".to_vec()],
             directory: b"/d".to_vec(),
             network: ProgramNetwork::Sandbox,
             view: View::Programs,
+            after: None,
         }
     }
 

@@ -22,7 +22,7 @@ const AND: u16 = 0x54;
 /// Instructions that a conditional jump passes over at most.
 const JUMP_MAX: usize = u8::MAX as usize;
 
-/// Steps by what they do; a step's successors have smaller places.
+/// Where a step stands among all; its successors have smaller places.
 type Place = usize;
 
 /// What is known of the accumulator.
@@ -202,7 +202,7 @@ impl Steps {
                 Step::Load(offset, next) => backwards.go_on(self, next, instruction(LOAD, 0, 0, offset)),
                 Step::And(mask, next) => backwards.go_on(self, next, instruction(AND, 0, 0, mask)),
                 Step::Jump { code, operand, if_true, if_false } => {
-                    // Bringing the second near may push the first one away; bringing both near does not.
+                    // A jump that brings the second near lies between this and the first.
                     backwards.bring_near(if_true, JUMP_MAX - 1);
                     backwards.bring_near(if_false, JUMP_MAX);
                     let (yes, no) = (backwards.distance(if_true), backwards.distance(if_false));

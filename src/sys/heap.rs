@@ -108,16 +108,13 @@ fn map(size: usize) -> *mut u8 {
     }
     let start = start.cast::<u8>();
     let before = start.align_offset(HUGE_BYTES);
-    let after = HUGE_BYTES - before;
     // SAFETY: both are parts of the mapping just made, which is longer than what is wanted by the two together.
     unsafe {
         if before > 0 {
             libc::munmap(start.cast(), before);
         }
         let block = start.add(before);
-        if after > 0 {
-            libc::munmap(block.add(wanted).cast(), after);
-        }
+        libc::munmap(block.add(wanted).cast(), HUGE_BYTES - before);
         if HUGE_PAGES.load(Ordering::Relaxed) {
             // A kernel without them refuses, and the pages are small ones.
             libc::madvise(block.cast(), wanted, libc::MADV_HUGEPAGE);

@@ -253,13 +253,13 @@ impl Made {
         let null = File::options().read(true).write(true).open("/dev/null").expect("always there");
         let bytes = |text: &&str| text.as_bytes().to_vec();
         let request = ExecuteRequest {
-            after: None,
             execution: 7,
             arguments: launch.arguments.iter().map(bytes).collect(),
             environment: Vec::new(),
             directory: launch.directory.as_bytes().to_vec(),
             view: View::Programs,
             network: ProgramNetwork::Sandbox,
+            after: None,
         };
         let stdin = launch.stdin.unwrap_or(null.as_fd());
         self.ask(&InitRequest::Execute(request), &[stdin, writer.as_fd(), writer.as_fd()]);

@@ -352,13 +352,13 @@ fn program(sandbox: &Sandbox) -> ExecuteRequest {
     let own = variables.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes());
     let of_the_root = sandbox.environment().iter().map(|(name, value)| format!("{name}={value}").into_bytes());
     ExecuteRequest {
-        after: None,
         execution: 0,
         arguments: files::ARGUMENTS.iter().map(|argument| argument.as_bytes().to_vec()).collect(),
         environment: of_the_root.chain(own).collect(),
         directory: b"/".to_vec(),
         view: View::Programs,
         network: ProgramNetwork::default(),
+        after: None,
     }
 }
 

@@ -82,6 +82,7 @@ pub fn whole(reply: FileReply, carrier: Option<OwnedFd>) -> Result<FileReply, Fi
     }
 }
 
+/// Contents could not be given or taken.
 pub fn not_carried(errno: i32) -> FileError {
     FileError { kind: FileErrorKind::IoError, operation: "carry the contents".into(), errno }
 }

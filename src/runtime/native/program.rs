@@ -549,13 +549,13 @@ mod tests {
         let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
         let view = crate::plan::messages::View::Programs;
         let request = ExecuteRequest {
-            after: None,
             execution: 0,
             arguments: vec![],
             environment: vec![],
             directory: vec![],
             view,
             network: crate::plan::messages::ProgramNetwork::default(),
+            after: None,
         };
         let timeout = Duration::from_secs(5);
         let feed = Feed::Own(Stdin::Empty, Held::default());

@@ -34,6 +34,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a program can't reach what waits, and whoever kills or stops it loses no program", out_of_reach),
             ("beside a program in the background none is started, and what runs is not disturbed", background),
             ("time and cancel end one as any program", ends),
+            ("one whose source can't be written gets none, and the next program runs", no_source),
         ],
     )
 }
@@ -430,4 +431,26 @@ fn ends() {
     });
     assert_eq!(answer["errorKind"], "cancelled", "{answer}");
     assert_eq!(ahead(&server, &mut session, "console.log('after')"), "after");
+}
+
+fn no_source() {
+    host().need(Feature::Node);
+    host().need(Feature::Python);
+    let server = Server::start(&setup(true).with_config("[pool]\nsandboxes_max = 0\n"));
+    let mut session = native(&server);
+    let fill = "f = open('/tmp/big', 'wb')\ntry:\n  while True: f.write(b'x' * (1 << 20)); f.flush()\nexcept OSError: pass";
+    let program = code(
+        "javascript",
+        &format!("require('fs').writeFileSync('/workspace/ran', ''); console.log(1) // {}", "x".repeat(20_000)),
+    );
+    waiting(&server, &mut session);
+    session.execute(&json!({"type": "execute_shell", "commandName": "python3", "args": ["-c", fill]}));
+    let before = programs(&server, "prestarted");
+    let answer = session.fails(&program, "disk_full");
+    assert_eq!((&answer["result"], programs(&server, "prestarted")), (&Value::Null, before), "{answer}");
+    session.fails(&json!({"type": "read_file", "path": "ran"}), "file_not_found");
+    session.ok(&json!({"type": "delete_file", "path": "/tmp/big"}));
+    assert_eq!(session.ok(&program)["stdout"], "1\n", "the control");
+    session.ok(&json!({"type": "read_file", "path": "ran"}));
+    assert_eq!(ahead(&server, &mut session, "console.log('back')"), "back");
 }
