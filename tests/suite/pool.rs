@@ -38,6 +38,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
                 "an interpreter that was ready is given up where the session's own variables or limits tell against it",
                 warm_no_more,
             ),
+            ("sessions that run no program get none made ready, and the first that does brings it back", unused_interpreters),
         ],
     )
 }
@@ -405,5 +406,40 @@ fn warm_no_more() {
     assert!(eventually(FILL_WAIT, || small.run(alone) == "[]"), "no process is taken of the few it has");
     assert!((by_warm(&server) - before).abs() < 0.5);
     small.close();
+    end(server);
+}
+
+/// How many processes stand below each ready sandbox's init.
+fn below_ready_inits(server: &Server) -> Vec<usize> {
+    ready_inits(server).into_iter().map(|init| descendants(init).len()).collect()
+}
+
+fn unused_interpreters() {
+    let server = start_warm();
+    let all_have = |wanted: fn(usize) -> bool| {
+        let reached = eventually(FILL_WAIT, || {
+            let below = below_ready_inits(&server);
+            !below.is_empty() && below.into_iter().all(wanted) && metric(&server, "codebeaker_pool_ready") >= 1.0
+        });
+        assert!(reached, "{:?} processes below the ready ones", below_ready_inits(&server));
+        server.observe();
+    };
+    warm_up(&server, &json!({}), 1.0);
+    all_have(|processes| processes > 0);
+    // More than it takes; each of them finds one ready.
+    for _ in 0..20 {
+        wait_for_ready(&server, 1.0);
+        let mut session = Session::python(&server);
+        assert_eq!(origin(&session), "pool");
+        assert_eq!(session.bash("echo no program of Python"), "no program of Python");
+        session.close();
+    }
+    all_have(|processes| processes == 0);
+    let mut session = Session::python(&server);
+    assert_eq!(origin(&session), "pool");
+    assert_eq!(session.run("print(1)"), "1", "it runs one all the same");
+    session.close();
+    all_have(|processes| processes > 0);
+    assert!(metric(&server, "codebeaker_pool_discarded_total{reason=\"interpreter\"}") >= 1.0);
     end(server);
 }

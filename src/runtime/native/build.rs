@@ -83,6 +83,7 @@ impl NativeRuntime {
             way: None,
             told: Mutex::default(),
             warm: Kept::default(),
+            uses: None,
         };
         Ok(Sandbox { line: Line::to(init), body })
     }

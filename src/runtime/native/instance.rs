@@ -107,6 +107,7 @@ impl NativeInstance {
         if !warm::applies(self.runtime.warm(), language, &self.config.limits) {
             return;
         }
+        sandbox.note_use();
         let told = self.runtime.variables(&self.config.limits, self.config.limits.usual_time());
         let environment = environment(&self.config, sandbox, &language.env, &BTreeMap::new(), &told);
         if sandbox.warm().keep(sandbox.init(), language, environment).await.is_err() {

@@ -21,11 +21,11 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::spec::NamedLimits;
 
 use super::NativeRuntime;
-use super::control::Keep;
 use super::instance::environment;
 use super::pool::{Found, Next, PoolBounds, Shelves};
-use super::ready::{Kind, Ready, Unfit};
+use super::ready::{Interpreter, Kind, Ready, Unfit};
 use super::sandbox::Sandbox;
+use super::uses::Uses;
 use super::warm::{self, Kept};
 
 /// Fillings at once: while init builds one's walls the launcher clones the next.
@@ -58,6 +58,7 @@ enum Phase {
 struct Recipe {
     runtime: Weak<NativeRuntime>,
     config: InstanceConfig,
+    uses: Arc<Uses>,
 }
 
 impl Recipe {
@@ -74,7 +75,7 @@ impl Recipe {
             network: NetworkGrant::None,
             ..config.clone()
         };
-        Some(Arc::new(Self { runtime: Weak::clone(&runtime.itself), config }))
+        Some(Arc::new(Self { runtime: Weak::clone(&runtime.itself), config, uses: Arc::default() }))
     }
 }
 
@@ -178,6 +179,8 @@ impl Pool {
     fn begin(&self, fillings: &mut FuturesUnordered<Filling>) -> Option<Instant> {
         let now = Instant::now();
         let later = now + LOOK_INTERVAL;
+        let outdated = self.state().shelves.retain(Ready::is_as_wanted);
+        discard(outdated, "interpreter");
         while fillings.len() < FILLINGS_MAX {
             let mut state = self.state();
             if state.phase == Phase::Closed {
@@ -275,18 +278,22 @@ async fn make(kind: &Kind, recipe: &Recipe) -> Result<Ready, Spoiled> {
         return Err(Spoiled::Changed);
     }
     let sandbox = runtime.make(config, image, EnvironmentId::random()).await.map_err(Spoiled::Failed)?;
-    let warm = interpreter(&runtime, config, &sandbox);
-    Ready::lay_aside(sandbox, config.limits.clone(), warm).await.map_err(Spoiled::Unfit)
+    let warm = interpreter(&runtime, recipe, &sandbox);
+    Ready::lay_aside(sandbox, config.limits.clone(), warm, Arc::clone(&recipe.uses)).await.map_err(Spoiled::Unfit)
 }
 
 /// The interpreter that waits in such a sandbox for its first program, where it is to have one.
-fn interpreter(runtime: &NativeRuntime, config: &InstanceConfig, sandbox: &Sandbox) -> Option<(Kept, Keep)> {
-    let settings = runtime.works.parts.warm;
+fn interpreter(runtime: &NativeRuntime, recipe: &Recipe, sandbox: &Sandbox) -> Interpreter {
+    let (settings, config) = (runtime.works.parts.warm, &recipe.config);
     if !settings.pooled || !warm::applies(settings, &config.language, &config.limits) {
-        return None;
+        return Interpreter::None;
+    }
+    if !recipe.uses.are_likely() {
+        return Interpreter::Spared;
     }
     let told = runtime.flavour.variables(&config.limits, config.limits.usual_time());
-    Kept::ahead(&config.language, environment(config, sandbox, &config.language.env, &BTreeMap::new(), &told))
+    let environment = environment(config, sandbox, &config.language.env, &BTreeMap::new(), &told);
+    Kept::ahead(&config.language, environment).map_or(Interpreter::None, |(kept, keep)| Interpreter::Ahead(kept, keep))
 }
 
 fn count(outcome: &'static str) {

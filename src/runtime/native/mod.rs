@@ -20,6 +20,7 @@ mod prepare;
 pub(in crate::runtime) mod program;
 mod ready;
 pub(in crate::runtime) mod sandbox;
+mod uses;
 pub(in crate::runtime) mod verdict;
 mod warm;
 

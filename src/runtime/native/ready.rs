@@ -7,6 +7,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::image::{Bind, ImageRoot};
@@ -17,8 +19,9 @@ use crate::sandbox::spec::Limits;
 use crate::sys::{CallError, mount};
 
 use super::NativeRuntime;
-use super::control::{Gone, Keep, Resting};
+use super::control::{Gone, InitClient, Keep, Resting};
 use super::sandbox::{Body, Line, Sandbox};
+use super::uses::Uses;
 use super::warm::{self, Kept};
 
 /// Taken for the memory of a sandbox where no group tells it.
@@ -29,6 +32,9 @@ const MEMORY_MARGIN: u64 = 2;
 
 /// Init itself gives up an interpreter before this.
 const WARM_TIME: Duration = Duration::from_secs(15);
+
+/// So long it starts with what others leave of the processors; on a host without quiet it takes its part after that.
+const WAY_TIME: Duration = Duration::from_secs(1);
 
 /// Init answers at once or is stuck.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -71,6 +77,16 @@ impl NativeRuntime {
     }
 }
 
+/// What waits in a ready sandbox for the first program.
+pub enum Interpreter {
+    /// Sessions of this kind have none.
+    None,
+    /// None, because nobody used those of before.
+    Spared,
+    /// This one.
+    Ahead(Kept, Keep),
+}
+
 /// A ready sandbox.
 pub struct Ready {
     resting: Resting,
@@ -80,6 +96,9 @@ pub struct Ready {
     /// In force.
     limits: Limits,
     memory_bytes: u64,
+    /// Whether it has no interpreter because nobody used those of before.
+    spared: bool,
+    uses: Arc<Uses>,
 }
 
 /// It could not be made what the request asks for; it has ended.
@@ -110,21 +129,22 @@ impl From<Gone> for Unfit {
 
 impl Ready {
     /// Lays a sandbox aside that has `limits` in force, with an interpreter where there is to be one.
-    pub async fn lay_aside(sandbox: Sandbox, limits: Limits, warm: Option<(Kept, Keep)>) -> Result<Self, Unfit> {
+    pub async fn lay_aside(sandbox: Sandbox, limits: Limits, interpreter: Interpreter, uses: Arc<Uses>) -> Result<Self, Unfit> {
         let Sandbox { line, mut body } = sandbox;
         let init = line.release().ok_or(Unfit::Gone)?;
         let quota = tokio::time::timeout(ANSWER_TIME, init.quota()).await.map_err(|_| Unfit::Gone)??.ok();
-        if let Some((kept, keep)) = warm {
+        let spared = matches!(interpreter, Interpreter::Spared);
+        if let Interpreter::Ahead(kept, keep) = interpreter {
             // Only now: it runs what the image has. One that does not get ready costs a session its warm start and nothing else.
             body.warm = kept;
-            tokio::time::timeout(WARM_TIME, init.warm_up(keep)).await.map_err(|_| Unfit::Gone)??;
+            warm_up(&init, keep, body.cgroup.as_ref(), &limits).await?;
         }
         // What happened until now is nobody's.
         body.told = body.cgroup.as_ref().map(SessionCgroup::events).unwrap_or_default().into();
         let resting = init.rest().await?;
         body.image.let_go();
         let memory_bytes = body.cgroup.as_ref().and_then(SessionCgroup::memory_bytes).unwrap_or(MEMORY_BYTES_GUESS);
-        Ok(Self { resting, body, quota, limits, memory_bytes })
+        Ok(Self { resting, body, quota, limits, memory_bytes, spared, uses })
     }
 
     /// What it holds.
@@ -137,6 +157,11 @@ impl Ready {
         self.body.is_alive()
     }
 
+    /// False when it has no interpreter, though its kind's are used again.
+    pub fn is_as_wanted(&self) -> bool {
+        !(self.spared && self.uses.are_likely())
+    }
+
     /// Whether a session with these limits has room in it.
     pub fn suits(&self, limits: &Limits) -> bool {
         limits.memory_bytes.get() / MEMORY_MARGIN >= self.memory_bytes
@@ -144,7 +169,7 @@ impl Ready {
 
     /// Makes it what the request asks for.
     pub fn claim(self, runtime: &NativeRuntime, config: &InstanceConfig, image: &ImageRoot) -> Result<Sandbox, Unfit> {
-        let Self { resting, mut body, quota, limits, .. } = self;
+        let Self { resting, mut body, quota, limits, uses, .. } = self;
         body.image.hold(image.clone());
         if let (Some(tree), Some(cgroup)) = (&runtime.works.parts.cgroups, &body.cgroup) {
             tree.change(cgroup, &limits, &config.limits)?;
@@ -154,6 +179,8 @@ impl Ready {
             mount::resize(quota.ok_or(Unfit::NoQuota)?.as_fd(), bytes, inodes)?;
         }
         body.origin = Origin::Pool;
+        uses.taken();
+        body.uses = Some(uses);
         body.variables.clone_from(&image.env);
         body.enforcement = runtime.enforcement(config, body.walls.clone(), body.cgroup.as_ref()).map_err(Box::new)?;
         let init = resting.wake()?;
@@ -161,7 +188,9 @@ impl Ready {
         let applies = warm::applies(runtime.works.parts.warm, &config.language, &config.limits);
         if body.warm.is_any() && !(config.env.is_empty() && applies && !(others && body.warm.knows_limits())) {
             // It was loaded without the session's variables or under other limits, or takes more than the session can spare.
+            // To have one made ready was of no use to it, whatever it runs.
             body.warm.outdate();
+            body.uses = None;
             if !init.cool_now() {
                 return Err(Unfit::Gone);
             }
@@ -169,4 +198,22 @@ impl Ready {
         let line = Line::to(init);
         if body.is_alive() { Ok(Sandbox { line, body }) } else { Err(Unfit::Gone) }
     }
+}
+
+/// Starts the interpreter and waits for what becomes of it. Nobody waits for it, so whoever works meanwhile goes first.
+async fn warm_up(init: &InitClient, keep: Keep, cgroup: Option<&SessionCgroup>, limits: &Limits) -> Result<(), Unfit> {
+    let behind = cgroup.filter(|cgroup| cgroup.give_way());
+    let mut told = pin!(tokio::time::timeout(WARM_TIME, init.warm_up(keep)));
+    let soon = match behind {
+        Some(_) => tokio::time::timeout(WAY_TIME, &mut told).await.ok(),
+        None => None,
+    };
+    if let Some(cgroup) = behind {
+        cgroup.take_part(limits)?;
+    }
+    let told = match soon {
+        Some(told) => told,
+        None => told.await,
+    };
+    Ok(told.map_err(|_| Unfit::Gone)??)
 }

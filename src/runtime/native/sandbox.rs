@@ -19,6 +19,7 @@ use crate::sandbox::enforcement::{Enforcement, WallState};
 
 use super::control::InitClient;
 use super::launcher::LauncherClient;
+use super::uses::Uses;
 use super::verdict::Counters;
 use super::warm::Kept;
 
@@ -89,6 +90,8 @@ pub(super) struct Body {
     pub(super) told: Mutex<CgroupEvents>,
     /// The interpreter that it keeps.
     pub(super) warm: Kept,
+    /// What sessions of its kind do with theirs, where it was a ready one.
+    pub(super) uses: Option<Arc<Uses>>,
 }
 
 impl From<Standing> for Sandbox {
@@ -107,6 +110,7 @@ impl From<Standing> for Sandbox {
             way: None,
             told: Mutex::default(),
             warm: Kept::default(),
+            uses: None,
         };
         Self { line: Line::to(init), body }
     }
@@ -199,6 +203,13 @@ impl Sandbox {
     /// What holds.
     pub fn enforcement(&self) -> &Enforcement {
         &self.body.enforcement
+    }
+
+    /// A program begins that an interpreter is for.
+    pub fn note_use(&self) {
+        if let Some(uses) = &self.body.uses {
+            uses.ran();
+        }
     }
 
     /// The interpreter that it keeps.

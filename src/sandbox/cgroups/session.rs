@@ -9,11 +9,16 @@ use std::thread;
 use std::time::Duration;
 
 use super::CgroupError;
+use super::tree::{CPU_OF_A_NEW_GROUP, write_cpu};
 use crate::command::Usage;
 use crate::sandbox::enforcement::WallState;
+use crate::sandbox::spec::Limits;
 
 /// Files of this size and more are not read: `cpu.stat`, the longest, has some 500 bytes.
 const CONTROL_FILE_BYTES_MAX: usize = 4096;
+
+/// "1" gives a group nothing that anybody else wants, v1 and v2.
+const IDLE_FILE: &str = "cpu.idle";
 
 /// Groups of one session.
 #[derive(Debug)]
@@ -162,6 +167,20 @@ impl SessionCgroup {
             }
             Some(_) | None => Ok(PeakReset::Kept),
         }
+    }
+
+    /// From now on they have what everybody else leaves of the processors (`cpu.idle`); false where the kernel has no such thing (Linux 5.15).
+    pub fn give_way(&self) -> bool {
+        self.cpu.as_ref().is_some_and(|group| fs::write(group.join(IDLE_FILE), "1").is_ok())
+    }
+
+    /// The end of [`Self::give_way`]: `limits` are in force again, for the kernel forgets the shares meanwhile.
+    pub fn take_part(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let Some(group) = &self.cpu else { return Ok(()) };
+        let path = group.join(IDLE_FILE);
+        fs::write(&path, "0").map_err(|source| CgroupError::Write { path, source })?;
+        let v2 = self.v2.as_ref() == Some(group);
+        write_cpu(group, v2, (CPU_OF_A_NEW_GROUP.0, limits.cpu_cores), (limits.cpu_shares, limits.cpu_cores))
     }
 
     /// Removes the groups. Everything in them must have been killed; the last exits may still be under way.

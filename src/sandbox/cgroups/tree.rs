@@ -347,13 +347,18 @@ fn write_pids(group: &Path, v2: bool, pids: u64) -> Result<(), CgroupError> {
 }
 
 /// Shares, and cores where there is a quota.
-type Cpu = (u64, Option<f64>);
+pub(super) type Cpu = (u64, Option<f64>);
 
 /// What a group has before anything is written to it.
-const CPU_OF_A_NEW_GROUP: Cpu = (1024, None);
+pub(super) const CPU_OF_A_NEW_GROUP: Cpu = (1024, None);
 
 /// Writes what differs from what is in force.
-fn write_cpu(group: &Path, v2: bool, (shares, cores): Cpu, (wanted_shares, wanted_cores): Cpu) -> Result<(), CgroupError> {
+pub(super) fn write_cpu(
+    group: &Path,
+    v2: bool,
+    (shares, cores): Cpu,
+    (wanted_shares, wanted_cores): Cpu,
+) -> Result<(), CgroupError> {
     let controller = CpuController::new(group.to_owned(), PathBuf::new(), v2);
     if shares != wanted_shares {
         let weight = if v2 { cpu_weight(wanted_shares) } else { wanted_shares };

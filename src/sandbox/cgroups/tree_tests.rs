@@ -163,6 +163,27 @@ fn limits_of_groups_that_exist_are_lowered_and_raised() {
 }
 
 #[test]
+fn groups_that_gave_way_have_their_limits_again_when_they_take_part() {
+    let Some(bed) = Bed::open("idle") else { return };
+    let limits = Limits { cpu_shares: 512, ..limits() };
+    let session = bed.tree().create(&EnvironmentId::random(), &limits).expect("created");
+    let Some(group) = session.cpu.clone().filter(|group| group.join("cpu.idle").exists()) else {
+        assert!(!session.give_way(), "there is nothing to give way with");
+        eprintln!("skipped: no group has cpu.idle");
+        return;
+    };
+    let text = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default().trim().to_owned();
+    let in_force = || (text("cpu.idle"), text("cpu.shares"), text("cpu.weight"), text("cpu.cfs_quota_us"), text("cpu.max"));
+    let before = in_force();
+    assert_eq!(before.0, "0");
+    assert!(session.give_way());
+    assert_eq!(text("cpu.idle"), "1");
+    session.take_part(&limits).expect("taken back");
+    assert_eq!(in_force(), before);
+    session.remove().expect("nobody is in it");
+}
+
+#[test]
 fn groups_that_nobody_took_over_go_with_the_value_and_others_stay() {
     let Some(bed) = Bed::open("drop") else { return };
     let dropped = bed.tree().create(&EnvironmentId::random(), &limits()).expect("created");
