@@ -415,7 +415,8 @@ fn below_ready_inits(server: &Server) -> Vec<usize> {
 }
 
 fn unused_interpreters() {
-    let server = start_warm();
+    // One, so that a burst keeps none that lay there before.
+    let server = start("ready_min = 1\nsandboxes_max = 1\n[warm]\nenabled = true\n");
     let all_have = |wanted: fn(usize) -> bool| {
         let reached = eventually(FILL_WAIT, || {
             let below = below_ready_inits(&server);
@@ -437,6 +438,7 @@ fn unused_interpreters() {
     all_have(|processes| processes == 0);
     let mut session = Session::python(&server);
     assert_eq!(origin(&session), "pool");
+    wait_for_ready(&server, 1.0);
     assert_eq!(session.run("print(1)"), "1", "it runs one all the same");
     session.close();
     all_have(|processes| processes > 0);

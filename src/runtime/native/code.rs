@@ -30,6 +30,7 @@ impl Run<'_> {
                 message: format!("there is no language `{name}`"),
             })?,
         };
+        self.note_use(&language);
         let mut held = Held::default();
         if !code.packages.is_empty() {
             let plan = install_plan(&language, &code.packages).map_err(|error| unplanned(&error))?;

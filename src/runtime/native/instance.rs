@@ -107,7 +107,6 @@ impl NativeInstance {
         if !warm::applies(self.runtime.warm(), language, &self.config.limits) {
             return;
         }
-        sandbox.note_use();
         let told = self.runtime.variables(&self.config.limits, self.config.limits.usual_time());
         let environment = environment(&self.config, sandbox, &language.env, &BTreeMap::new(), &told);
         if sandbox.warm().keep(sandbox.init(), language, environment).await.is_err() {
@@ -297,6 +296,14 @@ impl Run<'_> {
     pub(super) fn timeout(&self, asked: Option<NonZeroU32>) -> Duration {
         let limits = &self.instance.config.limits;
         asked.map_or(limits.usual_time(), |seconds| Duration::from_secs(seconds.get().into()).min(limits.timeout_max))
+    }
+
+    /// A program of this language begins: one that was made ready with the sandbox is, or would have been, of use to it.
+    pub(super) fn note_use(&self, language: &Language) {
+        let config = &self.instance.config;
+        if language.name == config.language.name && warm::applies(self.instance.runtime.warm(), language, &config.limits) {
+            self.sandbox.note_use();
+        }
     }
 
     /// Has an interpreter ready for the next program of this language.

@@ -179,8 +179,13 @@ impl Pool {
     fn begin(&self, fillings: &mut FuturesUnordered<Filling>) -> Option<Instant> {
         let now = Instant::now();
         let later = now + LOOK_INTERVAL;
-        let outdated = self.state().shelves.retain(Ready::is_as_wanted);
-        discard(outdated, "interpreter");
+        let outdated = {
+            let mut state = self.state();
+            let outdated = state.shelves.outdated(now, Ready::is_as_wanted);
+            state.tell();
+            outdated
+        };
+        discard(outdated.into_iter().collect(), "interpreter");
         while fillings.len() < FILLINGS_MAX {
             let mut state = self.state();
             if state.phase == Phase::Closed {
@@ -288,7 +293,7 @@ fn interpreter(runtime: &NativeRuntime, recipe: &Recipe, sandbox: &Sandbox) -> I
     if !settings.pooled || !warm::applies(settings, &config.language, &config.limits) {
         return Interpreter::None;
     }
-    if !recipe.uses.are_likely() {
+    if !settings.at_create && !recipe.uses.are_likely() {
         return Interpreter::Spared;
     }
     let told = runtime.flavour.variables(&config.limits, config.limits.usual_time());

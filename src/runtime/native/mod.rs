@@ -151,7 +151,7 @@ impl NativeRuntime {
         &self.works.parts
     }
 
-    /// The images. One store for a whole server, which so looks at the host's files once for a session.
+    /// The images. One store for a whole server, which so looks at the host's files once for all of them.
     pub fn images(&self) -> &Arc<Store> {
         &self.works.parts.images
     }

@@ -57,6 +57,22 @@ fn one_that_does_not_suit_stays_for_the_next() {
 }
 
 #[test]
+fn those_that_are_not_as_wanted_are_replaced_one_after_another() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "python", now);
+    let later = now + PAUSE;
+    fill(&mut shelves, later, MIB);
+    assert_eq!(shelves.outdated(later, |_| true), None);
+    assert_eq!(shelves.outdated(later, |number| *number > 2), Some(1));
+    assert_eq!(shelves.outdated(later, |number| *number > 2), None, "the shelf is short by one already");
+    assert_eq!(shelves.next(later), Next::Fill("python"));
+    assert_eq!(shelves.outdated(later, |number| *number > 2), None, "its like is on its way");
+    assert_eq!(shelves.put(&"python", 3, MIB, later), None);
+    assert_eq!(shelves.outdated(later, |number| *number > 2), Some(2));
+}
+
+#[test]
 fn a_burst_is_kept_ready_for_within_the_bounds_and_is_forgotten_in_time() {
     let now = Instant::now();
     let mut shelves = Numbers::new(bounds(), now);

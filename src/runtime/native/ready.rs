@@ -179,22 +179,22 @@ impl Ready {
             mount::resize(quota.ok_or(Unfit::NoQuota)?.as_fd(), bytes, inodes)?;
         }
         body.origin = Origin::Pool;
-        uses.taken();
-        body.uses = Some(uses);
         body.variables.clone_from(&image.env);
         body.enforcement = runtime.enforcement(config, body.walls.clone(), body.cgroup.as_ref()).map_err(Box::new)?;
         let init = resting.wake()?;
         let others = (limits.memory_bytes, limits.cpu_cores) != (config.limits.memory_bytes, config.limits.cpu_cores);
         let applies = warm::applies(runtime.works.parts.warm, &config.language, &config.limits);
-        if body.warm.is_any() && !(config.env.is_empty() && applies && !(others && body.warm.knows_limits())) {
+        let serves = config.env.is_empty() && applies && !(others && warm::knows_limits(&config.language));
+        if body.warm.is_any() && !serves {
             // It was loaded without the session's variables or under other limits, or takes more than the session can spare.
-            // To have one made ready was of no use to it, whatever it runs.
             body.warm.outdate();
-            body.uses = None;
             if !init.cool_now() {
                 return Err(Unfit::Gone);
             }
         }
+        uses.taken();
+        // Whatever else the session runs, one made ready is of no use to it.
+        body.uses = serves.then_some(uses);
         let line = Line::to(init);
         if body.is_alive() { Ok(Sandbox { line, body }) } else { Err(Unfit::Gone) }
     }

@@ -115,6 +115,11 @@ pub fn applies(settings: WarmSettings, language: &Language, limits: &Limits) -> 
     settings.enabled && language.compile.is_none() && has_room
 }
 
+/// Whether what waits for programs of this language looked at the session's limits when it started: engines size their heap by them.
+pub fn knows_limits(language: &Language) -> bool {
+    language.warm.is_some_and(|kind| kind != WarmInterpreter::Python)
+}
+
 impl Kept {
     /// How a program with this input is to be carried out.
     pub fn offers(&self, request: &ExecuteRequest, feed: &Feed) -> Start {
@@ -187,12 +192,6 @@ impl Kept {
     /// Whether there is one, or was.
     pub fn is_any(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).basis.is_some()
-    }
-
-    /// Whether what there is looked at the session's limits when it started: engines size their heap by them.
-    pub fn knows_limits(&self) -> bool {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.basis.as_ref().is_some_and(|basis| basis.kind != WarmInterpreter::Python)
     }
 
     /// Something was installed: the next [`Self::keep`] replaces it, and until then programs start afresh.
