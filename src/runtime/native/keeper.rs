@@ -114,44 +114,27 @@ impl Pool {
         self.state().shelves.put_off(Instant::now());
     }
 
-    /// One of the kind that `config` wants; none when a new one has to be made.
-    pub(super) fn take(&self, runtime: &NativeRuntime, config: &InstanceConfig, image: &ImageRoot) -> Option<Sandbox> {
-        if self.state().phase != Phase::Kept {
-            return None;
-        }
-        let (kind, recipe) = (runtime.kind_of(config, image)?, Recipe::of(runtime, config)?);
-        let (dead, found) = {
+    /// One of the kind that `config` wants; none when a new one has to be made. Either way, whom the session is to tell of the programs that an
+    /// interpreter of the kind is for.
+    pub(super) fn take(
+        &self,
+        runtime: &NativeRuntime,
+        config: &InstanceConfig,
+        image: &ImageRoot,
+    ) -> (Option<Sandbox>, Option<Arc<Uses>>) {
+        let kind = runtime.kind_of(config, image).filter(|_| self.state().phase == Phase::Kept);
+        let (Some(kind), Some(recipe)) = (kind, Recipe::of(runtime, config)) else { return (None, None) };
+        let (dead, found, recipe) = {
             let mut state = self.state();
             let dead = state.shelves.retain(Ready::is_alive);
             let found = state.shelves.take(&kind, Instant::now(), |ready| ready.suits(&config.limits), || recipe);
             state.tell();
-            (dead, found)
+            (dead, found, state.shelves.recipe(&kind))
         };
         discard(dead, "dead");
         self.wake.notify_one();
-        let outcome = match found {
-            Found::Ready(ready) => ready.claim(runtime, config, image).map_err(Some),
-            Found::Unsuited => Err(None),
-            Found::Nothing => {
-                count("miss");
-                return None;
-            }
-        };
-        match outcome {
-            Ok(sandbox) => {
-                count("hit");
-                Some(sandbox)
-            }
-            Err(unfit) => {
-                if let Some(unfit) = unfit {
-                    tracing::debug!(error = &unfit as &dyn std::error::Error, "a ready sandbox could not be taken");
-                }
-                count("unfit");
-                None
-            }
-        }
+        (claimed(found, runtime, config, image), recipe.and_then(|recipe| recipe.asked(runtime, config)))
     }
-
     /// Keeps it filled until it is closed.
     pub(super) async fn keep(&self) {
         {
@@ -267,6 +250,12 @@ impl Recipe {
         let image = runtime.flavour.root(&self.config);
         image.is_ok_and(|image| runtime.kind_of(&self.config, &image).as_ref() == Some(kind))
     }
+
+    /// A session of the kind is made; none where one made ready is of no use to it, whatever it runs.
+    fn asked(&self, runtime: &NativeRuntime, config: &InstanceConfig) -> Option<Arc<Uses>> {
+        self.uses.asked();
+        warm::serves(runtime.works.parts.warm, config, &self.config.limits).then(|| Arc::clone(&self.uses))
+    }
 }
 
 async fn fill(kind: Kind, recipe: Arc<Recipe>) -> (Kind, Instant, Result<Ready, Spoiled>) {
@@ -284,7 +273,7 @@ async fn make(kind: &Kind, recipe: &Recipe) -> Result<Ready, Spoiled> {
     }
     let sandbox = runtime.make(config, image, EnvironmentId::random()).await.map_err(Spoiled::Failed)?;
     let warm = interpreter(&runtime, recipe, &sandbox);
-    Ready::lay_aside(sandbox, config.limits.clone(), warm, Arc::clone(&recipe.uses)).await.map_err(Spoiled::Unfit)
+    Ready::lay_aside(sandbox, config.limits.clone(), warm).await.map_err(Spoiled::Unfit)
 }
 
 /// The interpreter that waits in such a sandbox for its first program, where it is to have one.
@@ -294,11 +283,28 @@ fn interpreter(runtime: &NativeRuntime, recipe: &Recipe, sandbox: &Sandbox) -> I
         return Interpreter::None;
     }
     if !settings.at_create && !recipe.uses.are_likely() {
-        return Interpreter::Spared;
+        return Interpreter::Spared(Arc::clone(&recipe.uses));
     }
     let told = runtime.flavour.variables(&config.limits, config.limits.usual_time());
     let environment = environment(config, sandbox, &config.language.env, &BTreeMap::new(), &told);
     Kept::ahead(&config.language, environment).map_or(Interpreter::None, |(kept, keep)| Interpreter::Ahead(kept, keep))
+}
+
+/// What was found, made what the request asks for.
+fn claimed(found: Found<Ready>, runtime: &NativeRuntime, config: &InstanceConfig, image: &ImageRoot) -> Option<Sandbox> {
+    let (sandbox, outcome) = match found {
+        Found::Nothing => (None, "miss"),
+        Found::Unsuited => (None, "unfit"),
+        Found::Ready(ready) => match ready.claim(runtime, config, image) {
+            Ok(sandbox) => (Some(sandbox), "hit"),
+            Err(unfit) => {
+                tracing::debug!(error = &unfit as &dyn std::error::Error, "a ready sandbox could not be taken");
+                (None, "unfit")
+            }
+        },
+    };
+    count(outcome);
+    sandbox
 }
 
 fn count(outcome: &'static str) {

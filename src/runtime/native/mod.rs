@@ -242,18 +242,21 @@ impl NativeRuntime {
     async fn ready_or_new(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
         let image = self.flavour.root(config)?;
         // What leaves a sandbox is told by its environment's name, which one that is ready has already.
-        if config.wants == Wants::Any
-            && config.network == NetworkGrant::None
-            && let Some(ready) = self.works.pool.take(self, config, &image)
-        {
-            return Ok(ready);
-        }
+        let (ready, uses) = match (config.wants, &config.network) {
+            (Wants::Any, NetworkGrant::None) => self.works.pool.take(self, config, &image),
+            _ => (None, None),
+        };
         let name = match generation {
             0 => config.environment_id.clone(),
             // The sandbox that is replaced may still have its group.
             later => EnvironmentId::from_client(&format!("{}_{later}", config.environment_id)),
         };
-        self.make(config, image, name).await
+        let mut sandbox = match ready {
+            Some(ready) => ready,
+            None => self.make(config, image, name).await?,
+        };
+        sandbox.body.uses = uses;
+        Ok(sandbox)
     }
 
     /// Keeps sandboxes ready until the runtime ends; for a task of its own.

@@ -267,9 +267,9 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
     /// Takes away one that is not as it is wanted by now, from a shelf that is full: they are replaced one after another.
     pub fn outdated(&mut self, now: Instant, is_as_wanted: impl Fn(&T) -> bool) -> Option<T> {
         let bounds = self.bounds;
-        let full =
+        let mut full =
             self.by_kind.values_mut().filter(|shelf| shelf.filling == 0 && shelf.ready.len() >= shelf.wanted(&bounds, now));
-        full.into_iter().find_map(|shelf| {
+        full.find_map(|shelf| {
             let position = shelf.ready.iter().position(|ready| !is_as_wanted(&ready.sandbox))?;
             shelf.ready.remove(position).map(|ready| ready.sandbox)
         })

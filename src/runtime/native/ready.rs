@@ -81,8 +81,8 @@ impl NativeRuntime {
 pub enum Interpreter {
     /// Sessions of this kind have none.
     None,
-    /// None, because nobody used those of before.
-    Spared,
+    /// None, because sessions of this kind run no programs in theirs.
+    Spared(Arc<Uses>),
     /// This one.
     Ahead(Kept, Keep),
 }
@@ -96,9 +96,8 @@ pub struct Ready {
     /// In force.
     limits: Limits,
     memory_bytes: u64,
-    /// Whether it has no interpreter because nobody used those of before.
-    spared: bool,
-    uses: Arc<Uses>,
+    /// What sessions of its kind do, where it has no interpreter because of that.
+    spared: Option<Arc<Uses>>,
 }
 
 /// It could not be made what the request asks for; it has ended.
@@ -129,12 +128,16 @@ impl From<Gone> for Unfit {
 
 impl Ready {
     /// Lays a sandbox aside that has `limits` in force, with an interpreter where there is to be one.
-    pub async fn lay_aside(sandbox: Sandbox, limits: Limits, interpreter: Interpreter, uses: Arc<Uses>) -> Result<Self, Unfit> {
+    pub async fn lay_aside(sandbox: Sandbox, limits: Limits, interpreter: Interpreter) -> Result<Self, Unfit> {
         let Sandbox { line, mut body } = sandbox;
         let init = line.release().ok_or(Unfit::Gone)?;
         let quota = tokio::time::timeout(ANSWER_TIME, init.quota()).await.map_err(|_| Unfit::Gone)??.ok();
-        let spared = matches!(interpreter, Interpreter::Spared);
-        if let Interpreter::Ahead(kept, keep) = interpreter {
+        let (ahead, spared) = match interpreter {
+            Interpreter::None => (None, None),
+            Interpreter::Spared(uses) => (None, Some(uses)),
+            Interpreter::Ahead(kept, keep) => (Some((kept, keep)), None),
+        };
+        if let Some((kept, keep)) = ahead {
             // Only now: it runs what the image has. One that does not get ready costs a session its warm start and nothing else.
             body.warm = kept;
             warm_up(&init, keep, body.cgroup.as_ref(), &limits).await?;
@@ -144,7 +147,7 @@ impl Ready {
         let resting = init.rest().await?;
         body.image.let_go();
         let memory_bytes = body.cgroup.as_ref().and_then(SessionCgroup::memory_bytes).unwrap_or(MEMORY_BYTES_GUESS);
-        Ok(Self { resting, body, quota, limits, memory_bytes, spared, uses })
+        Ok(Self { resting, body, quota, limits, memory_bytes, spared })
     }
 
     /// What it holds.
@@ -159,7 +162,7 @@ impl Ready {
 
     /// False when it has no interpreter, though its kind's are used again.
     pub fn is_as_wanted(&self) -> bool {
-        !(self.spared && self.uses.are_likely())
+        !self.spared.as_ref().is_some_and(|uses| uses.are_likely())
     }
 
     /// Whether a session with these limits has room in it.
@@ -169,7 +172,7 @@ impl Ready {
 
     /// Makes it what the request asks for.
     pub fn claim(self, runtime: &NativeRuntime, config: &InstanceConfig, image: &ImageRoot) -> Result<Sandbox, Unfit> {
-        let Self { resting, mut body, quota, limits, uses, .. } = self;
+        let Self { resting, mut body, quota, limits, .. } = self;
         body.image.hold(image.clone());
         if let (Some(tree), Some(cgroup)) = (&runtime.works.parts.cgroups, &body.cgroup) {
             tree.change(cgroup, &limits, &config.limits)?;
@@ -182,19 +185,12 @@ impl Ready {
         body.variables.clone_from(&image.env);
         body.enforcement = runtime.enforcement(config, body.walls.clone(), body.cgroup.as_ref()).map_err(Box::new)?;
         let init = resting.wake()?;
-        let others = (limits.memory_bytes, limits.cpu_cores) != (config.limits.memory_bytes, config.limits.cpu_cores);
-        let applies = warm::applies(runtime.works.parts.warm, &config.language, &config.limits);
-        let serves = config.env.is_empty() && applies && !(others && warm::knows_limits(&config.language));
-        if body.warm.is_any() && !serves {
-            // It was loaded without the session's variables or under other limits, or takes more than the session can spare.
+        if body.warm.is_any() && !warm::serves(runtime.works.parts.warm, config, &limits) {
             body.warm.outdate();
             if !init.cool_now() {
                 return Err(Unfit::Gone);
             }
         }
-        uses.taken();
-        // Whatever else the session runs, one made ready is of no use to it.
-        body.uses = serves.then_some(uses);
         let line = Line::to(init);
         if body.is_alive() { Ok(Sandbox { line, body }) } else { Err(Unfit::Gone) }
     }

@@ -90,7 +90,7 @@ pub(super) struct Body {
     pub(super) told: Mutex<CgroupEvents>,
     /// The interpreter that it keeps.
     pub(super) warm: Kept,
-    /// What sessions of its kind do with theirs, where it was a ready one.
+    /// Whom to tell when a program begins that an interpreter of its kind is for.
     pub(super) uses: Option<Arc<Uses>>,
 }
 

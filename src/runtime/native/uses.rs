@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// several times what the sandbox itself takes.
 const UNUSED_MAX: u32 = 16;
 
-/// Sessions of a kind that took a ready sandbox since one of them ran such a program.
+/// Sessions of a kind that were made, of a ready sandbox or anew, since one of them ran such a program.
 #[derive(Debug, Default)]
 pub(super) struct Uses(AtomicU32);
 
 impl Uses {
-    /// A session has taken one.
-    pub(super) fn taken(&self) {
+    /// A session is made.
+    pub(super) fn asked(&self) {
         // At its end it stays there: more than enough.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unused| unused.checked_add(1));
     }
 
-    /// A session runs a program that an interpreter is for.
+    /// A session begins a program that an interpreter is for.
     pub(super) fn ran(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -39,11 +39,11 @@ mod tests {
         let uses = Uses::default();
         for _ in 0..UNUSED_MAX {
             assert!(uses.are_likely());
-            uses.taken();
+            uses.asked();
         }
         assert!(!uses.are_likely());
         uses.0.store(u32::MAX, Ordering::Relaxed);
-        uses.taken();
+        uses.asked();
         assert!(!uses.are_likely(), "the count does not begin anew");
         uses.ran();
         assert!(uses.are_likely());

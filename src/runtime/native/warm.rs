@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::language::{Language, WarmInterpreter, run_command, source_path};
 use crate::plan::messages::{ExecuteRequest, PrestartRequest, WARM_ARCHIVE, WaitsIn, WarmRequest};
+use crate::runtime::InstanceConfig;
 use crate::sandbox::spec::Limits;
 
 use super::control::{Gone, InitClient, Keep};
@@ -115,9 +116,12 @@ pub fn applies(settings: WarmSettings, language: &Language, limits: &Limits) -> 
     settings.enabled && language.compile.is_none() && has_room
 }
 
-/// Whether what waits for programs of this language looked at the session's limits when it started: engines size their heap by them.
-pub fn knows_limits(language: &Language) -> bool {
-    language.warm.is_some_and(|kind| kind != WarmInterpreter::Python)
+/// Whether one that was made ready under the limits `before` is of use to such a session: it was loaded without the session's variables, may have
+/// looked at the limits when it started (engines size their heap by them), and takes what the session must be able to spare.
+pub fn serves(settings: WarmSettings, config: &InstanceConfig, before: &Limits) -> bool {
+    let InstanceConfig { language, limits, env, .. } = config;
+    let same = (before.memory_bytes, before.cpu_cores) == (limits.memory_bytes, limits.cpu_cores);
+    env.is_empty() && applies(settings, language, limits) && (same || language.warm == Some(WarmInterpreter::Python))
 }
 
 impl Kept {
