@@ -39,9 +39,8 @@ const RECORD: &str = "image.json";
 const BEING_MADE_WAIT: Duration = Duration::from_secs(3);
 const BEING_MADE_PAUSE: Duration = Duration::from_millis(10);
 
-/// A session that is made so soon after the host's files have changed may stand on what they were, as it may when it
-/// takes a ready sandbox (`runtime::native::keeper` looks as often): whoever takes one now and then would look with most of them.
-const HOST_STATE_HOLDS: Duration = Duration::from_secs(5);
+/// A session that is made so soon after the host's files have changed may stand on what they were.
+const HOST_STATE_HOLDS: Duration = Duration::from_secs(1);
 
 /// Where an image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
