@@ -34,8 +34,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 SPACE_S = 0.2
 WARM_UP = 3
-# After hundreds of sessions the kernel takes their namespaces and groups down for a while, which is in none of the rows that follow.
-SETTLE_S = 3.0
 MEASURE_TIME_S = 20
 START_TIME_S = 30
 STOP_TIME_S = 30
@@ -45,13 +43,16 @@ DOCKER_KEY = "CODEBEAKER_RUNTIMES_DOCKER"
 
 
 class Sizes:
-    """How many samples of each kind."""
+    """How many samples of each kind, and how long nothing is done between them."""
 
     def __init__(self, quick):
         self.small = 40 if quick else 200
         self.spaced = 4 if quick else 15
         self.large = 4 if quick else 10
         self.steady_s = 1.0 if quick else 3.0
+        # After hundreds of sessions the kernel takes their namespaces and groups down for a while, which is in none of the rows that follow.
+        self.settle_s = 1.0 if quick else 3.0
+        self.quiet_s = 0.4 if quick else 1.0
 
 
 def say(text):
@@ -227,14 +228,13 @@ def wait_until_measured(connection):
 
 def measure_cold(bench, binary):
     """On a server of its own without pool and warm interpreters, since one with a pool makes no session cold for long."""
-    settings = {"CODEBEAKER_POOL_SANDBOXES_MAX": "0", "CODEBEAKER_WARM_ENABLED": "false"}
+    settings = {"CODEBEAKER_POOL_SANDBOXES_MAX": "0", "CODEBEAKER_WARM_ENABLED": "false", "CODEBEAKER_RUNTIMES_MEASURE": "false"}
     with Server(binary, settings) as server, contextlib.closing(server.connect()) as connection:
         alone, together = server.resident_mib()
         bench.figure("resident memory at rest, empty pool: server", f"{alone:.1f} MiB", "≤ 40 MiB")
         bench.figure("resident memory at rest, empty pool: server and launcher", f"{together:.1f} MiB")
-        wait_until_measured(connection)
         measure_sessions(bench, connection, CREATE, "2.5 / 6 (+ 7 where v1 has the controllers)")
-        time.sleep(SETTLE_S)
+        time.sleep(bench.sizes.settle_s)
         session, _ = open_session(connection)
         bench.row(CODE_ANEW, lambda: connection.command(session["sessionId"], type="execute_code", code=PYTHON)[1])
 
@@ -368,7 +368,7 @@ def measure_server(bench, binary, settings):
             connection.call("initialize")
             wait_until_measured(connection)
             measure_sessions(bench, connection, POOLED, "0.3 / 1")
-            time.sleep(SETTLE_S)
+            time.sleep(bench.sizes.settle_s)
             session, _ = open_session(connection)
             measure_commands(bench, connection, session["sessionId"])
             connection.call("session.close", sessionId=session["sessionId"])
@@ -385,7 +385,7 @@ def measure_server(bench, binary, settings):
 
 def measure_peers(bench):
     say("measuring what stands beside it")
-    time.sleep(SETTLE_S)
+    time.sleep(bench.sizes.settle_s)
     for name, make in [(BARE, peers.bare_true), (BARE_PYTHON, peers.bare_python), (BWRAP, peers.bubblewrap)]:
         try:
             bench.row(name, make())

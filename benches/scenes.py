@@ -9,7 +9,6 @@ from wire import WireError
 
 PYTHON = "print(1)"
 RUNS = 10
-QUIET_S = 1.0
 SESSIONS = 8
 # Requests of one session that are under way together: enough that the server never waits for this client.
 CODE_AT_ONCE, FILE_AT_ONCE = 4, 64
@@ -24,7 +23,7 @@ def ten_runs(bench, server):
     with contextlib.closing(server.connect()) as connection:
         count = max(3, bench.sizes.large)
         try:
-            both = [best_of(scene, connection, count) for scene in (reused, not_reused)]
+            both = [best_of(scene, connection, count, bench.sizes.quiet_s) for scene in (reused, not_reused)]
         except WireError as error:
             bench.figure("ten executions of `print(1)`", f"failed: {error}")
             return
@@ -34,11 +33,11 @@ def ten_runs(bench, server):
     bench.figure("time that reusing the session saves", f"{100 * (1 - once / anew):.0f} %", "≥ 75 %")
 
 
-def best_of(scene, connection, count):
+def best_of(scene, connection, count, quiet_s):
     """The median in ms of `count` scenes, with some quiet before each: an agent is no load test."""
 
     def quietly():
-        time.sleep(QUIET_S)
+        time.sleep(quiet_s)
         return scene(connection)
 
     quietly()
