@@ -83,7 +83,7 @@ impl NativeRuntime {
             way: None,
             told: Mutex::default(),
             warm: Kept::default(),
-            uses: None,
+            used: None,
         };
         Ok(Sandbox { line: Line::to(init), body })
     }

@@ -30,7 +30,6 @@ impl Run<'_> {
                 message: format!("there is no language `{name}`"),
             })?,
         };
-        self.note_use(&language);
         let mut held = Held::default();
         if !code.packages.is_empty() {
             let plan = install_plan(&language, &code.packages).map_err(|error| unplanned(&error))?;
@@ -41,6 +40,7 @@ impl Run<'_> {
             held = kept;
         }
         let plan = execution_plan(&language, &code.code, &code.args).map_err(|error| unplanned(&error))?;
+        self.note_use(&language);
         let answer = self.carry_out(plan, code, held, control).await;
         for path in leftovers(&language) {
             self.forget(path).await;

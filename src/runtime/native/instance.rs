@@ -298,10 +298,9 @@ impl Run<'_> {
         asked.map_or(limits.usual_time(), |seconds| Duration::from_secs(seconds.get().into()).min(limits.timeout_max))
     }
 
-    /// A program of this language begins: one that was made ready with the sandbox is, or would have been, of use to it.
+    /// A program of this language begins.
     pub(super) fn note_use(&self, language: &Language) {
-        let config = &self.instance.config;
-        if language.name == config.language.name && warm::applies(self.instance.runtime.warm(), language, &config.limits) {
+        if language.name == self.instance.config.language.name {
             self.sandbox.note_use();
         }
     }

@@ -25,7 +25,7 @@ use super::instance::environment;
 use super::pool::{Found, Next, PoolBounds, Shelves};
 use super::ready::{Interpreter, Kind, Ready, Unfit};
 use super::sandbox::Sandbox;
-use super::uses::Uses;
+use super::uses::{Use, Uses};
 use super::warm::{self, Kept};
 
 /// Fillings at once: while init builds one's walls the launcher clones the next.
@@ -55,7 +55,7 @@ enum Phase {
 }
 
 /// How one of a kind is made: by whom, and for which request without what is that request's own.
-struct Recipe {
+pub(super) struct Recipe {
     runtime: Weak<NativeRuntime>,
     config: InstanceConfig,
     uses: Arc<Uses>,
@@ -114,16 +114,19 @@ impl Pool {
         self.state().shelves.put_off(Instant::now());
     }
 
-    /// One of the kind that `config` wants; none when a new one has to be made. Either way, whom the session is to tell of the programs that an
-    /// interpreter of the kind is for.
+    /// One of the kind that `config` wants; none when a new one has to be made. Either way the kind that it is of, where there is such a one.
     pub(super) fn take(
         &self,
         runtime: &NativeRuntime,
         config: &InstanceConfig,
         image: &ImageRoot,
-    ) -> (Option<Sandbox>, Option<Arc<Uses>>) {
-        let kind = runtime.kind_of(config, image).filter(|_| self.state().phase == Phase::Kept);
-        let (Some(kind), Some(recipe)) = (kind, Recipe::of(runtime, config)) else { return (None, None) };
+    ) -> (Option<Sandbox>, Option<Arc<Recipe>>) {
+        if self.state().phase != Phase::Kept {
+            return (None, None);
+        }
+        let (Some(kind), Some(recipe)) = (runtime.kind_of(config, image), Recipe::of(runtime, config)) else {
+            return (None, None);
+        };
         let (dead, found, recipe) = {
             let mut state = self.state();
             let dead = state.shelves.retain(Ready::is_alive);
@@ -133,8 +136,9 @@ impl Pool {
         };
         discard(dead, "dead");
         self.wake.notify_one();
-        (claimed(found, runtime, config, image), recipe.and_then(|recipe| recipe.asked(runtime, config)))
+        (claimed(found, runtime, config, image), recipe)
     }
+
     /// Keeps it filled until it is closed.
     pub(super) async fn keep(&self) {
         {
@@ -162,13 +166,15 @@ impl Pool {
     fn begin(&self, fillings: &mut FuturesUnordered<Filling>) -> Option<Instant> {
         let now = Instant::now();
         let later = now + LOOK_INTERVAL;
-        let outdated = {
-            let mut state = self.state();
-            let outdated = state.shelves.outdated(now, Ready::is_as_wanted);
-            state.tell();
-            outdated
-        };
-        discard(outdated.into_iter().collect(), "interpreter");
+        if fillings.len() < FILLINGS_MAX {
+            let outdated = {
+                let mut state = self.state();
+                let outdated = state.shelves.outdated(now, Ready::is_as_wanted);
+                state.tell();
+                outdated
+            };
+            discard(outdated.into_iter().collect(), "interpreter");
+        }
         while fillings.len() < FILLINGS_MAX {
             let mut state = self.state();
             if state.phase == Phase::Closed {
@@ -251,10 +257,10 @@ impl Recipe {
         image.is_ok_and(|image| runtime.kind_of(&self.config, &image).as_ref() == Some(kind))
     }
 
-    /// A session of the kind is made; none where one made ready is of no use to it, whatever it runs.
-    fn asked(&self, runtime: &NativeRuntime, config: &InstanceConfig) -> Option<Arc<Uses>> {
-        self.uses.asked();
-        warm::serves(runtime.works.parts.warm, config, &self.config.limits).then(|| Arc::clone(&self.uses))
+    /// The use that a sandbox for this session makes of an interpreter.
+    pub(super) fn use_of_one(&self, runtime: &NativeRuntime, config: &InstanceConfig) -> Use {
+        let serves = warm::serves(runtime.works.parts.warm, config, &self.config.limits);
+        Use::new(Arc::clone(&self.uses), serves)
     }
 }
 

@@ -151,7 +151,7 @@ impl NativeRuntime {
         &self.works.parts
     }
 
-    /// The images. One store for a whole server, which so looks at the host's files once for all of them.
+    /// The images. One store for all runtimes of a server, which so look at the host's files once.
     pub fn images(&self) -> &Arc<Store> {
         &self.works.parts.images
     }
@@ -242,7 +242,7 @@ impl NativeRuntime {
     async fn ready_or_new(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
         let image = self.flavour.root(config)?;
         // What leaves a sandbox is told by its environment's name, which one that is ready has already.
-        let (ready, uses) = match (config.wants, &config.network) {
+        let (ready, recipe) = match (config.wants, &config.network) {
             (Wants::Any, NetworkGrant::None) => self.works.pool.take(self, config, &image),
             _ => (None, None),
         };
@@ -255,7 +255,7 @@ impl NativeRuntime {
             Some(ready) => ready,
             None => self.make(config, image, name).await?,
         };
-        sandbox.body.uses = uses;
+        sandbox.body.used = recipe.map(|recipe| recipe.use_of_one(self, config));
         Ok(sandbox)
     }
 

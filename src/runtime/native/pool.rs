@@ -3,6 +3,7 @@
 //! Invariants: a sandbox is given out once and never comes back; there are never more than the bounds say, those on their way
 //! included; a kind that nobody asked for lately has none. Read `ready` for what lies on a shelf and `keeper` for who fills them.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
@@ -81,6 +82,8 @@ struct Shelf<R, T> {
     short_since: Instant,
     /// What failed is not tried again before.
     retry_at: Instant,
+    /// Memory of the last one that was made, also where there was no room for it.
+    last_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -134,6 +137,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
                 not_before: now,
                 short_since: now,
                 retry_at: now,
+                last_bytes: 0,
             };
             self.by_kind.insert(kind.clone(), shelf);
         }
@@ -175,24 +179,31 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
             return Next::Drop(surplus);
         }
         let bounds = self.bounds;
-        let short = self.by_kind.iter().filter(|(_, shelf)| shelf.here() < shelf.wanted(&bounds, now));
+        let short = self.by_kind.iter().filter(|(_, shelf)| {
+            // One that is larger than all of them may be has no place, however much is free.
+            shelf.here() < shelf.wanted(&bounds, now) && shelf.last_bytes <= bounds.memory_bytes_max
+        });
         let ready_now = |shelf: &Shelf<R, T>| {
             let little_left = shelf.here() * 2 < shelf.wanted(&bounds, now);
             shelf.retry_at <= now && (shelf.not_before <= now || little_left)
         };
         let (due, later): (Vec<_>, Vec<_>) = short.partition(|(_, shelf)| ready_now(shelf));
-        let Some((kind, asked)) =
-            due.iter().max_by_key(|(_, shelf)| shelf.asked).map(|(kind, shelf)| ((*kind).clone(), shelf.asked))
-        else {
-            return later.iter().map(|(_, shelf)| shelf.not_before.max(shelf.retry_at)).min().map_or(Next::Rest, Next::At);
-        };
-        if !self.is_full(&kind) {
-            if let Some(shelf) = self.by_kind.get_mut(&kind) {
-                shelf.filling += 1;
+        let later = later.iter().map(|(_, shelf)| shelf.not_before.max(shelf.retry_at)).min();
+        let mut due: Vec<(K, Instant)> = due.into_iter().map(|(kind, shelf)| (kind.clone(), shelf.asked)).collect();
+        // A kind that has no room must not keep the others from theirs.
+        due.sort_by_key(|(_, asked)| Reverse(*asked));
+        for (kind, asked) in due {
+            if !self.is_full(&kind) {
+                if let Some(shelf) = self.by_kind.get_mut(&kind) {
+                    shelf.filling += 1;
+                }
+                return Next::Fill(kind);
             }
-            return Next::Fill(kind);
+            if let Some(older) = self.older_than(asked, &kind) {
+                return Next::Drop(older);
+            }
         }
-        self.older_than(asked, &kind).map_or(Next::Rest, Next::Drop)
+        later.map_or(Next::Rest, Next::At)
     }
 
     /// One that nobody wants any more.
@@ -204,8 +215,8 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
 
     fn is_full(&self, kind: &K) -> bool {
         let here: usize = self.by_kind.values().map(Shelf::here).sum();
-        // One on its way is taken for as large as its neighbours.
-        let expected = self.by_kind.get(kind).and_then(|shelf| shelf.ready.back()).map_or(0, |ready| ready.memory_bytes);
+        // One on its way is taken for as large as the one before.
+        let expected = self.by_kind.get(kind).map_or(0, |shelf| shelf.last_bytes);
         here >= self.bounds.sandboxes_max || self.memory_bytes() + expected > self.bounds.memory_bytes_max
     }
 
@@ -225,6 +236,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
         let fits = self.memory_bytes() + memory_bytes <= self.bounds.memory_bytes_max;
         let Some(shelf) = self.by_kind.get_mut(kind) else { return Some(sandbox) };
         shelf.filling = shelf.filling.saturating_sub(1);
+        shelf.last_bytes = memory_bytes;
         if !fits {
             shelf.retry_at = now + BACK_OFF;
             return Some(sandbox);
@@ -264,13 +276,16 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
         gone
     }
 
-    /// Takes away one that is not as it is wanted by now, from a shelf that is full: they are replaced one after another.
+    /// Takes away one that is not as it is wanted by now, from a shelf that is full and could be filled at once: they are replaced one after another.
     pub fn outdated(&mut self, now: Instant, is_as_wanted: impl Fn(&T) -> bool) -> Option<T> {
         let bounds = self.bounds;
-        let mut full =
-            self.by_kind.values_mut().filter(|shelf| shelf.filling == 0 && shelf.ready.len() >= shelf.wanted(&bounds, now));
+        let mut full = self.by_kind.values_mut().filter(|shelf| {
+            shelf.filling == 0 && shelf.ready.len() >= shelf.wanted(&bounds, now) && shelf.not_before.max(shelf.retry_at) <= now
+        });
         full.find_map(|shelf| {
             let position = shelf.ready.iter().position(|ready| !is_as_wanted(&ready.sandbox))?;
+            // Whoever works now keeps the cores from here on.
+            shelf.short_since = now;
             shelf.ready.remove(position).map(|ready| ready.sandbox)
         })
     }

@@ -136,7 +136,32 @@ fn memory_is_bounded_and_what_does_not_fit_comes_back() {
     ask(&mut shelves, "larger", now);
     assert_eq!(shelves.next(now + PAUSE), Next::Fill("larger"));
     assert_eq!(shelves.put(&"larger", 7, 101 * MIB, now + PAUSE), Some(7));
-    assert!(matches!(shelves.next(now + PAUSE), Next::At(_)), "and it is not tried again at once");
+    assert_eq!(shelves.next(now + 2 * BACK_OFF), Next::Rest, "and it is not tried again: it has no place");
+    ask(&mut shelves, "small", now);
+    assert_eq!(fill(&mut shelves, now + 2 * BACK_OFF, MIB), ["small", "small"], "which keeps no other from its own");
+}
+
+#[test]
+fn one_that_is_not_as_wanted_is_not_made_in_vain_for_ever() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "other", now);
+    assert_eq!(fill(&mut shelves, now + PAUSE, 45 * MIB).len(), 2);
+    let then = now + Duration::from_secs(1);
+    ask(&mut shelves, "python", then);
+    for number in [11, 12] {
+        assert_eq!(shelves.next(then + PAUSE), Next::Fill("python"));
+        assert_eq!(shelves.put(&"python", number, MIB, then + PAUSE), None);
+    }
+    let later = then + Duration::from_secs(1);
+    let is_as_wanted = |number: &u32| *number < 11;
+    assert_eq!(shelves.outdated(later, is_as_wanted), Some(11));
+    assert_eq!(shelves.next(later), Next::Fill("python"));
+    assert_eq!(shelves.put(&"python", 13, 40 * MIB, later), Some(13), "there is no room for it");
+    let at_last = later + 2 * BACK_OFF;
+    assert_eq!(shelves.outdated(at_last, is_as_wanted), None, "the other one stays");
+    assert_eq!(shelves.next(at_last), Next::Rest, "the size of such a one is known by now");
+    assert_eq!(ask(&mut shelves, "python", at_last), Found::Ready(12));
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl NativeRuntime {
 pub enum Interpreter {
     /// Sessions of this kind have none.
     None,
-    /// None, because sessions of this kind run no programs in theirs.
+    /// None, because sandboxes of this kind run no programs in theirs.
     Spared(Arc<Uses>),
     /// This one.
     Ahead(Kept, Keep),

@@ -19,7 +19,7 @@ use crate::sandbox::enforcement::{Enforcement, WallState};
 
 use super::control::InitClient;
 use super::launcher::LauncherClient;
-use super::uses::Uses;
+use super::uses::Use;
 use super::verdict::Counters;
 use super::warm::Kept;
 
@@ -90,8 +90,8 @@ pub(super) struct Body {
     pub(super) told: Mutex<CgroupEvents>,
     /// The interpreter that it keeps.
     pub(super) warm: Kept,
-    /// Whom to tell when a program begins that an interpreter of its kind is for.
-    pub(super) uses: Option<Arc<Uses>>,
+    /// The use that it makes of an interpreter, where the pool has such ones.
+    pub(super) used: Option<Use>,
 }
 
 impl From<Standing> for Sandbox {
@@ -110,7 +110,7 @@ impl From<Standing> for Sandbox {
             way: None,
             told: Mutex::default(),
             warm: Kept::default(),
-            uses: None,
+            used: None,
         };
         Self { line: Line::to(init), body }
     }
@@ -207,8 +207,8 @@ impl Sandbox {
 
     /// A program begins that an interpreter is for.
     pub fn note_use(&self) {
-        if let Some(uses) = &self.body.uses {
-            uses.ran();
+        if let Some(used) = &self.body.used {
+            used.begin();
         }
     }
 

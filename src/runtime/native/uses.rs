@@ -1,32 +1,54 @@
-//! Whether sessions of a kind run programs in the interpreter that a ready sandbox comes with.
+//! Whether sandboxes of a kind run programs in the interpreter that a ready one comes with.
 //!
 //! Invariant: a guess that is wrong costs a warm start or some memory, never a session what it asked for.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-/// So many sessions in a row without such a program, and the next ready sandboxes have no interpreter: to start one that nobody uses takes
+/// So many in a row that ended without such a program, and the next ready sandboxes have no interpreter: to start one that nobody uses takes
 /// several times what the sandbox itself takes.
 const UNUSED_MAX: u32 = 16;
 
-/// Sessions of a kind that were made, of a ready sandbox or anew, since one of them ran such a program.
+/// Sandboxes of a kind, ready ones or made for their session, that ended without such a program since one began it.
 #[derive(Debug, Default)]
 pub(super) struct Uses(AtomicU32);
 
 impl Uses {
-    /// A session is made.
-    pub(super) fn asked(&self) {
-        // At its end it stays there: more than enough.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unused| unused.checked_add(1));
-    }
-
-    /// A session begins a program that an interpreter is for.
-    pub(super) fn ran(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
     /// Whether the next ready sandbox is to have one.
     pub(super) fn are_likely(&self) -> bool {
         self.0.load(Ordering::Relaxed) < UNUSED_MAX
+    }
+}
+
+/// The use that one sandbox makes of it: counted at its end.
+#[derive(Debug)]
+pub(super) struct Use {
+    kind: Arc<Uses>,
+    /// Whether one that is made ready is of use to its session at all.
+    serves: bool,
+    began: AtomicBool,
+}
+
+impl Use {
+    pub(super) fn new(kind: Arc<Uses>, serves: bool) -> Self {
+        Self { kind, serves, began: AtomicBool::new(false) }
+    }
+
+    /// A program begins that an interpreter of the kind is for.
+    pub(super) fn begin(&self) {
+        if self.serves {
+            self.began.store(true, Ordering::Relaxed);
+            self.kind.0.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        if !*self.began.get_mut() {
+            // At its end the count stays there: more than enough.
+            let _ = self.kind.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unused| unused.checked_add(1));
+        }
     }
 }
 
@@ -34,18 +56,31 @@ impl Uses {
 mod tests {
     use super::*;
 
+    fn use_of(kind: &Arc<Uses>, serves: bool) -> Use {
+        Use::new(Arc::clone(kind), serves)
+    }
+
     #[test]
-    fn sessions_that_run_nothing_end_it_and_one_that_runs_brings_it_back() {
-        let uses = Uses::default();
-        for _ in 0..UNUSED_MAX {
-            assert!(uses.are_likely());
-            uses.asked();
-        }
-        assert!(!uses.are_likely());
-        uses.0.store(u32::MAX, Ordering::Relaxed);
-        uses.asked();
-        assert!(!uses.are_likely(), "the count does not begin anew");
-        uses.ran();
-        assert!(uses.are_likely());
+    fn sandboxes_that_end_without_a_program_tell_against_it_and_one_that_begins_brings_it_back() {
+        let kind = Arc::default();
+        let open: Vec<Use> = (0..UNUSED_MAX).map(|_| use_of(&kind, true)).collect();
+        assert!(kind.are_likely(), "each of them may still begin one");
+        drop(open);
+        assert!(!kind.are_likely());
+        use_of(&kind, false).begin();
+        assert!(!kind.are_likely(), "one made ready would have been of no use to it");
+        let last = use_of(&kind, true);
+        last.begin();
+        assert!(kind.are_likely());
+        drop(last);
+        assert!(kind.are_likely());
+        assert_eq!(kind.0.load(Ordering::Relaxed), 0, "it is not counted");
+    }
+
+    #[test]
+    fn the_count_does_not_begin_anew_at_its_end() {
+        let kind = Arc::new(Uses(AtomicU32::new(u32::MAX)));
+        drop(use_of(&kind, true));
+        assert!(!kind.are_likely());
     }
 }

@@ -17,7 +17,7 @@ use crate::sandbox::spec::Limits;
 /// Files of this size and more are not read: `cpu.stat`, the longest, has some 500 bytes.
 const CONTROL_FILE_BYTES_MAX: usize = 4096;
 
-/// "1" gives a group nothing that anybody else wants, v1 and v2.
+/// "1" gives a group next to nothing that its neighbours want, v1 and v2.
 const IDLE_FILE: &str = "cpu.idle";
 
 /// Groups of one session.
@@ -169,7 +169,7 @@ impl SessionCgroup {
         }
     }
 
-    /// From now on they have what everybody else leaves of the processors (`cpu.idle`); false where the kernel has no such thing (Linux 5.15).
+    /// From now on they have what other sessions leave of the processors (`cpu.idle`); false where the kernel has no such thing (Linux 5.15).
     pub fn give_way(&self) -> bool {
         self.cpu.as_ref().is_some_and(|group| fs::write(group.join(IDLE_FILE), "1").is_ok())
     }
