@@ -67,8 +67,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         "codebeaker_warm_programs_total",
         "Programs offered to a warm interpreter, by what carried them out: it, a fresh one in its place, or a fresh one because none was ready."
     );
-    metrics::describe_gauge!("codebeaker_sessions", "Sessions open.");
+    metrics::describe_gauge!("codebeaker_sessions_active", "Sessions open.");
     metrics::describe_counter!("codebeaker_sessions_created_total", "Sessions made.");
+    metrics::describe_counter!("codebeaker_sessions_closed_total", "Sessions closed, by reason.");
+    metrics::describe_counter!("codebeaker_launcher_restarts_total", "Launchers started in place of one that ended.");
     metrics::describe_counter!(
         "codebeaker_pool_requests_total",
         "Sandboxes asked of the pool: hit, miss (none was ready), unfit (none could be made what was asked for); failed: one could not be made \
@@ -84,7 +86,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         metrics::Unit::Seconds,
         "Time of one look for sessions that are past their time."
     );
-    metrics::describe_counter!("codebeaker_executions_total", "Commands carried out, by verdict.");
+    metrics::describe_counter!("codebeaker_commands_total", "Commands carried out, by command and verdict.");
     metrics::describe_counter!(
         "codebeaker_blocked_syscalls_total",
         "Executions that made a call against their profile, by call."

@@ -12,6 +12,7 @@ mod door;
 mod prestarted;
 mod program;
 mod reaper;
+mod rights;
 mod serve;
 mod steps;
 mod warm;

@@ -111,6 +111,11 @@ impl Prestarted {
         self.ahead.take()
     }
 
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        self.ahead.is_none()
+    }
+
     /// The one whose fifo may stand yet: it had not opened its source when it was looked at last.
     pub fn opening(&self) -> Option<&Ahead> {
         self.ahead.as_ref().filter(|ahead| ahead.is_opening())

@@ -18,13 +18,14 @@ use crate::sys::error::Named;
 use crate::sys::memory::Mapped;
 use crate::sys::socket::Wait;
 use crate::sys::start::Stack;
-use crate::sys::{CallError, credentials, mount, process};
+use crate::sys::{CallError, mount, process};
 
 use super::door;
-use super::files::{Carriers, FileBounds, FileContext};
+use super::files::{self, Carriers, FileBounds, FileContext};
 use super::prestarted::Prestarted;
 use super::program::{self, Base, Role};
 use super::reaper::{Over, Reaper, Running};
+use super::rights::Rights;
 use super::steps::Built;
 use super::warm::{News, Outcome, Warm};
 
@@ -46,6 +47,7 @@ pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Res
         plan,
         control,
         context,
+        rights: Rights::new((plan.file_uid, plan.file_gid))?,
         built,
         reaper: Reaper::default(),
         warm: Warm::default(),
@@ -96,6 +98,7 @@ pub struct Init<'a> {
     plan: &'a Plan,
     control: BorrowedFd<'a>,
     context: FileContext,
+    rights: Rights,
     built: Built,
     reaper: Reaper,
     warm: Warm,
@@ -129,6 +132,9 @@ impl Init<'_> {
             Err(errno) => return Err(CallError { call: "poll", errno }.into()),
         }
         let events: Vec<PollFlags> = waits.iter().map(PollFd::revents).collect();
+        if deadline.is_some() || events.iter().skip(1).any(|events| !events.is_empty()) {
+            self.rights.give_back();
+        }
         let (own, others) = events.split_at(own.len());
         let (programs, others) = others.split_at(programs);
         let (ahead, warm) = others.split_at(ahead);
@@ -166,6 +172,9 @@ impl Init<'_> {
     }
 
     fn request(&mut self, request: InitRequest, descriptors: Vec<OwnedFd>) -> Result<(), ChannelError> {
+        if !matches!(request, InitRequest::File { .. }) {
+            self.rights.give_back();
+        }
         match request {
             InitRequest::Execute(request) | InitRequest::ExecuteWarm(request) | InitRequest::ExecutePrestarted(request, _)
                 if request.after.is_some_and(|file| self.may_have_failed(file.get())) =>
@@ -266,6 +275,7 @@ impl Init<'_> {
         if self.waiting.is_empty() {
             return Ok(());
         }
+        self.rights.give_back();
         let now = Instant::now();
         self.start_waiting(|waiting| waiting.until <= now)
     }
@@ -308,7 +318,13 @@ impl Init<'_> {
 
     fn file(&mut self, tag: Tag, root: &[u8], command: FileCommand, carrier: Option<&OwnedFd>) -> Result<(), ChannelError> {
         let mut carriers = Carriers { given: carrier.map(Mapped::of), filled: None };
-        let reply = self.file_beside_ahead(root, command, &mut carriers)?;
+        let reply = if self.prestarted.is_none() {
+            // Kept for the next one.
+            self.rights.take_on().and_then(|()| files::run_below(command, &self.context, root, &mut carriers))
+        } else {
+            self.rights.give_back();
+            self.file_beside_ahead(root, command, &mut carriers)?
+        };
         if reply.is_err() {
             self.failed_files.push_back(tag);
             if self.failed_files.len() > FAILED_FILES_MAX {
@@ -331,26 +347,5 @@ impl Init<'_> {
     /// Numbers only grow.
     fn may_have_failed(&self, file: Tag) -> bool {
         file <= self.forgotten_file || self.failed_files.contains(&file)
-    }
-
-    /// Does `action` with the rights of the session's programs: their fs ids and no effective capability.
-    fn as_user<T>(&self, action: impl FnOnce(&FileContext) -> Result<T, FileError>) -> Result<T, FileError> {
-        let refused =
-            |error: CallError| FileError { kind: FileErrorKind::IoError, operation: error.call.into(), errno: error.raw() };
-        let (effective, permitted) = credentials::capabilities().map_err(refused)?;
-        credentials::set_file_ids(self.plan.file_uid, self.plan.file_gid).map_err(refused)?;
-        let result = credentials::set_capabilities(0, permitted, 0).map_err(refused).and_then(|()| action(&self.context));
-        let own = rustix::process::getuid().as_raw();
-        let group = rustix::process::getgid().as_raw();
-        // Going on with half of the rights back would leave later walls unbuilt: rather end the sandbox.
-        let restored = credentials::set_capabilities(effective, permitted, 0)
-            .and_then(|()| credentials::set_file_ids(own, group))
-            // A change of fs ids disarms the death signal (commit_creds in kernel/cred.c) and the dumpable flag.
-            .and_then(|()| process::die_with_parent())
-            .and_then(|()| process::hide_from_tracers());
-        if restored.is_err() {
-            process::exit_now(1);
-        }
-        result
     }
 }

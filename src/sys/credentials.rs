@@ -78,13 +78,25 @@ pub fn capabilities() -> Result<(u64, u64), CallError> {
 }
 
 /// `prctl(PR_CAPBSET_DROP)` for each capability that the bounding set has and `keep` (bit n is capability n) does not. The kernel makes
-/// new credentials for each that is dropped, also for one that was not there, so they are asked for first.
+/// new credentials for each that is dropped, also for one that was not there, so they are asked for first, unless the set looks as that of
+/// a new user namespace does, where all are.
 pub fn bound_capabilities(keep: u64) -> Result<(), CallError> {
+    let looks_full = is_in_bounding_set(0)? == Some(true);
+    // Numbers have no gaps.
     for capability in 0..u64::BITS {
-        // Numbers have no gaps.
-        let Some(bounded) = is_in_bounding_set(capability)? else { break };
-        if bounded && keep & (1 << capability) == 0 {
-            drop_from_bounding_set(capability)?;
+        if keep & (1 << capability) != 0 {
+            continue;
+        }
+        if !looks_full {
+            match is_in_bounding_set(capability)? {
+                Some(true) => {}
+                Some(false) => continue,
+                None => break,
+            }
+        }
+        match drop_from_bounding_set(capability) {
+            Err(error) if error.errno == rustix::io::Errno::INVAL => break,
+            dropped => dropped?,
         }
     }
     Ok(())

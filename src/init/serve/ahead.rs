@@ -6,6 +6,7 @@ use crate::init::files::gate::Gate;
 use crate::init::files::{self, Carriers, FileContext};
 use crate::init::prestarted::Ahead;
 use crate::init::program::Base;
+use crate::init::rights::Rights;
 use crate::init::warm::Outcome;
 use crate::plan::files::{FileCommand, FileError, FileReply};
 use crate::plan::messages::{ExecuteRequest, InitMessage, PrestartRequest, ProgramEnd, StartFailure, StartStage};
@@ -17,8 +18,8 @@ impl Init<'_> {
     /// Starts one in place of the one before. Beside a program that runs there is none: it could meet the fifo.
     pub(super) fn prestart(&mut self, request: PrestartRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
         self.end_ahead();
-        let make = |context: &FileContext| Gate::make(context, &request.source, &request.waits_in);
-        let made = self.reaper.is_idle().then(|| self.as_user(make).ok()).flatten();
+        let make = || Gate::make(&self.context, &request.source, &request.waits_in);
+        let made = if self.reaper.is_idle() { self.rights.lend(make).ok() } else { None };
         let Some((gate, socket)) = made else { return self.send(&InitMessage::Warmed(None)) };
         let base = Base { plan: self.plan, built: &self.built, stack: &mut self.stack };
         match self.prestarted.begin(request, streams, (gate, socket), base) {
@@ -35,7 +36,7 @@ impl Init<'_> {
         let execution = request.execution;
         self.look_ahead()?;
         let taken = self.prestarted.take().and_then(|ahead| {
-            let source = ahead.suits(request, number).then(|| self.as_user(|_| ahead.gate().source()).ok()).flatten();
+            let source = ahead.suits(request, number).then(|| self.rights.lend(|| ahead.gate().source()).ok()).flatten();
             if let Some(source) = source {
                 return ahead.give(&source, request);
             }
@@ -58,7 +59,7 @@ impl Init<'_> {
             Some(Outcome::Ready(bytes)) => {
                 // It has come to where it waits, so nobody else needs to find that.
                 if let Some(ahead) = self.prestarted.waiting() {
-                    self.remove(ahead.gate());
+                    remove(&mut self.rights, ahead.gate());
                 }
                 self.send(&InitMessage::Warmed(Some(bytes)))
             }
@@ -106,18 +107,19 @@ impl Init<'_> {
         }
         let opening = self.prestarted.opening();
         let is_hit = |ahead: &Ahead, context: &FileContext| ahead.is_misled_by(&command) || ahead.is_met_by(&command, context);
-        if opening.is_some_and(|ahead| self.as_user(|context| Ok(is_hit(ahead, context))).unwrap_or(true)) {
+        if opening.is_some_and(|ahead| self.rights.lend(|| Ok(is_hit(ahead, &self.context))).unwrap_or(true)) {
             self.end_ahead();
             self.send(&InitMessage::Warmed(None))?;
         }
-        let mut reply = self.as_user(|context| files::run_below(command, context, root, carriers));
+        let mut reply = self.rights.lend(|| files::run_below(command, &self.context, root, carriers));
         if let Some(ahead) = self.prestarted.opening() {
             if let Ok(reply) = &mut reply {
-                self.as_user(|context| {
-                    ahead.hide(reply, context);
-                    Ok(())
-                })
-                .ok();
+                self.rights
+                    .lend(|| {
+                        ahead.hide(reply, &self.context);
+                        Ok(())
+                    })
+                    .ok();
             }
             // It may have seen what is there now; that it may be gone when its source comes does not help.
             if ahead.is_outdated() {
@@ -128,12 +130,17 @@ impl Init<'_> {
         Ok(reply)
     }
 
-    fn remove(&self, gate: &Gate) {
-        // One that can't be removed is the session's own file, and goes with it.
-        self.as_user(|_| {
+    fn remove(&mut self, gate: &Gate) {
+        remove(&mut self.rights, gate);
+    }
+}
+
+fn remove(rights: &mut Rights, gate: &Gate) {
+    // One that can't be removed is the session's own file, and goes with it.
+    rights
+        .lend(|| {
             gate.remove();
             Ok(())
         })
         .ok();
-    }
 }

@@ -1,10 +1,12 @@
 //! The HTTP side of the port: POST, health, metrics, the OpenRPC document, `Host` and `Origin`.
 
+use std::collections::BTreeSet;
+
 use codebeaker_client::{Connect, Error};
 use serde_json::{Value, json};
 
 use crate::support::http::request;
-use crate::support::{Server, Setup, page};
+use crate::support::{Server, Session, Setup, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -61,13 +63,22 @@ fn health() {
 
 fn metrics() {
     let server = Setup::plain().shared();
-    server.client().ok("language.list", &json!({}));
+    let mut session = Session::python(&server);
+    assert_eq!(session.run("print(1)"), "1");
+    session.close();
     let answer = request(server.address, "/metrics", &[("Authorization", &bearer(&server))], None);
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.head.contains("content-type: text/plain"), "{}", answer.head);
     assert!(answer.body.contains("# TYPE ") && answer.body.contains("codebeaker_"), "{}", answer.body);
     // The first look for sessions past their time comes at once.
     assert!(answer.body.contains("\ncodebeaker_sweep_seconds_count "), "{}", answer.body);
+    let named = |what: &str| {
+        let lines = answer.body.lines().filter_map(|line| line.strip_prefix(what));
+        lines.filter_map(|rest| rest.split(' ').next()).map(str::to_owned).collect::<BTreeSet<String>>()
+    };
+    let (typed, helped) = (named("# TYPE "), named("# HELP "));
+    assert!(typed.contains("codebeaker_commands_total") && typed.contains("codebeaker_sessions_closed_total"), "{typed:?}");
+    assert_eq!(typed.difference(&helped).collect::<Vec<_>>(), Vec::<&String>::new(), "each says what it counts");
 }
 
 fn openrpc() {

@@ -1,9 +1,12 @@
 //! Who a program is: uid, capabilities, namespaces, descriptors, environment.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{PROFILES, probe_under};
-use crate::support::{Feature, Session, Setup, host, page};
+use crate::support::residue::descendants;
+use crate::support::{Feature, Server, Session, Setup, eventually, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -19,6 +22,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("the host name, ipc and cgroup of the host do not show", other_namespaces),
             ("the server's environment does not leak", environment),
             ("init can't be killed, stopped or traced, a child of one's own can", init_out_of_reach),
+            ("after a file command init has no capability until anything else is asked of it", rights_of_init),
             ("two sessions see nothing of each other", sessions_apart),
         ],
     )
@@ -184,4 +188,36 @@ fn sessions_apart() {
     let processes = two.bash("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done");
     assert!(!processes.contains("listen.py"), "{processes}");
     assert!(two.created["environmentId"] != one.created["environmentId"] && one.created != Value::Null);
+}
+
+/// Init keeps the rights of file commands from one to the next; whatever else it does needs its own, which nobody may miss.
+fn rights_of_init() {
+    host().need(Feature::Root);
+    let server = Server::start(&Setup::without_pool());
+    let mut session = Session::python(&server);
+    let launcher = server.launcher().expect("a launcher");
+    let below = descendants(launcher);
+    let init =
+        below.iter().find(|process| process.parent == launcher && !process.zombie).expect("the session's init").identity.0;
+    let field = |name: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{init}/status")).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field of that name");
+        line.split_whitespace().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let has_own = || field("CapEff:") != ["0000000000000000"] && field("Uid:")[0] == field("Uid:")[3];
+    assert!(has_own(), "the control");
+    let background = json!({"type": "execute_shell", "commandName": "sleep", "args": ["1111"], "background": true});
+    let background = session.execute(&background)["executionId"].clone();
+    session.write("a.txt", "one");
+    assert!(field("CapEff:") == ["0000000000000000"] && field("Uid:")[0] != field("Uid:")[3], "as the programs are");
+    assert_eq!(session.read("a.txt"), "one");
+    let cancel = json!({"sessionId": session.id, "executionId": background});
+    session.client.ok("session.cancel", &cancel);
+    let ended = || descendants(init).iter().all(|process| process.zombie);
+    assert!(eventually(Duration::from_secs(5), ended), "a program of another user is ended: {:?}", descendants(init));
+    assert!(has_own());
+    session.write("b.py", "print(2)");
+    assert!(!has_own());
+    assert_eq!((session.run("print(1)"), session.bash("python3 b.py")), ("1".into(), "2".into()));
+    session.close();
 }

@@ -92,6 +92,9 @@ fn launcher_killed_of(setup: &Setup) {
     let mut client = server.client();
     let sessions: Vec<Value> = (0..3).map(|_| client.ok("session.create", &json!({"language": "bash"}))).collect();
     let running = client.send("session.execute", &shell(&sessions[0], "setsid sleep 60 & sleep 60")).expect("sent");
+    // Its init acts as its programs then, and changes of that kind disarm death signals.
+    let write = json!({"sessionId": sessions[1]["sessionId"], "command": {"type": "write_file", "path": "a", "content": "b"}});
+    assert_eq!(client.ok("session.execute", &write)["success"], true);
     std::thread::sleep(Duration::from_millis(300) * pace());
     server.observe();
     let launcher = server.launcher().expect("a launcher");
