@@ -26,7 +26,7 @@ pub use images::{ImageRow, Incoming, Tls, image_import, image_inspect, image_lis
 use super::error::chain;
 use super::{CliError, service_manager};
 use crate::config::{Config, PoolConfig, RuntimesConfig};
-use crate::image::{Store, program_exists};
+use crate::image::Store;
 use crate::language::engines::Engine;
 use crate::language::{Language, Languages};
 use crate::rpc::auth::Tokens;
@@ -103,7 +103,7 @@ impl ImageSource for Store {
 
     fn missing_programs(&self, image: &str, language: &Language) -> Vec<String> {
         let Ok(root) = self.resolve(image) else { return language.programs.clone() };
-        language.programs.iter().filter(|program| !program_exists(&root, program)).cloned().collect()
+        language.programs.iter().filter(|program| !self.has_program(&root, program)).cloned().collect()
     }
 }
 

@@ -5,20 +5,25 @@
 //! change, another is made under another name. Read `etc` for the files that are generated.
 
 mod etc;
+mod seen;
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Gid, Uid};
 
 pub(super) use etc::write_accounts;
+pub(super) use seen::SeenHost;
 
+use super::root::ImageGuard;
 use super::staging::Staging;
 use super::store::Store;
 use super::{Bind, DEFAULT_PATH, ImageError, ImageName, ImageRoot};
 use crate::sys::credentials::is_root_of_the_host;
+use seen::HostRoot;
 
 /// Empty directories: mount points, and what programs expect to be there.
 ///
@@ -55,11 +60,17 @@ const USR_MERGE: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// The image `host`, its skeleton made when there is none for the host as it is now.
 pub(super) fn resolve(store: &Store) -> Result<ImageRoot, ImageError> {
+    if let Some((root, guard)) = store.host().root() {
+        return Ok(image(root, guard));
+    }
     let host = Path::new("/");
-    resolve_from(store, host, &store.host_state(|| etc::fingerprint(host)))
+    let state = store.host().state(&store.host_dir(), || etc::fingerprint(host));
+    let (root, guard) = resolve_from(store, host, &state)?;
+    store.host().keep(&state, &root, &guard);
+    Ok(image(root, guard))
 }
 
-fn resolve_from(store: &Store, host: &Path, state: &str) -> Result<ImageRoot, ImageError> {
+fn resolve_from(store: &Store, host: &Path, state: &str) -> Result<(HostRoot, Arc<ImageGuard>), ImageError> {
     let dir = store.host_dir().join(state);
     let lock = store.lock(FlockOperation::LockShared)?;
     if !dir.is_dir() {
@@ -70,13 +81,17 @@ fn resolve_from(store: &Store, host: &Path, state: &str) -> Result<ImageRoot, Im
     }
     let guard = store.guard(&dir, || File::open(&dir).map_err(ImageError::io("opening", &dir)))?;
     drop(lock);
-    Ok(ImageRoot {
+    Ok((HostRoot { skeleton: dir, binds: binds(host) }, guard))
+}
+
+fn image(root: HostRoot, guard: Arc<ImageGuard>) -> ImageRoot {
+    ImageRoot {
         name: ImageName::HOST.into(),
-        lower: dir,
-        binds: binds(host),
+        lower: root.skeleton,
+        binds: root.binds,
         env: BTreeMap::from([("PATH".into(), DEFAULT_PATH.into())]),
         guard,
-    })
+    }
 }
 
 /// Removes skeletons of former states of the host that nobody uses. The caller holds the store's lock exclusively.

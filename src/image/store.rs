@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::host::SeenHost;
 use super::import::Taken;
 use super::root::ImageGuard;
 use super::staging::{Published, Staging, remove_stale, remove_tree, sync_parent};
@@ -38,9 +39,6 @@ const RECORD: &str = "image.json";
 /// A sandbox that is being made ready for nobody in particular holds its image for so long at most, as a rule; a session holds it longer.
 const BEING_MADE_WAIT: Duration = Duration::from_secs(3);
 const BEING_MADE_PAUSE: Duration = Duration::from_millis(10);
-
-/// A session that is made so soon after the host's files have changed may stand on what they were.
-const HOST_STATE_HOLDS: Duration = Duration::from_secs(1);
 
 /// Where an image came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,8 +145,7 @@ pub struct Store {
     dir: PathBuf,
     /// Locks that somebody in this process holds: all users of an image share one descriptor.
     guards: Arc<Mutex<HashMap<PathBuf, Weak<ImageGuard>>>>,
-    /// The name of the host's state, and when it was looked at.
-    host_state: Arc<Mutex<Option<(Instant, String)>>>,
+    host: SeenHost,
 }
 
 /// A lock file, held. Dropping it lets go.
@@ -157,7 +154,7 @@ pub(super) type Lock = File;
 impl Store {
     /// Opens the store below the state directory, making what is missing, and removes what processes that ended early left.
     pub fn open(state_dir: &Path) -> Result<Self, ImageError> {
-        let store = Self { dir: state_dir.join("images"), guards: Arc::default(), host_state: Arc::default() };
+        let store = Self { dir: state_dir.join("images"), guards: Arc::default(), host: SeenHost::default() };
         for dir in ["", "names", "layers", "blobs", "blobs/sha256", "blobs/partial", "host", "tmp"] {
             let path = store.dir.join(dir);
             DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(ImageError::io("making", &path))?;
@@ -403,15 +400,13 @@ impl Store {
         self.dir.join("host")
     }
 
-    /// The name of the host's state, from `look` or, if that was asked less than [`HOST_STATE_HOLDS`] ago, as it said then: sessions
-    /// that are made one after another need not look at each of some seventy files again.
-    pub(super) fn host_state(&self, look: impl FnOnce() -> String) -> String {
-        let mut seen = self.host_state.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*seen {
-            // One whose skeleton is not there is looked at again: a skeleton is made of what the host is now, and named after that.
-            Some((when, state)) if when.elapsed() < HOST_STATE_HOLDS && self.host_dir().join(state).is_dir() => state.clone(),
-            _ => seen.insert((Instant::now(), look())).1.clone(),
-        }
+    pub(super) fn host(&self) -> &SeenHost {
+        &self.host
+    }
+
+    /// [`program_exists`](super::program_exists); in the image `host` as it was when its state was looked at.
+    pub fn has_program(&self, root: &ImageRoot, program: &str) -> bool {
+        self.host.has_program(&self.host_dir(), root, program)
     }
 
     pub(super) fn dir(&self) -> &Path {

@@ -43,7 +43,8 @@ impl Fixture {
     }
 
     fn image(&self) -> ImageRoot {
-        resolve_from(&self.store, &self.host(), &etc::fingerprint(&self.host())).expect("the image host")
+        let (root, guard) = resolve_from(&self.store, &self.host(), &etc::fingerprint(&self.host())).expect("the image host");
+        image(root, guard)
     }
 }
 
@@ -52,7 +53,7 @@ fn the_host_s_state_holds_for_a_moment_and_only_while_its_skeleton_is_there() {
     let fixture = Fixture::new();
     let looks = std::cell::Cell::new(0);
     let state = || {
-        fixture.store.host_state(|| {
+        fixture.store.host().state(&fixture.store.host_dir(), || {
             looks.set(looks.get() + 1);
             "state".to_owned()
         })
@@ -60,6 +61,29 @@ fn the_host_s_state_holds_for_a_moment_and_only_while_its_skeleton_is_there() {
     assert_eq!((state(), state(), looks.get()), ("state".to_owned(), "state".to_owned(), 2), "there is none yet");
     std::fs::create_dir(fixture.store.host_dir().join("state")).expect("an own directory");
     assert_eq!((state(), looks.get()), ("state".to_owned(), 2));
+}
+
+#[test]
+fn the_image_is_given_as_it_was_while_that_holds_and_somebody_uses_it() {
+    let fixture = Fixture::new();
+    let state = fixture.store.host().state(&fixture.store.host_dir(), || etc::fingerprint(&fixture.host()));
+    let (root, guard) = resolve_from(&fixture.store, &fixture.host(), &state).expect("the image host");
+    assert!(fixture.store.host().root().is_none(), "nobody has kept one");
+    fixture.store.host().keep("another", &root, &guard);
+    assert!(fixture.store.host().root().is_none(), "it is of another state");
+    fixture.store.host().keep(&state, &root, &guard);
+    let (seen, held) = fixture.store.host().root().expect("kept and used");
+    assert_eq!(seen, root);
+    let image = image(root, guard);
+    assert!(!fixture.store.has_program(&image, "/usr/bin/late"));
+    write(&fixture.host().join("usr/bin/late"), "", 0o755);
+    assert!(!fixture.store.has_program(&image, "/usr/bin/late"), "as it was when its state was looked at");
+    assert!(program_exists(&image, "/usr/bin/late"), "the control");
+    drop((image, held));
+    assert!(fixture.store.host().root().is_none(), "it may be gone by now");
+    std::thread::sleep(seen::HOLDS);
+    let later = fixture.image();
+    assert!(fixture.store.has_program(&later, "/usr/bin/late"), "for a moment only");
 }
 
 #[test]

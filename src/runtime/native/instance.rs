@@ -163,9 +163,10 @@ impl NativeInstance {
         }
         let run = Run { instance: self, sandbox: &sandbox, sink };
         match command {
-            Command::ExecuteShell(shell) => run.shell(shell, control).await,
-            Command::ExecuteCode(code) => run.code(code, control).await,
-            Command::InstallPackages(install) => run.install(install, control).await,
+            // On their own, or a file command would carry the place for them.
+            Command::ExecuteShell(shell) => run.shell(shell, control).boxed().await,
+            Command::ExecuteCode(code) => run.code(code, control).boxed().await,
+            Command::InstallPackages(install) => run.install(install, control).boxed().await,
             Command::WriteFile(_)
             | Command::ReadFile(_)
             | Command::CreateDirectory(_)
