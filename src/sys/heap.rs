@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The size of a huge page, and of the blocks that get them: less would be mostly unused.
-const HUGE_BYTES: usize = 2 << 20;
+pub(super) const HUGE_BYTES: usize = 2 << 20;
 
 static HUGE_PAGES: AtomicBool = AtomicBool::new(false);
 

@@ -4,16 +4,21 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr;
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
 use super::error::{CallError, Named};
+use super::heap::HUGE_BYTES;
 
 /// What keeps a carrier as it is that its maker has never mapped. `F_SEAL_WRITE` would say more, and wait until no page of it is on a list
 /// of some processor's.
 const UNCHANGING: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SHRINK);
+
+/// From asm-generic/mman-common.h; the `libc` crate has it for glibc alone.
+const MADV_COLLAPSE: i32 = 25;
 
 /// `memfd_create(2)`, closed by exec, for a message too large for a socket.
 pub fn message_carrier() -> Result<File, CallError> {
@@ -107,7 +112,30 @@ pub fn sealed_copy_of_self() -> io::Result<OwnedFd> {
     io::copy(&mut binary, &mut copy)?;
     copy.rewind()?;
     rustix::fs::fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    collapse(&copy, usize::try_from(copy.metadata()?.len()).unwrap_or(0));
     Ok(copy.into())
+}
+
+/// Has the pages of a memory file put together into huge ones (madvise(2), `MADV_COLLAPSE`), whatever the host's setting for shared memory:
+/// each process that runs from it maps and lets go of many of them at once then. A kernel before Linux 6.1, or one without memory in
+/// such pieces, leaves them as they are.
+fn collapse(file: &File, length: usize) {
+    let length = length / HUGE_BYTES * HUGE_BYTES;
+    let (private, reserved) = (libc::MAP_PRIVATE, length + HUGE_BYTES);
+    // SAFETY: new mappings: one at a place of the kernel's choice, and over a part of it one that is only looked at by the kernel.
+    unsafe {
+        let start = libc::mmap(ptr::null_mut(), reserved, libc::PROT_NONE, private | libc::MAP_ANONYMOUS, -1, 0);
+        if start == libc::MAP_FAILED {
+            return;
+        }
+        let aligned = start.byte_add(start.cast::<u8>().align_offset(HUGE_BYTES));
+        if libc::mmap(aligned, length, libc::PROT_READ, private | libc::MAP_FIXED, file.as_raw_fd(), 0) == aligned {
+            for piece in (0..length).step_by(HUGE_BYTES) {
+                libc::madvise(aligned.byte_add(piece), HUGE_BYTES, MADV_COLLAPSE);
+            }
+        }
+        libc::munmap(start, reserved);
+    }
 }
 
 /// `mallopt(M_MMAP_THRESHOLD)`: blocks of at least `bytes` are mappings of their own, which go back to the kernel when they are
@@ -124,7 +152,19 @@ pub fn map_blocks_from(_bytes: i32) {}
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
+
+    #[test]
+    fn the_copy_is_the_binary_and_stays_it_however_its_pages_lie() {
+        let mut copy = File::from(sealed_copy_of_self().expect("a copy"));
+        assert_eq!(copy.write(b"x").map_err(|error| error.raw_os_error()), Err(Some(libc::EPERM)));
+        let (mut read, mut binary) = (Vec::new(), Vec::new());
+        copy.rewind().and_then(|()| copy.read_to_end(&mut read)).expect("read");
+        File::open("/proc/self/exe").and_then(|mut file| file.read_to_end(&mut binary)).expect("read");
+        assert!(read == binary && read.len() > HUGE_BYTES);
+    }
 
     #[test]
     fn a_carrier_is_read_whole_however_its_offset_stands_and_no_other_file_is() {
