@@ -35,6 +35,8 @@ struct Builder {
     quotas: Vec<OwnedFd>,
     rules: Option<OwnedFd>,
     installers_view: Option<OwnedFd>,
+    /// The place that was opened last; no step since then can have put anything over it.
+    kept: Option<(Place, OwnedFd)>,
 }
 
 /// Carries out every inside step in order; the first failure ends it.
@@ -47,7 +49,7 @@ pub fn run(plan: &Plan, go: Received<Go>) -> Result<Built, StepFailure> {
         .transpose()
         .map_err(|error| super::failure("cgroup", "open the programs' group", error))?;
     let slots = go.message.slots.into_iter().zip(go.descriptors).collect();
-    let mut builder = Builder { slots, root: None, quotas: Vec::new(), rules: None, installers_view: None };
+    let mut builder = Builder { slots, root: None, quotas: Vec::new(), rules: None, installers_view: None, kept: None };
     for step in &plan.inside {
         builder.step(step).map_err(|error| super::failure(step.wall(), &step.to_string(), error))?;
     }
@@ -67,8 +69,24 @@ fn missing_slot() -> CallError {
     CallError { call: "plan", errno: Errno::BADF }
 }
 
+/// Whether every place but the one that it covers is after the step what it was before.
+fn leaves_places(step: &Step) -> bool {
+    matches!(step, Step::Directory { .. } | Step::File { .. } | Step::Symlink { .. } | Step::Own { .. } | Step::Cover { .. })
+}
+
+fn clone_tree(source: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd, CallError> {
+    let tree = mount::clone_tree(source, c"")?;
+    if attributes != 0 {
+        mount::restrict(tree.as_fd(), attributes)?;
+    }
+    Ok(tree)
+}
+
 impl Builder {
     fn step(&mut self, step: &Step) -> Result<(), CallError> {
+        if !leaves_places(step) {
+            self.kept = None;
+        }
         match step {
             Step::JoinCgroup { tasks } => process::join_group(tasks),
             Step::PrivateMounts => mount::make_all_private(),
@@ -77,28 +95,34 @@ impl Builder {
                 Ok(())
             }
             Step::CloneTree { slot, source, attributes } => {
-                let tree = self.clone_tree(source, *attributes)?;
+                let tree = clone_tree(self.open(source)?.as_fd(), *attributes)?;
                 self.slots.insert(*slot, tree);
                 Ok(())
             }
             Step::Cover { path, source, attributes, missing } => match self.open(path) {
                 Err(error) if error.errno == Errno::NOENT && *missing == Missing::Skips => Ok(()),
-                target => mount::attach(self.clone_tree(source, *attributes)?.as_fd(), target?.as_fd()),
+                target => {
+                    let (target, tree) = (target?, clone_tree(self.opened(source)?, *attributes)?);
+                    if path == source {
+                        self.kept = None;
+                    }
+                    mount::attach(tree.as_fd(), target.as_fd())
+                }
             },
             Step::Own { path, owner: (uid, gid) } => {
                 let (parent, name) = self.parent(path)?;
-                mount::change_owner(parent.as_fd(), &name, *uid, *gid)
+                mount::change_owner(parent, &name, *uid, *gid)
             }
             Step::CloneHostTree { slot, source, attributes } => self.clone_host_tree(*slot, source, *attributes),
             Step::Attach { slot, target } => self.attach(*slot, target),
             Step::Directory { path, mode, owner } => self.directory(path, *mode, *owner),
             Step::File { path } => {
                 let (parent, name) = self.parent(path)?;
-                mount::make_file(parent.as_fd(), &name)
+                mount::make_file(parent, &name)
             }
             Step::Symlink { target, path } => {
                 let (parent, name) = self.parent(path)?;
-                mount::make_symlink(target, parent.as_fd(), &name)
+                mount::make_symlink(target, parent, &name)
             }
             Step::TakeRoot { slot } => {
                 self.root = Some(self.slots.remove(slot).ok_or_else(missing_slot)?);
@@ -156,8 +180,17 @@ impl Builder {
         }
     }
 
+    /// The same, also for the steps after this one.
+    fn opened(&mut self, place: &Place) -> Result<BorrowedFd<'_>, CallError> {
+        let kept = match self.kept.take() {
+            Some(kept) if kept.0 == *place => kept,
+            _ => (place.clone(), self.open(place)?),
+        };
+        Ok(self.kept.insert(kept).1.as_fd())
+    }
+
     /// The directory that holds `place`, and its last component.
-    fn parent(&self, place: &Place) -> Result<(OwnedFd, CString), CallError> {
+    fn parent(&mut self, place: &Place) -> Result<(BorrowedFd<'_>, CString), CallError> {
         let (Place::Host(path) | Place::Root(path)) = place;
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         let parent = if parent.is_empty() { "/" } else { parent };
@@ -165,15 +198,7 @@ impl Builder {
             Place::Host(_) => Place::Host(parent.into()),
             Place::Root(_) => Place::Root(parent.into()),
         };
-        Ok((self.open(&place)?, text(name)))
-    }
-
-    fn clone_tree(&self, source: &Place, attributes: u64) -> Result<OwnedFd, CallError> {
-        let tree = mount::clone_tree(self.open(source)?.as_fd(), c"")?;
-        if attributes != 0 {
-            mount::restrict(tree.as_fd(), attributes)?;
-        }
-        Ok(tree)
+        Ok((self.opened(&place)?, text(name)))
     }
 
     fn user_limit(&self, path: &str, limit: u32) -> Result<(), CallError> {
@@ -208,16 +233,16 @@ impl Builder {
         process::enter_mount_namespace(programs.as_fd())
     }
 
-    fn directory(&self, path: &Place, mode: u32, (uid, gid): (u32, u32)) -> Result<(), CallError> {
+    fn directory(&mut self, path: &Place, mode: u32, (uid, gid): (u32, u32)) -> Result<(), CallError> {
         let (parent, name) = self.parent(path)?;
-        if mount::make_directory(parent.as_fd(), &name, mode)? {
+        if mount::make_directory(parent, &name, mode)? {
             // mkdir is subject to the umask, and the owner is init.
-            mount::change_mode(parent.as_fd(), &name, mode)?;
+            mount::change_mode(parent, &name, mode)?;
             return match (uid, gid) {
                 (0, 0) => Ok(()),
-                _ => mount::change_owner(parent.as_fd(), &name, uid, gid),
+                _ => mount::change_owner(parent, &name, uid, gid),
             };
         }
-        mount::open_directory_inside(parent.as_fd(), &name).map(drop)
+        mount::open_directory_inside(parent, &name).map(drop)
     }
 }

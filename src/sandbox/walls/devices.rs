@@ -28,20 +28,23 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
         Step::Mount { slot: dev, kind: "tmpfs".into(), options, attributes: NO_SETUID | NO_EXEC },
         Step::Attach { slot: dev, target: inside("/dev") },
     ]);
-    // Read-only: the device can be written to all the same, its node, which is the host's, can't be changed.
+    // What is made in one directory is made without anything mounted in between, so that init opens that once.
     for name in DEVICES {
-        let (slot, path) = (draft.slot(), inside(&format!("/dev/{name}")));
-        draft.inside.extend([
-            Step::CloneTree { slot, source: Place::Host(format!("/dev/{name}")), attributes: READ_ONLY | NO_SETUID | NO_EXEC },
-            Step::File { path: path.clone() },
-            Step::Attach { slot, target: path },
-        ]);
+        draft.inside.push(Step::File { path: inside(&format!("/dev/{name}")) });
     }
     for (target, path) in LINKS {
         draft.inside.push(Step::Symlink { target: target.into(), path: inside(path) });
     }
     for (path, mode) in [("/dev/pts", 0o755), ("/dev/shm", 0o1777)] {
         draft.inside.push(Step::Directory { path: inside(path), mode, owner: (0, 0) });
+    }
+    // Read-only: the device can be written to all the same, its node, which is the host's, can't be changed.
+    for name in DEVICES {
+        let (slot, path) = (draft.slot(), format!("/dev/{name}"));
+        draft.inside.extend([
+            Step::CloneTree { slot, source: Place::Host(path.clone()), attributes: READ_ONLY | NO_SETUID | NO_EXEC },
+            Step::Attach { slot, target: inside(&path) },
+        ]);
     }
     terminals(draft, spec);
     let shm = draft.slot();
