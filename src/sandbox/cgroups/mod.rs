@@ -7,6 +7,7 @@
 //! Read `host` for which hierarchy carries what, `tree` for making groups, `session` for one session's groups, `stale` for
 //! what a killed server left.
 
+mod control_files;
 mod host;
 mod io_limit;
 mod session;

@@ -3,19 +3,17 @@
 //! Invariant: groups that nobody has taken over are removed when the value is dropped.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use super::CgroupError;
+use super::control_files::ControlFiles;
 use super::tree::{CPU_OF_A_NEW_GROUP, write_cpu};
 use crate::command::Usage;
 use crate::sandbox::enforcement::WallState;
 use crate::sandbox::spec::Limits;
-
-/// Files of this size and more are not read: `cpu.stat`, the longest, has some 500 bytes.
-const CONTROL_FILE_BYTES_MAX: usize = 4096;
 
 /// "1" gives a group next to nothing that its neighbours want, v1 and v2.
 const IDLE_FILE: &str = "cpu.idle";
@@ -42,6 +40,7 @@ pub struct SessionCgroup {
     pub(super) cpu: Option<PathBuf>,
     pub(super) cpuacct: Option<PathBuf>,
     pub(super) v2: Option<PathBuf>,
+    files: ControlFiles,
     remover: Remover,
 }
 
@@ -85,6 +84,7 @@ impl SessionCgroup {
             cpu: None,
             cpuacct: None,
             v2: None,
+            files: ControlFiles::default(),
             remover: Remover::ThisValue,
         }
     }
@@ -121,9 +121,9 @@ impl SessionCgroup {
     pub fn events(&self) -> CgroupEvents {
         let oom = |group: &Path| {
             let file = if self.memory_is_v2() { "memory.events" } else { "memory.oom_control" };
-            counter(&group.join(file), "oom_kill")
+            self.counter(group.join(file), "oom_kill")
         };
-        let refused = |group: &Path| counter(&group.join("pids.events"), "max");
+        let refused = |group: &Path| self.counter(group.join("pids.events"), "max");
         // Kernels before 6.11 count a refusal in the group that tried to fork, later ones in the group that has the limit.
         let leaves: u64 = if self.pids.is_some() && self.pids == self.v2 {
             self.directories.iter().filter(|group| Some(*group) != self.v2.as_ref()).map(|leaf| refused(leaf)).sum()
@@ -140,21 +140,22 @@ impl SessionCgroup {
     pub fn usage(&self) -> Usage {
         let memory_file = if self.memory_is_v2() { "memory.peak" } else { "memory.max_usage_in_bytes" };
         let cpu_ms = match (&self.v2, &self.cpuacct) {
-            (Some(group), _) => keyed(&group.join("cpu.stat"), "usage_usec").map(|us| us / 1_000),
-            (None, Some(group)) => number(&group.join("cpuacct.usage")).map(|ns| ns / 1_000_000),
+            (Some(group), _) => self.files.keyed(group.join("cpu.stat"), "usage_usec").map(|us| us / 1_000),
+            (None, Some(group)) => self.files.number(group.join("cpuacct.usage")).map(|ns| ns / 1_000_000),
             (None, None) => None,
         };
         Usage {
             cpu_ms,
-            memory_peak_bytes: self.memory.as_ref().and_then(|group| number(&group.join(memory_file))),
-            pids_peak: self.pids.as_ref().and_then(|group| number(&group.join("pids.peak"))),
+            memory_peak_bytes: self.memory.as_ref().and_then(|group| self.files.number(group.join(memory_file))),
+            pids_peak: self.pids.as_ref().and_then(|group| self.files.number(group.join("pids.peak"))),
         }
     }
 
     /// What it holds now; none where the kernel does not tell.
     pub fn memory_bytes(&self) -> Option<u64> {
         let file = if self.memory_is_v2() { "memory.current" } else { "memory.usage_in_bytes" };
-        self.memory.as_ref().and_then(|group| number(&group.join(file)))
+        // Asked once in a while, so it is not kept open.
+        self.memory.as_ref().and_then(|group| ControlFiles::default().number(group.join(file)))
     }
 
     /// Lets the memory peak count from now. v2 keeps a peak per open descriptor only, so there it stays the session's.
@@ -162,7 +163,7 @@ impl SessionCgroup {
         match &self.memory {
             Some(group) if !self.memory_is_v2() => {
                 let path = group.join("memory.max_usage_in_bytes");
-                fs::write(&path, "0").map_err(|source| CgroupError::Write { path, source })?;
+                self.files.write(path.clone(), "0").map_err(|source| CgroupError::Write { path, source })?;
                 Ok(PeakReset::Reset)
             }
             Some(_) | None => Ok(PeakReset::Kept),
@@ -187,6 +188,10 @@ impl SessionCgroup {
     pub fn remove(mut self) -> Result<(), CgroupError> {
         self.remover = Remover::SomebodyElse;
         remove_directories(&self.directories)
+    }
+
+    fn counter(&self, path: PathBuf, key: &str) -> u64 {
+        self.files.keyed(path, key).unwrap_or(0)
     }
 
     fn memory_is_v2(&self) -> bool {
@@ -226,29 +231,4 @@ pub(super) fn remove_directory(path: &Path) -> Result<(), CgroupError> {
         }
     }
     Ok(())
-}
-
-/// The number after `key` in a flat-keyed file.
-fn keyed(path: &Path, key: &str) -> Option<u64> {
-    let text = text(path)?;
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
-    value.trim().parse().ok()
-}
-
-fn counter(path: &Path, key: &str) -> u64 {
-    keyed(path, key).unwrap_or(0)
-}
-
-/// The only number in a file.
-fn number(path: &Path) -> Option<u64> {
-    text(path)?.trim().parse().ok()
-}
-
-/// A control file's text. One read gives it whole; the library's would ask for the size first, which is not known, and then read on to the end.
-/// A file that fills the buffer could go on, and counts as one that does not tell.
-fn text(path: &Path) -> Option<String> {
-    let mut buffer = vec![0; CONTROL_FILE_BYTES_MAX];
-    let bytes = fs::File::open(path).ok()?.read(&mut buffer).ok().filter(|bytes| *bytes < CONTROL_FILE_BYTES_MAX)?;
-    buffer.truncate(bytes);
-    String::from_utf8(buffer).ok()
 }
