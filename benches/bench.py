@@ -388,7 +388,11 @@ def measure_peers(bench):
     time.sleep(bench.sizes.settle_s)
     for name, make in [(BARE, peers.bare_true), (BARE_PYTHON, peers.bare_python), (BWRAP, peers.bubblewrap)]:
         try:
-            bench.row(name, make())
+            run = make()
+            bench.row(name, run)
+            # What the rates of sessions are to be compared with: as many at once as there are processors.
+            at_once = os.cpu_count() or 1
+            bench.figure(f"{name}, {at_once} at once", f"{peers.rate(run, at_once, bench.sizes.steady_s / 2):,.0f} /s")
         except peers.NotThere as error:
             bench.missing(name, str(error))
     engines.measure_bare(bench)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 DOCKER_TIME_S = 10
 SESSION_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -30,6 +31,21 @@ def spawn(program, *arguments):
     if status != 0:
         raise NotThere(f"`{os.path.basename(program)}` ended with status {os.waitstatus_to_exitcode(status)}")
     return took
+
+
+def rate(run, at_once, seconds):
+    """Runs a second, so many at a time."""
+    until = time.perf_counter() + seconds
+
+    def one_after_the_other(_):
+        count = 0
+        while time.perf_counter() < until:
+            run()
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return sum(pool.map(one_after_the_other, range(at_once))) / seconds
 
 
 def path_of(name):

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import unittest
 import xml.etree.ElementTree
 
@@ -155,6 +156,11 @@ class Report(unittest.TestCase):
 class Peers(unittest.TestCase):
     def test_a_bare_program_is_timed_and_a_failing_one_is_told(self):
         self.assertGreater(peers.bare_true()(), 0)
+        begun = time.perf_counter()
+        self.assertGreater(peers.rate(peers.bare_true(), 2, 0.2), 0)
+        self.assertGreaterEqual(time.perf_counter() - begun, 0.2)
+        with self.assertRaises(peers.NotThere):
+            peers.rate(lambda: peers.spawn(peers.path_of("false")), 2, 0.2)
         with self.assertRaises(peers.NotThere):
             peers.spawn(peers.path_of("false"))
         with self.assertRaises(peers.NotThere):

@@ -1,9 +1,9 @@
 //! Whose rights init acts with: its own, or those of the session's programs, which file commands are carried out with.
 //!
-//! Taking them on and giving them back are sixteen system calls, more than most file commands make, so init keeps them from one file
+//! Taking them on and giving them back are fourteen system calls, more than most file commands make, so init keeps them from one file
 //! command to the next and gives them back when it has anything else to do. Invariants: with the programs' rights init has no effective
-//! capability; with either it ends with its parent and nobody may look into it; whoever needs init's own calls [`Rights::give_back`] first,
-//! and what is forgotten is refused by the kernel.
+//! capability; with either it ends with its parent and nobody may look into it; init's loop calls [`Rights::give_back`] before all that is
+//! no file command: the kernel would refuse most of it, the end of a program among it.
 
 use crate::plan::files::{FileError, FileErrorKind};
 use crate::sys::{CallError, credentials, process};
@@ -56,6 +56,11 @@ impl Rights {
         let result = action();
         self.give_back();
         result
+    }
+
+    /// Whether they are init's own.
+    pub fn are_own(&self) -> bool {
+        !self.lent
     }
 
     /// Init's own from here on. Going on with half of them would leave later walls unbuilt: then the sandbox ends.

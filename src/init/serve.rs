@@ -266,6 +266,7 @@ impl Init<'_> {
     }
 
     fn start_warm(&mut self) -> Result<(), ChannelError> {
+        debug_assert!(self.rights.are_own(), "of a program");
         let news = self.warm.start(Base { plan: self.plan, built: &self.built, stack: &mut self.stack });
         self.tell(news)
     }
@@ -292,6 +293,7 @@ impl Init<'_> {
     }
 
     fn reap(&mut self) -> Result<(), ChannelError> {
+        debug_assert!(self.rights.are_own(), "of a program");
         let mut news = News::default();
         self.warm.hear_words(&mut news);
         self.tell(news)?;
@@ -322,6 +324,7 @@ impl Init<'_> {
             // Kept for the next one.
             self.rights.take_on().and_then(|()| files::run_below(command, &self.context, root, &mut carriers))
         } else {
+            // They are not kept beside one that may have to be ended.
             self.rights.give_back();
             self.file_beside_ahead(root, command, &mut carriers)?
         };

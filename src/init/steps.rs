@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -69,7 +70,18 @@ fn missing_slot() -> CallError {
     CallError { call: "plan", errno: Errno::BADF }
 }
 
-/// Whether every place but the one that it covers is after the step what it was before.
+/// Whether a place is another one or below it.
+fn is_below(place: &Place, other: &Place) -> bool {
+    match (place, other) {
+        (Place::Host(place), Place::Host(other)) | (Place::Root(place), Place::Root(other)) => {
+            Path::new(place).starts_with(other)
+        }
+        // Before the pivot the new root is somewhere in the host's view.
+        _ => false,
+    }
+}
+
+/// Whether every place, but what it covers and what is below that, is after the step what it was before.
 fn leaves_places(step: &Step) -> bool {
     matches!(step, Step::Directory { .. } | Step::File { .. } | Step::Symlink { .. } | Step::Own { .. } | Step::Cover { .. })
 }
@@ -103,7 +115,7 @@ impl Builder {
                 Err(error) if error.errno == Errno::NOENT && *missing == Missing::Skips => Ok(()),
                 target => {
                     let (target, tree) = (target?, clone_tree(self.opened(source)?, *attributes)?);
-                    if path == source {
+                    if is_below(source, path) {
                         self.kept = None;
                     }
                     mount::attach(tree.as_fd(), target.as_fd())

@@ -116,7 +116,7 @@ pub fn sealed_copy_of_self() -> io::Result<OwnedFd> {
     Ok(copy.into())
 }
 
-/// Has the pages of a memory file put together into huge ones (madvise(2), `MADV_COLLAPSE`), whatever the host's setting for shared memory:
+/// Has the pages of a memory file put together into huge ones (madvise(2), `MADV_COLLAPSE`), unless the host denies shared memory such pages:
 /// each process that runs from it maps and lets go of many of them at once then. A kernel before Linux 6.1, or one without memory in
 /// such pieces, leaves them as they are.
 fn collapse(file: &File, length: usize) {

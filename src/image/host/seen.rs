@@ -1,6 +1,6 @@
 //! What was seen of the host when it was looked at last: its state's name, the image that was made of it, programs in that.
 //!
-//! Invariant: all of it is from one look, and none of it is told longer than [`HOLDS`] after that.
+//! Invariant: all of it is of one name of the host's state and was seen after that was, and none is told longer than [`HOLDS`] after it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -72,15 +72,16 @@ impl SeenHost {
 
     /// [`program_exists`]; in the image of the state that was seen, as long as it holds, as it was.
     pub fn has_program(&self, dir: &Path, root: &ImageRoot, program: &str) -> bool {
-        if let Some(seen) = self.last().as_mut().filter(|seen| seen.holds() && dir.join(&seen.state) == root.lower) {
-            if let Some(found) = seen.programs.get(program) {
-                return *found;
-            }
-            let found = program_exists(root, program);
-            seen.programs.insert(program.to_owned(), found);
-            return found;
+        let is_of = |look: &Look| look.holds() && dir.join(&look.state) == root.lower;
+        let known = self.last().as_ref().filter(|look| is_of(look)).map(|look| look.programs.get(program).copied());
+        // Nobody waits for a lookup of others.
+        let found = known.flatten().unwrap_or_else(|| program_exists(root, program));
+        if known == Some(None)
+            && let Some(look) = self.last().as_mut().filter(|look| is_of(look))
+        {
+            look.programs.insert(program.to_owned(), found);
         }
-        program_exists(root, program)
+        found
     }
 
     fn last(&self) -> MutexGuard<'_, Option<Look>> {

@@ -72,6 +72,7 @@ impl Init<'_> {
 
     /// Gives up one that another program could meet.
     pub(super) fn clear_the_way(&mut self) -> Result<(), ChannelError> {
+        debug_assert!(self.rights.are_own(), "what comes next starts a program");
         self.look_ahead()?;
         if self.prestarted.opening().is_some() {
             self.end_ahead();

@@ -1,16 +1,21 @@
 //! A session's control files, kept open: to find one by its path costs more than to read it, and each command asks for six.
 //!
-//! Invariant: all sessions together keep [`KEPT_MAX`] at most; for whoever comes when there are so many, a file is opened each time.
+//! Invariant: all sessions together keep [`kept_max`] at most; for whoever comes when there are so many, a file is opened each time.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Some forty sessions, and few beside the descriptors that a server may have.
+use rustix::process::{Resource, getrlimit};
+
+/// Those of some forty sessions.
 const KEPT_MAX: usize = 256;
+
+/// Of the descriptors that this process may have, one in so many.
+const DESCRIPTORS_EACH: u64 = 16;
 
 /// Files of this size and more are not read: `cpu.stat`, the longest, has some 500 bytes.
 const BYTES_MAX: usize = 4096;
@@ -44,6 +49,20 @@ impl Default for ControlFiles {
     }
 }
 
+/// The only number in a file that nobody asks again soon.
+pub(super) fn number(path: &Path) -> Option<u64> {
+    text(&open(path, Access::Read).ok()?)?.trim().parse().ok()
+}
+
+/// One read gives a control file whole; the library's would ask for the size first, which is not known, and then read on to the end.
+/// A file that fills the buffer could go on, and counts as one that does not tell.
+fn text(file: &File) -> Option<String> {
+    let mut buffer = vec![0; BYTES_MAX];
+    let bytes = file.read_at(&mut buffer, 0).ok().filter(|bytes| *bytes < BYTES_MAX)?;
+    buffer.truncate(bytes);
+    String::from_utf8(buffer).ok()
+}
+
 impl ControlFiles {
     fn counted_by(kept: &'static AtomicUsize) -> Self {
         Self { files: Mutex::default(), kept }
@@ -70,16 +89,8 @@ impl ControlFiles {
         })
     }
 
-    /// One read gives a control file whole; the library's would ask for the size first, which is not known, and then read on to the end.
-    /// A file that fills the buffer could go on, and counts as one that does not tell.
     fn text(&self, path: PathBuf) -> Option<String> {
-        let mut buffer = vec![0; BYTES_MAX];
-        let bytes = self.with(path, Access::Read, |file| file.read_at(&mut buffer, 0)).ok()?;
-        if bytes == BYTES_MAX {
-            return None;
-        }
-        buffer.truncate(bytes);
-        String::from_utf8(buffer).ok()
+        self.with(path, Access::Read, |file| Ok(text(file))).ok()?
     }
 
     fn with<T>(&self, path: PathBuf, access: Access, action: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
@@ -88,13 +99,13 @@ impl ControlFiles {
             return action(&kept.file);
         }
         let file = open(&path, access)?;
-        let outcome = action(&file);
-        if self.kept.fetch_add(1, Ordering::Relaxed) < KEPT_MAX {
+        let done = action(&file)?;
+        if self.kept.fetch_add(1, Ordering::Relaxed) < kept_max() {
             files.push(Kept { path, access, file });
         } else {
             self.kept.fetch_sub(1, Ordering::Relaxed);
         }
-        outcome
+        Ok(done)
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<Kept>> {
@@ -106,6 +117,15 @@ impl Drop for ControlFiles {
     fn drop(&mut self) {
         self.kept.fetch_sub(self.files().len(), Ordering::Relaxed);
     }
+}
+
+/// How many are kept: few beside the descriptors that this process may have.
+fn kept_max() -> usize {
+    static MAX: OnceLock<usize> = OnceLock::new();
+    *MAX.get_or_init(|| {
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        usize::try_from(descriptors / DESCRIPTORS_EACH).unwrap_or(usize::MAX).min(KEPT_MAX)
+    })
 }
 
 fn open(path: &Path, access: Access) -> io::Result<File> {
@@ -125,12 +145,12 @@ mod tests {
     fn a_file_is_read_from_its_beginning_each_time_and_only_so_many_are_kept() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = |number: usize| dir.path().join(format!("file-{number}"));
-        (0..=KEPT_MAX).for_each(|number| std::fs::write(path(number), "low 1\nlower 2\n").expect("room"));
+        (0..=kept_max()).for_each(|number| std::fs::write(path(number), "low 1\nlower 2\n").expect("room"));
         let (one, other) = (ControlFiles::counted_by(&TOGETHER), ControlFiles::counted_by(&TOGETHER));
-        for number in (0..=KEPT_MAX).chain(0..=KEPT_MAX) {
+        for number in (0..=kept_max()).chain(0..=kept_max()) {
             assert_eq!(one.keyed(path(number), "lower"), Some(2));
         }
-        assert_eq!(one.files().len(), KEPT_MAX);
+        assert_eq!(one.files().len(), kept_max());
         assert_eq!((other.keyed(path(0), "low"), other.files().len()), (Some(1), 0), "opened, and not kept");
         other.write(path(0), "low 3").expect("it may be written to");
         assert_eq!((one.keyed(path(0), "low"), other.keyed(path(0), "low")), (Some(3), Some(3)), "as it is now");

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::CgroupError;
-use super::control_files::ControlFiles;
+use super::control_files::{ControlFiles, number};
 use super::tree::{CPU_OF_A_NEW_GROUP, write_cpu};
 use crate::command::Usage;
 use crate::sandbox::enforcement::WallState;
@@ -154,8 +154,7 @@ impl SessionCgroup {
     /// What it holds now; none where the kernel does not tell.
     pub fn memory_bytes(&self) -> Option<u64> {
         let file = if self.memory_is_v2() { "memory.current" } else { "memory.usage_in_bytes" };
-        // Asked once in a while, so it is not kept open.
-        self.memory.as_ref().and_then(|group| ControlFiles::default().number(group.join(file)))
+        self.memory.as_ref().and_then(|group| number(&group.join(file)))
     }
 
     /// Lets the memory peak count from now. v2 keeps a peak per open descriptor only, so there it stays the session's.
