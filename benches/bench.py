@@ -46,10 +46,11 @@ class Sizes:
     """How many samples of each kind, and how long nothing is done between them."""
 
     def __init__(self, quick):
-        self.small = 40 if quick else 200
+        self.small = 30 if quick else 200
         self.spaced = 4 if quick else 15
         self.large = 4 if quick else 10
         self.steady_s = 1.0 if quick else 3.0
+        self.peers_s = 0.3 if quick else 1.5
         # After hundreds of sessions the kernel takes their namespaces and groups down for a while, which is in none of the rows that follow.
         self.settle_s = 1.0 if quick else 3.0
         self.quiet_s = 0.4 if quick else 1.0
@@ -392,7 +393,7 @@ def measure_peers(bench):
             bench.row(name, run)
             # What the rates of sessions are to be compared with: as many at once as there are processors.
             at_once = os.cpu_count() or 1
-            bench.figure(f"{name}, {at_once} at once", f"{peers.rate(run, at_once, bench.sizes.steady_s / 2):,.0f} /s")
+            bench.figure(f"{name}, {at_once} at once", f"{peers.rate(run, at_once, bench.sizes.peers_s):,.0f} /s")
         except peers.NotThere as error:
             bench.missing(name, str(error))
     engines.measure_bare(bench)
