@@ -35,7 +35,8 @@ def spawn(program, *arguments):
 
 def rate(run, at_once, seconds):
     """Runs a second, so many at a time."""
-    until = time.perf_counter() + seconds
+    started = time.perf_counter()
+    until = started + seconds
 
     def one_after_the_other(_):
         count = 0
@@ -45,7 +46,8 @@ def rate(run, at_once, seconds):
         return count
 
     with ThreadPoolExecutor(at_once) as pool:
-        return sum(pool.map(one_after_the_other, range(at_once))) / seconds
+        count = sum(pool.map(one_after_the_other, range(at_once)))
+    return count / (time.perf_counter() - started)
 
 
 def path_of(name):

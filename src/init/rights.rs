@@ -15,7 +15,7 @@ pub struct Rights {
     file_ids: (u32, u32),
     own: Own,
     /// Whether they are the programs'.
-    lent: bool,
+    as_programs: bool,
 }
 
 /// What init has for itself.
@@ -31,15 +31,15 @@ impl Rights {
     pub fn new(file_ids: (u32, u32)) -> Result<Self, CallError> {
         let (effective, permitted) = credentials::capabilities()?;
         let ids = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        Ok(Self { file_ids, own: Own { ids, effective, permitted }, lent: false })
+        Ok(Self { file_ids, own: Own { ids, effective, permitted }, as_programs: false })
     }
 
     /// Those of the session's programs from here on: their fs ids and no effective capability. After an error they are init's own.
     pub fn take_on(&mut self) -> Result<(), FileError> {
-        if self.lent {
+        if self.as_programs {
             return Ok(());
         }
-        self.lent = true;
+        self.as_programs = true;
         let (user, group) = self.file_ids;
         let taken = credentials::set_file_ids(user, group)
             .and_then(|()| credentials::set_capabilities(0, self.own.permitted, 0))
@@ -51,7 +51,7 @@ impl Rights {
     }
 
     /// Does `action` with those of the session's programs, and has init's own after it.
-    pub fn lend<T>(&mut self, action: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
+    pub fn act_as_programs<T>(&mut self, action: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
         self.take_on()?;
         let result = action();
         self.give_back();
@@ -60,12 +60,12 @@ impl Rights {
 
     /// Whether they are init's own.
     pub fn are_own(&self) -> bool {
-        !self.lent
+        !self.as_programs
     }
 
     /// Init's own from here on. Going on with half of them would leave later walls unbuilt: then the sandbox ends.
     pub fn give_back(&mut self) {
-        if !self.lent {
+        if !self.as_programs {
             return;
         }
         let Own { ids: (user, group), effective, permitted } = self.own;
@@ -75,7 +75,7 @@ impl Rights {
         if restored.is_err() {
             process::exit_now(1);
         }
-        self.lent = false;
+        self.as_programs = false;
     }
 }
 

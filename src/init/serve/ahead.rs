@@ -19,7 +19,7 @@ impl Init<'_> {
     pub(super) fn prestart(&mut self, request: PrestartRequest, streams: Vec<OwnedFd>) -> Result<(), ChannelError> {
         self.end_ahead();
         let make = || Gate::make(&self.context, &request.source, &request.waits_in);
-        let made = if self.reaper.is_idle() { self.rights.lend(make).ok() } else { None };
+        let made = if self.reaper.is_idle() { self.rights.act_as_programs(make).ok() } else { None };
         let Some((gate, socket)) = made else { return self.send(&InitMessage::Warmed(None)) };
         let base = Base { plan: self.plan, built: &self.built, stack: &mut self.stack };
         match self.prestarted.begin(request, streams, (gate, socket), base) {
@@ -36,7 +36,8 @@ impl Init<'_> {
         let execution = request.execution;
         self.look_ahead()?;
         let taken = self.prestarted.take().and_then(|ahead| {
-            let source = ahead.suits(request, number).then(|| self.rights.lend(|| ahead.gate().source()).ok()).flatten();
+            let source =
+                ahead.suits(request, number).then(|| self.rights.act_as_programs(|| ahead.gate().source()).ok()).flatten();
             if let Some(source) = source {
                 return ahead.give(&source, request);
             }
@@ -108,15 +109,15 @@ impl Init<'_> {
         }
         let opening = self.prestarted.opening();
         let is_hit = |ahead: &Ahead, context: &FileContext| ahead.is_misled_by(&command) || ahead.is_met_by(&command, context);
-        if opening.is_some_and(|ahead| self.rights.lend(|| Ok(is_hit(ahead, &self.context))).unwrap_or(true)) {
+        if opening.is_some_and(|ahead| self.rights.act_as_programs(|| Ok(is_hit(ahead, &self.context))).unwrap_or(true)) {
             self.end_ahead();
             self.send(&InitMessage::Warmed(None))?;
         }
-        let mut reply = self.rights.lend(|| files::run_below(command, &self.context, root, carriers));
+        let mut reply = self.rights.act_as_programs(|| files::run_below(command, &self.context, root, carriers));
         if let Some(ahead) = self.prestarted.opening() {
             if let Ok(reply) = &mut reply {
                 self.rights
-                    .lend(|| {
+                    .act_as_programs(|| {
                         ahead.hide(reply, &self.context);
                         Ok(())
                     })
@@ -139,7 +140,7 @@ impl Init<'_> {
 fn remove(rights: &mut Rights, gate: &Gate) {
     // One that can't be removed is the session's own file, and goes with it.
     rights
-        .lend(|| {
+        .act_as_programs(|| {
             gate.remove();
             Ok(())
         })
