@@ -265,7 +265,6 @@ impl Ahead {
 mod tests {
     use super::*;
     use crate::command::{EntryType, FileEntry, WriteMode};
-    use crate::init::files::FileBounds;
     use crate::init::watch::Begin;
     use crate::sys::socket;
 
@@ -274,7 +273,7 @@ mod tests {
     fn context(directory: &tempfile::TempDir) -> FileContext {
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
         let root = rustix::fs::open(directory.path(), flags, rustix::fs::Mode::empty()).expect("just made");
-        FileContext { root, working_directory: b"/".to_vec(), bounds: FileBounds::default() }
+        FileContext::new(root, "/")
     }
 
     /// One that has not opened its source, in a workspace of its own; no process of anybody has that number.

@@ -21,7 +21,7 @@ use crate::sys::start::Stack;
 use crate::sys::{CallError, mount, process};
 
 use super::door;
-use super::files::{self, Carriers, FileBounds, FileContext};
+use super::files::{self, Carriers, FileContext};
 use super::prestarted::Prestarted;
 use super::program::{self, Base, Role};
 use super::reaper::{Over, Reaper, Running};
@@ -42,11 +42,10 @@ const FAILED_FILES_MAX: usize = 256;
 pub fn prepare<'a>(plan: &'a Plan, built: Built, control: BorrowedFd<'a>) -> Result<(Init<'a>, OwnedFd), CallError> {
     let children = process::child_signals()?;
     let root = rustix::io::fcntl_dupfd_cloexec(&built.root, 0).named("fcntl(F_DUPFD_CLOEXEC)")?;
-    let context = FileContext { root, working_directory: WORKSPACE.into(), bounds: FileBounds::default() };
     let init = Init {
         plan,
         control,
-        context,
+        context: FileContext::new(root, WORKSPACE),
         rights: Rights::new((plan.file_uid, plan.file_gid))?,
         built,
         reaper: Reaper::default(),

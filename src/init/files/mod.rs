@@ -28,6 +28,7 @@ mod list_tests;
 mod testbed;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -35,6 +36,7 @@ use rustix::io::Errno;
 use crate::plan::files::{Contents, FileCommand, FileError, FileReply};
 use crate::sys::memory::Mapped;
 use budget::Budget;
+pub use open::Devices;
 
 /// Where file commands act, and how far they may go.
 #[derive(Debug)]
@@ -45,6 +47,16 @@ pub struct FileContext {
     pub working_directory: Vec<u8>,
     /// The bounds of each command.
     pub bounds: FileBounds,
+    /// File systems that were looked at; shared with what lies below.
+    pub devices: Arc<Devices>,
+}
+
+impl FileContext {
+    /// With the usual bounds.
+    pub fn new(root: OwnedFd, working_directory: &str) -> Self {
+        let (bounds, devices) = (FileBounds::default(), Arc::default());
+        Self { root, working_directory: working_directory.into(), bounds, devices }
+    }
 }
 
 /// The bounds of one file command. Past one the command fails with `LimitExceeded`; a listing is `truncated` instead,
@@ -134,7 +146,8 @@ pub fn run_below(
         None => run(command, context, carriers),
         Some(root) => {
             let working_directory = context.working_directory.clone();
-            run(command, &FileContext { root, working_directory, bounds: context.bounds }, carriers)
+            let devices = Arc::clone(&context.devices);
+            run(command, &FileContext { root, working_directory, bounds: context.bounds, devices }, carriers)
         }
     }
 }

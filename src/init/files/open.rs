@@ -6,6 +6,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, fstat, fstatfs, openat2};
 
@@ -61,6 +62,33 @@ impl Identity {
     }
 }
 
+/// Devices that were seen to be no kernel file systems. Nothing is mounted in a sandbox that serves, so a device number stays what it is.
+#[derive(Debug, Default)]
+pub struct Devices(Mutex<Vec<u64>>);
+
+/// As many as a sandbox has file systems, and a few more.
+const DEVICES_MAX: usize = 32;
+
+impl Devices {
+    /// Whether what `stat` describes lies on one of them.
+    pub fn know(&self, stat: &Stat) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&stat.st_dev)
+    }
+
+    /// Refuses an object of a kernel file system, which `stat` describes; asks the kernel once for each device.
+    pub fn check(&self, object: impl AsFd, stat: &Stat) -> Result<(), FileError> {
+        if self.know(stat) {
+            return Ok(());
+        }
+        refuse_kernel_file_system(object)?;
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() < DEVICES_MAX && !seen.contains(&stat.st_dev) {
+            seen.push(stat.st_dev);
+        }
+        Ok(())
+    }
+}
+
 /// Refuses an object of procfs, sysfs and their kind.
 pub fn refuse_kernel_file_system(object: impl AsFd) -> Result<(), FileError> {
     let statfs = fstatfs(object).map_err(failed("look at the file system"))?;
@@ -83,13 +111,13 @@ pub fn open_fifo(parent: impl AsFd, name: &[u8], access: OFlags) -> Result<Owned
 }
 
 /// Opens the regular file `name` of `parent`; anything else is refused, also when it takes the file's place meanwhile.
-pub fn open_regular(parent: impl AsFd, name: &[u8], access: OFlags) -> Result<(OwnedFd, Stat), FileError> {
+pub fn open_regular(devices: &Devices, parent: impl AsFd, name: &[u8], access: OFlags) -> Result<(OwnedFd, Stat), FileError> {
     let file = openat2(parent, name, access | CAREFUL, Mode::empty(), ONE_STEP).map_err(failed("open the file"))?;
     let stat = fstat(&file).map_err(failed("look at the opened file"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(refused(FileErrorKind::NotARegularFile, "use what is no regular file"));
     }
-    refuse_kernel_file_system(&file)?;
+    devices.check(&file, &stat)?;
     Ok((file, stat))
 }
 
@@ -105,10 +133,10 @@ pub fn open_place(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, rustix::io:
     openat2(parent, name, flags, Mode::empty(), ONE_STEP)
 }
 
-/// Makes the regular file `name`, which must not exist, for writing.
-pub fn create_file(parent: impl AsFd, name: &[u8], access: OFlags) -> Result<OwnedFd, rustix::io::Errno> {
-    let flags = access | OFlags::CREATE | OFlags::EXCL | CAREFUL;
-    openat2(parent, name, flags, Mode::from_raw_mode(0o644), ONE_STEP)
+/// Makes the regular file `name`, which must not exist, for writing; the umask takes from its permissions.
+pub fn create_file(parent: impl AsFd, name: &[u8], permissions: Mode) -> Result<OwnedFd, rustix::io::Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | CAREFUL;
+    openat2(parent, name, flags, permissions, ONE_STEP)
 }
 
 /// Calls `visit` for every entry of an open directory except `.` and `..`, with the kernel's hint about its type.

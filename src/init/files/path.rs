@@ -1,17 +1,16 @@
 //! From the path in a command to an open parent directory, a last name, and what stands there.
 //!
 //! Invariant: a path is resolved by the kernel below the root descriptor (RESOLVE_IN_ROOT), so that neither `..` nor an
-//! absolute symlink leaves it, and never through a magic link. The last component is looked at with O_PATH, which opens
-//! nothing. Symlinks within are followed: they lead only where the user's own code can go. Read `open` next.
+//! absolute symlink leaves it, and never through a magic link. The last component is looked at without opening it. Symlinks within are followed: they lead only where the user's own code can go. Read `open` next.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, readlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, mkdirat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::FileContext;
 use super::error::{failed, refused};
-use super::open::{Identity, open_place, refuse_kernel_file_system};
+use super::open::{Devices, Identity, open_place, refuse_kernel_file_system};
 use crate::plan::files::{FileError, FileErrorKind};
 
 /// Symlinks followed in the last component, as many as the kernel follows in a path (path_resolution(7)).
@@ -95,18 +94,20 @@ pub fn locate(context: &FileContext, path: &[u8], link: LastLink, parents: Paren
         let parent = open_parent(context, parent_text, parents)?;
         refuse_kernel_file_system(&parent)?;
         let mut place = Place { parent, name: name.to_vec(), found: None, directory_meant };
-        let Some(object) = look(&place)? else { return Ok(place) };
-        let stat = fstat(&object).map_err(failed("look at the file"))?;
+        let Some(stat) = look(&context.devices, &place)? else { return Ok(place) };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Symlink && link == LastLink::Followed {
-            let target = readlinkat(&object, "", Vec::new()).map_err(failed("read the symlink"))?;
-            text = redirect(parent_text, target.as_bytes());
+            match readlinkat(&place.parent, &place.name, Vec::new()) {
+                Ok(target) => text = redirect(parent_text, target.as_bytes()),
+                // It has been exchanged or removed since: what is there now is looked at.
+                Err(Errno::INVAL | Errno::NOENT) => {}
+                Err(errno) => return Err(failed("read the symlink")(errno)),
+            }
             continue;
         }
         if directory_meant && kind != FileType::Directory {
             return Err(failed("use the path as a directory")(Errno::NOTDIR));
         }
-        refuse_kernel_file_system(&object)?;
         place.found = Some(Found { kind, permissions: stat.st_mode & 0o777, identity: Identity::of(&stat) });
         return Ok(place);
     }
@@ -179,14 +180,26 @@ fn redirect(parent: &[u8], target: &[u8]) -> Vec<u8> {
     if target.starts_with(b"/") { target.to_vec() } else { [parent, b"/", target].concat() }
 }
 
-/// The last component as an O_PATH descriptor, or nothing when there is nothing.
-fn look(place: &Place) -> Result<Option<OwnedFd>, FileError> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match openat2(&place.parent, &place.name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
-        Ok(object) => Ok(Some(object)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(failed("look up the file")(errno)),
-    }
+/// What the last component is, or nothing when there is nothing; refused where it belongs to the kernel. It is held only where its file
+/// system is not known yet.
+fn look(devices: &Devices, place: &Place) -> Result<Option<Stat>, FileError> {
+    let found = match statat(&place.parent, &place.name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
+        Ok(stat) if devices.know(&stat) => return Ok(Some(stat)),
+        Ok(_) => {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+            openat2(&place.parent, &place.name, flags, Mode::empty(), resolve)
+        }
+        Err(errno) => Err(errno),
+    };
+    let object = match found {
+        Ok(object) => object,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(failed("look up the file")(errno)),
+    };
+    let stat = fstat(&object).map_err(failed("look at the file"))?;
+    devices.check(&object, &stat)?;
+    Ok(Some(stat))
 }
 
 /// Opens the parent directory, making what is missing if that is asked for.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, open};
 
 use super::open::open_place;
-use super::{Carriers, FileBounds, FileContext, path, run};
+use super::{Carriers, FileContext, path, run};
 use crate::command::{FileEntry, WriteMode};
 use crate::plan::files::{CONTENTS_INLINE_BYTES_MAX, Contents, FileCommand, FileError, FileReply};
 use crate::sys::memory::{self, Mapped};
@@ -32,9 +32,7 @@ impl Sandbox {
         fs::create_dir(root.path().join("workspace")).expect("room on the disk");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = open(root.path(), flags, Mode::empty()).expect("just made");
-        let context =
-            FileContext { root: descriptor, working_directory: b"/workspace".to_vec(), bounds: FileBounds::default() };
-        Self { root, context }
+        Self { root, context: FileContext::new(descriptor, "/workspace") }
     }
 
     /// Where a path of the sandbox lies on the host; for setting up and looking, not for hostile paths.

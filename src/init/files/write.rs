@@ -22,6 +22,9 @@ use crate::plan::files::{FileError, FileErrorKind, FileReply};
 /// Permission bits of a new file when the command names none.
 const NEW_FILE_MODE: u32 = 0o644;
 
+/// What the umask, which callers of `run` have set, takes from a new file.
+const UMASK: u32 = 0o022;
+
 /// Tries to find a free temporary name, or to append to a file that comes and goes.
 const TRIES_MAX: usize = 16;
 
@@ -34,6 +37,27 @@ pub struct Content<'c> {
     pub mode: WriteMode,
     /// Permission bits; set-id and sticky bits are dropped.
     pub permissions: Option<u32>,
+}
+
+/// Permission bits of a new file; set-id and sticky bits are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permissions {
+    /// The client named them: it has exactly these.
+    Named(u32),
+    /// Those of what was there, or usual ones; a directory with rules for new files (a default ACL) may give it less.
+    Inherited(u32),
+}
+
+impl Permissions {
+    fn bits(self) -> Mode {
+        let (Self::Named(bits) | Self::Inherited(bits)) = self;
+        permission_bits(bits)
+    }
+
+    /// Whether a file that was made with them may have others.
+    fn must_be_set(self) -> bool {
+        matches!(self, Self::Named(_)) || self.bits().intersects(Mode::from_raw_mode(UMASK))
+    }
 }
 
 /// What a new file may take the place of.
@@ -71,14 +95,15 @@ pub fn write(context: &FileContext, path: &[u8], content: &Content<'_>) -> Resul
 pub fn install(
     parent: BorrowedFd<'_>,
     name: &[u8],
-    permissions: u32,
+    permissions: Permissions,
     over: Over,
     fill: impl FnOnce(&mut File) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
-    let (temporary, file) = temporary_file(parent)?;
+    let (temporary, file) = temporary_file(parent, permissions.bits())?;
     let mut file = File::from(file);
+    let set = |file: &File| if permissions.must_be_set() { fchmod(file, permissions.bits()) } else { Ok(()) };
     let outcome = fill(&mut file)
-        .and_then(|()| fchmod(&file, permission_bits(permissions)).map_err(failed("set the permissions")))
+        .and_then(|()| set(&file).map_err(failed("set the permissions")))
         .and_then(|()| take_place(parent, temporary.as_bytes(), name, over));
     if outcome.is_err() {
         discard(parent, temporary.as_bytes());
@@ -112,17 +137,17 @@ pub fn permission_bits(permissions: u32) -> Mode {
 }
 
 fn install_bytes(place: &Place, content: &Content<'_>, kept: u32, over: Over) -> Result<(), FileError> {
-    let permissions = content.permissions.unwrap_or(kept);
+    let permissions = content.permissions.map_or(Permissions::Inherited(kept), Permissions::Named);
     install(place.parent.as_fd(), &place.name, permissions, over, |file| {
         file.write_all(content.bytes).map_err(io_failed("write the file"))
     })
 }
 
-fn temporary_file(parent: BorrowedFd<'_>) -> Result<(String, std::os::fd::OwnedFd), FileError> {
+fn temporary_file(parent: BorrowedFd<'_>, permissions: Mode) -> Result<(String, std::os::fd::OwnedFd), FileError> {
     let mut answer = Errno::EXIST;
     for _ in 0..TRIES_MAX {
         let name = temporary_name();
-        match create_file(parent, name.as_bytes(), OFlags::WRONLY) {
+        match create_file(parent, name.as_bytes(), permissions) {
             Ok(file) => return Ok((name, file)),
             Err(Errno::EXIST) => answer = Errno::EXIST,
             Err(errno) => {
@@ -140,7 +165,7 @@ fn append(context: &FileContext, path: &[u8], content: &Content<'_>) -> Result<(
         let place = locate(context, path, LastLink::Followed, Parents::Made)?;
         place.refuse_non_file()?;
         if place.found.is_some() {
-            match open_regular(&place.parent, &place.name, OFlags::WRONLY | OFlags::APPEND) {
+            match open_regular(&context.devices, &place.parent, &place.name, OFlags::WRONLY | OFlags::APPEND) {
                 Ok((file, _)) => return append_to(File::from(file), content),
                 Err(error) if error.kind == FileErrorKind::FileNotFound => {}
                 Err(error) => return Err(error),
@@ -216,6 +241,16 @@ mod tests {
     }
 
     #[test]
+    fn a_replaced_file_and_one_with_named_permissions_have_also_what_the_umask_would_take() {
+        let sandbox = Sandbox::new();
+        sandbox.put("/workspace/a", b"old");
+        set_mode(&sandbox, "/workspace/a", 0o666);
+        sandbox.write("a", b"new").expect("replaces");
+        sandbox.write_as("b", b"new", WriteMode::Create, Some(0o622)).expect("makes");
+        assert_eq!((mode_of(&sandbox, "/workspace/a"), mode_of(&sandbox, "/workspace/b")), (0o666, 0o622));
+    }
+
+    #[test]
     fn append_adds_and_makes_what_is_missing() {
         let sandbox = Sandbox::new();
         sandbox.write_as("log/a", b"one", WriteMode::Append, None).expect("makes");
@@ -255,11 +290,12 @@ mod tests {
             file.write_all(b"hal").map_err(io_failed("write the file"))?;
             Err(failed("write the file")(Errno::NOSPC))
         };
-        let error = install(workspace.as_fd(), b"a", 0o644, Over::Anything, half).expect_err("the disk is full");
+        let error = install(workspace.as_fd(), b"a", Permissions::Inherited(0o644), Over::Anything, half)
+            .expect_err("the disk is full");
         assert_eq!(error.kind, FileErrorKind::DiskFull);
         assert_eq!((sandbox.get("/workspace/a"), sandbox.names("/workspace")), (b"old".to_vec(), vec!["a".to_owned()]));
         let whole = |file: &mut File| file.write_all(b"whole").map_err(io_failed("write the file"));
-        install(workspace.as_fd(), b"a", 0o644, Over::Anything, whole).expect("room on the disk");
+        install(workspace.as_fd(), b"a", Permissions::Inherited(0o644), Over::Anything, whole).expect("room on the disk");
         assert_eq!(sandbox.get("/workspace/a"), b"whole");
     }
 
