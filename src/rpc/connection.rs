@@ -235,7 +235,7 @@ async fn rpc(State(services): State<Arc<Services>>, mut request: Request<Body>) 
     let subprotocol = offers_subprotocol(request.headers());
     let ended = Arc::new(AtomicBool::new(false));
     let caller = Caller { principal, connection: upgrade.then_some(connection.number), ended: Arc::clone(&ended) };
-    request.extensions_mut().insert(caller);
+    keep_only(request.extensions_mut(), connection.clone(), caller);
     let builder = services.rpc.clone().connection_id(connection.number as u32);
     let mut service = builder.build(services.methods.clone(), services.stop.clone());
     if upgrade {
@@ -246,6 +246,16 @@ async fn rpc(State(services): State<Arc<Services>>, mut request: Request<Body>) 
         Ok(response) => select_subprotocol(response.map(Body::new), subprotocol),
         Err(error) => refused(&Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, error: RpcError::internal(&error) }),
     }
+}
+
+/// Leaves what calls and the upgrade read: jsonrpsee copies all of them for each call.
+fn keep_only(extensions: &mut http::Extensions, connection: Connection, caller: Caller) {
+    let mut all = std::mem::take(extensions);
+    if let Some(upgrade) = all.remove::<hyper::upgrade::OnUpgrade>() {
+        extensions.insert(upgrade);
+    }
+    extensions.insert(connection);
+    extensions.insert(caller);
 }
 
 /// Waits for the end of a WebSocket and tells the session manager.

@@ -19,6 +19,9 @@ use super::socket::{self, Packet, Wait};
 /// Encodings up to this travel inline.
 const INLINE_BYTES_MAX: usize = 48 << 10;
 
+/// Most encodings have room in this, a small file's contents included.
+const USUAL_BYTES: usize = 2 << 10;
+
 /// No message is larger, whatever its sender says: the response bound of the server with room for the envelope.
 pub const MESSAGE_BYTES_MAX: u64 = 80 << 20;
 
@@ -78,7 +81,9 @@ fn send_with<T: Serialize>(
 
 /// The encoding of a message, for somebody who hands it on without reading it.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ChannelError> {
-    postcard::to_extend(message, vec![INLINE]).map_err(|_| ChannelError::Malformed("it can't be encoded"))
+    let mut start = Vec::with_capacity(USUAL_BYTES);
+    start.push(INLINE);
+    postcard::to_extend(message, start).map_err(|_| ChannelError::Malformed("it can't be encoded"))
 }
 
 /// Sends what [`encode`] made.
