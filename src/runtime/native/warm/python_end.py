@@ -179,9 +179,13 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         """In a fork, before its program: from now on new objects are told from those that were there."""
         nonlocal is_armed
         try:
-            with _io.open(source, "rb") as file:
-                text = file.read(SOURCE_MAX)
-            is_armed = bool(streams) and len(text) < SOURCE_MAX and not any(word in text for word in WORDS)
+            with _io.FileIO(source) as file:
+                # A buffer of the greatest size would be taken from the kernel and given back. What grows meanwhile is in doubt.
+                size = file.seek(0, 2)
+                file.seek(0)
+                text = file.read(size + 1) if size < SOURCE_MAX else None
+            is_whole = text is not None and len(text) == size
+            is_armed = bool(streams) and is_whole and not any(word in text for word in WORDS)
         except OSError:
             pass
         if not is_armed:
