@@ -20,8 +20,12 @@ use super::control::{Gone, InitClient, Keep};
 use super::program::{Feed, Outputs, Start};
 
 /// What makes a Python wait and fork.
-const PYTHON: &str =
-    concat!(include_str!("warm/python_end.py"), include_str!("warm/python_fork.py"), include_str!("warm/python.py"));
+const PYTHON: &str = concat!(
+    include_str!("warm/python_end.py"),
+    include_str!("warm/python_fork.py"),
+    include_str!("warm/python_pages.py"),
+    include_str!("warm/python.py")
+);
 
 /// Variables that only say where Bun keeps what it has made.
 const BUN_PLACES: [&[u8]; 2] = [b"BUN_INSTALL_CACHE_DIR", b"BUN_RUNTIME_TRANSPILER_CACHE_PATH"];

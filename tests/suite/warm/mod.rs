@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::http::request;
-use crate::support::{Feature, Server, Session, Setup, eventually, host, page, python};
+use crate::support::{Feature, Server, Session, Setup, eventually, host, page, python, residue};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -22,6 +22,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("an interpreter is taken down for a program that could tell, and for no other", quick_end),
             ("an interpreter forks in one step where its libraries are known, else in two", steps_of_a_fork),
             ("a library of C that a program loads late has its end", late_library),
+            ("what an interpreter has loaded lies in huge pages where the kernel gives them", huge_pages),
             ("modules beside the script and installed since are imported, never those that were loaded before", own_modules),
             ("a variable that is looked at when an interpreter starts takes a fresh one", variables),
             ("a program can't read, trace or take descriptors of the interpreter, of its own child it can", out_of_reach),
@@ -127,11 +128,12 @@ fn quick_end() {
 }
 
 /// The configuration of a server with one more language, `own`, which is Python with this preloaded too, and the directory of its file.
-fn with_preloaded(module: &str) -> (Setup, tempfile::TempDir) {
+fn with_preloaded(modules: &[&str]) -> (Setup, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let python = include_str!("../../../rootfs/python.toml").replace("name = \"python\"\n", "name = \"own\"\n");
     let python = python.replace("aliases = [\"py\", \"python3\"]", "aliases = []");
-    let python = python.replace("preload = [", &format!("preload = [\"{module}\", "));
+    let more = modules.iter().map(|module| format!("\"{module}\", ")).collect::<Vec<_>>().concat();
+    let python = python.replace("preload = [", &format!("preload = [{more}"));
     std::fs::write(directory.path().join("own.toml"), python).expect("a file");
     let config = format!("[sandbox]\nlanguage_dir = \"{}\"\n[warm]\nenabled = true\n", directory.path().display());
     (Setup { config, ..Setup::plain() }, directory)
@@ -141,7 +143,7 @@ fn with_preloaded(module: &str) -> (Setup, tempfile::TempDir) {
 /// is in no list.
 fn steps_of_a_fork() {
     host().need(Feature::Python);
-    let (setup, _directory) = with_preloaded("readline");
+    let (setup, _directory) = with_preloaded(&["readline"]);
     let server = Server::start(&setup);
     let faults = "def of_children(pid):\n    with open(f'/proc/{pid}/stat') as file: return int(file.read().rpartition(')')[2].split()[8])\n\
                   print(sum(map(of_children, both())) > 0, 'readline' in sys.modules)";
@@ -157,7 +159,7 @@ fn steps_of_a_fork() {
 /// With `ctypes` there from the start a program can load a library that no list has, and keep no object of it.
 fn late_library() {
     host().need(Feature::Python).need_programs("c", &["gcc", "as", "ld"]);
-    let (setup, _directory) = with_preloaded("ctypes");
+    let (setup, _directory) = with_preloaded(&["ctypes"]);
     let server = Server::start(&setup);
     let mut session = Session::open(&server, &json!({"language": "own"}));
     session.write(
@@ -167,11 +169,36 @@ fn late_library() {
     session
         .ok(&json!({"type": "execute_shell", "commandName": "gcc", "args": ["-shared", "-fPIC", "-o", "late.so", "late.c"]}));
     warmed(&server, &mut session);
-    for (load, output) in [("", "end\n"), ("ctypes._dlopen('/workspace/late.so', 2)\n", "end\nof C\n")] {
+    for (load, output) in [
+        ("", "end\n"),
+        ("ctypes._dlopen('/workspace/late.so', 2)\n", "end\nof C\n"),
+        ("ctypes.CDLL(None).dlmopen(-1, b'/workspace/late.so', 2)\n", "end\nof C\n"),
+        ("import _ctypes\n_ctypes.dlclose(ctypes._dlopen('/workspace/late.so', 2))\n", "of C\nend\n"),
+    ] {
         let code = format!("import ctypes\n{load}print('end')");
         let answer = carried_out(&server, &mut session, "warm", &json!({"type": "execute_code", "code": code}));
         assert_eq!(answer["result"]["stdout"], output, "{answer}");
     }
+}
+
+/// Modules of some twenty mebibytes, and what the kernel says of their interpreter and its fork.
+fn huge_pages() {
+    host().need(Feature::Python).need(Feature::Root);
+    let modules =
+        ["asyncio", "unittest.mock", "email.mime.text", "http.server", "xml.dom.minidom", "pydoc", "doctest", "pdb", "inspect"];
+    let (setup, _directory) = with_preloaded(&modules);
+    let server = Server::start(&setup);
+    let mut session = Session::open(&server, &json!({"language": "own"}));
+    warmed(&server, &mut session);
+    let huge_kib = |pid: i32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("AnonHugePages:").map(str::trim));
+        line.and_then(|line| line.trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
+    };
+    let total: u64 = residue::descendants(server.pid()).iter().map(|process| huge_kib(process.identity.0)).sum();
+    let given =
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| !text.contains("[never]"));
+    assert!(total > 0 || !given || host::kernel() < (6, 1), "of all processes of the session: {total} KiB");
 }
 
 fn begins_fresh() {

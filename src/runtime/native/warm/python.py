@@ -27,6 +27,7 @@ def wait_for_program(sys, os):
     # The first that is registered is called last.
     measure_end, rehearse_end, arm_end = prepare_quick_end(sys, os, gc, atexit, _ctypes, symbol, kept)
     fork = prepare_fork(os, _ctypes, symbol)
+    collapse = prepare_pages(io, _ctypes, symbol)
 
     def control(option, value):
         return _ctypes.call_function(prctl, (option, value, 0, 0, 0))
@@ -254,6 +255,7 @@ def wait_for_program(sys, os):
     kept.append((begin, known, judged, named, own_site, imported, real))
     gc.collect()
     gc.freeze()
+    collapse()
     control(DUMPABLE, 0)
     os.close(6)
 

@@ -75,6 +75,8 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
     # The names of the last modules of before, the very last first.
     last_modules = ()
     libraries_are_quiet = is_armed = False
+    # Words of the C library's list of what is loaded, by their places, that are others when something has been loaded since.
+    marks = {}
 
     def is_silent_c(kind):
         module, name = module_of(kind), name_of(kind)
@@ -100,15 +102,18 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         # All classes of C have come before, but for those of modules that are known to be silent.
         return flags_of(kind) & HEAP_TYPE and id(kind) not in known
 
+    class Word(ctypes._SimpleCData):
+        _type_ = "P"
+
+    def read(place):
+        return Word.from_address(place).value
+
     def measure():
         """Looks at what is there before any program. True when the libraries that are loaded are known."""
         nonlocal libraries_are_quiet
 
-        class Word(ctypes._SimpleCData):
-            _type_ = "P"
-
         def word(kind, at):
-            return Word.from_address(id(kind) + at).value
+            return read(id(kind) + at)
 
         class One:
             pass
@@ -146,6 +151,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         except OSError:
             return False
         libraries_are_quiet = all_are_quiet()
+        marks.update(end_of_list())
         streams.extend([sys.stdout, sys.stderr])
         filters[:] = sys.modules.get("warnings", _warnings).filters
         return libraries_are_quiet
@@ -154,6 +160,27 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         with _io.open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             mapped = [line.split(None, 5)[-1].strip() for line in maps if " r-xp " in line]
         return all(is_quiet(file) for file in mapped if ".so" in file)
+
+    def end_of_list():
+        """As <link.h> has it: the list's version, which is another when there is a second list (`dlmopen`), and where the last one's
+        successor would be named, for what is loaded comes last."""
+        VERSION, FIRST, NEXT = 0, 8, 24
+        try:
+            debug = symbol("_r_debug")
+        except OSError:
+            return {}
+        last = read(debug + FIRST)
+        if sys.maxsize < 1 << 32 or read(debug + VERSION) != 1 or not last:
+            return {}
+        while read(last + NEXT):
+            last = read(last + NEXT)
+        return {debug + VERSION: 1, last + NEXT: None}
+
+    def none_was_loaded():
+        """What comes as a module is known; `ctypes` can load whatever there is."""
+        if "ctypes" not in sys.modules:
+            return True
+        return all(read(place) == was for place, was in marks.items()) if marks else all_are_quiet()
 
     def is_quiet(library):
         # `libc.so.6`, `libc-2.31.so`, `libopenblas64_p-r0-5007b62f.3.23.so`
@@ -265,8 +292,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
             if is_over() and stands_as_before() and all(map(goes_silently, gc.get_objects())):
                 for stream in streams:
                     stream.flush()
-                # What comes as a module is known; `ctypes` can load whatever there is.
-                if libraries_are_quiet and ("ctypes" not in sys.modules or all_are_quiet()):
+                if libraries_are_quiet and none_was_loaded():
                     # Nothing of theirs is left to be done but this.
                     ctypes.call_function(flush, (None,))
                     os._exit(0)
