@@ -57,24 +57,25 @@ def bare(program):
 
 def measure(bench, connection, only=None, beside=False):
     """The rows of every runtime, or of one: JavaScript for all of them, the main one with the image's Node among them, then Python. With
-    `beside` the bare engine follows its runtime at once: a host that is slower in one minute than in the next is so for both."""
+    `beside` the bare engine runs in turns with its runtime: a host that is slower in one minute than in the next is so for both."""
     rows = [row for row in connection.call("runtime.list")[0]["runtimes"] if only in (None, row["type"])]
-    for language in CODE:
-        for row in rows:
-            measure_runtime(bench, connection, row, language)
-            if beside and language == "javascript":
-                measure_bare(bench, [program for runtime, program, _ in RUNTIMES if runtime == row["type"]])
+    with source_file() as source:
+        for language in CODE:
+            for row in rows:
+                program = next((program for runtime, program, _ in RUNTIMES if runtime == row["type"]), None)
+                is_due = beside and language == "javascript" and program and not bench.is_told(bare(program))
+                measure_runtime(bench, connection, row, language, (bare(program), bare_of(program, source)) if is_due else None)
 
 
-def measure_runtime(bench, connection, row, language):
-    """The pair of rows of a runtime, or why they are missing."""
+def measure_runtime(bench, connection, row, language, beside):
+    """The pair of rows of a runtime, or why they are missing; the first in turns with what is `beside` it."""
     runtime = row["type"]
     if not row["available"]:
         if language == "javascript" and any(runtime == compared for compared, *_ in RUNTIMES):
             bench.missing(first_result(runtime), f"not there: {row['reason']}")
     elif language in row["languages"]:
         sample = sample_of(connection, runtime, language)
-        bench.row(first_result(runtime, language), sample, count=count(bench, runtime), spaced=False)
+        bench.row(first_result(runtime, language), sample, count=count(bench, runtime), spaced=False, beside=beside)
         measure_standing(bench, connection, runtime, language)
     elif language in ENGINE_LANGUAGES.get(runtime, ()):
         bench.missing(first_result(runtime, language), f"not there: `codebeaker engines install wasm-{language}` brings its engine")
@@ -126,20 +127,33 @@ def tell(bench, connection):
             bench.figure(f"`runtime.list`: {row['type']}, start-up and memory", text)
 
 
-def measure_bare(bench, programs=tuple(BARE)):
-    """Engines as plain processes, those that have no row yet; their program is the project's own one line."""
-    told = {row["name"] for row in bench.timings}
+def measure_bare(bench):
+    """Engines as plain processes, those that have no row yet."""
+    with source_file() as source:
+        for program in (program for program in BARE if not bench.is_told(bare(program))):
+            run = bench.peer(bare(program), bare_of(program, source))
+            if run:
+                bench.row(bare(program), run, count=count(bench), spaced=False)
+
+
+@contextlib.contextmanager
+def source_file():
+    """The project's own one line, for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="codebeaker-bench-") as directory:
         source = os.path.join(directory, "hello.js")
         pathlib.Path(source).write_text(CODE["javascript"] + "\n", encoding="utf-8")
-        for program in (program for program in programs if bare(program) not in told):
-            own = ENGINES / program
-            try:
-                path = str(own) if own.is_file() else peers.path_of(program)
-                line = [path, *BARE[program], source]
-                bench.row(bare(program), lambda line=line: peers.spawn(*line), count=count(bench), spaced=False)
-            except peers.NotThere as error:
-                bench.missing(bare(program), str(error))
+        yield source
+
+
+def bare_of(program, source):
+    """Makes what runs an engine as a plain process."""
+
+    def make():
+        own = ENGINES / program
+        line = [str(own) if own.is_file() else peers.path_of(program), *BARE[program], source]
+        return lambda: peers.spawn(*line)
+
+    return make
 
 
 def ratios():

@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import re
+import statistics
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -54,6 +55,43 @@ def timing_table(rows):
     return lines
 
 
+def slower(timings, there):
+    """How many times as long as on the host of the promises this one takes, by what both ran: `there` has its milliseconds by name. The
+    median, and each of them; None where nothing of it ran here."""
+    here = {row["name"]: row.get("back_to_back", {}).get("p50_ms") for row in timings}
+    each = {name: here[name] / there[name] for name in there if here.get(name)}
+    return (statistics.median(each.values()), each) if each else None
+
+
+def promise(target):
+    """The numbers of a target: p50 and p99 in milliseconds and what v1 adds, or one number of a figure."""
+    return [float(number.replace(",", "")) for number in re.findall(r"(?<![a-z])\d[\d,]*\.?\d*", target or "")]
+
+
+def promises_here(timings, figures, factor, adds):
+    """The promises in times and rates as they would be on a host that takes `factor` times as long, beside what was measured. `adds`: whether
+    the placement in groups counts, which some promises allow for."""
+    lines = ["| what | measured here | promised there | which is here |", "| --- | ---: | ---: | ---: |"]
+    for row in timings:
+        numbers = promise(row.get("target"))
+        if not numbers or "back_to_back" not in row and "spaced" not in row:
+            continue
+        found = row.get("back_to_back") or row["spaced"]
+        more = numbers[2] if len(numbers) > 2 and adds else 0
+        there = [number + more for number in numbers[:2]]
+        here = [number * factor + more for number in numbers[:2]]
+        keys = ["p50_ms", "p99_ms"][: len(here)]
+        cells = [" / ".join(milliseconds(value) for value in values) for values in ([found[key] for key in keys], there, here)]
+        lines.append(f"| {row['name']} | {cells[0]} | {cells[1]} | {cells[2]} ms |")
+    for row in figures:
+        unit = next((unit for unit in ("/s", "ms") if (row.get("target") or "").endswith(unit)), None)
+        if unit and row["figure"].endswith(unit):
+            there = promise(row["target"])[0]
+            here = there / factor if unit == "/s" else there * factor
+            lines.append(f"| {row['name']} | {row['figure']} | {row['target']} | {here:,.0f} {unit} |")
+    return lines
+
+
 def markdown(report):
     """The whole block for docs/performance.md."""
     host = report["host"]
@@ -71,8 +109,24 @@ def markdown(report):
         "| --- | ---: | --- |",
     ]
     lines += [f"| {row['name']} | {row['figure']} | {row.get('target') or '–'} |" for row in report["figures"]]
+    lines += comparison(report)
     lines += ["", "Walls that do not stand as designed on this host: " + (", ".join(report["weaker_walls"]) or "none") + "."]
     return "\n".join(lines)
+
+
+def comparison(report):
+    """The part of the block that says what the promises are on this host."""
+    if not report.get("slower"):
+        return []
+    factor, each = report["slower"]
+    told = ", ".join(f"{name} {value:.2f}" for name, value in each.items())
+    adds = not report["host"]["cgroups"].startswith("v2 only")
+    return [
+        "",
+        f"The promises were made on another host. By the programs that ran on both, this one takes {factor:.2f} times as long (the median of {told}):",
+        "",
+        *promises_here(report["timings"], report["figures"], factor, adds),
+    ]
 
 
 def put_between_markers(text, block):

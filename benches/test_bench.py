@@ -1,5 +1,7 @@
 """The parts of the benchmark that need no server of ours: python3 -B -m unittest discover -s benches."""
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -10,6 +12,7 @@ import unittest
 import xml.etree.ElementTree
 
 import bench
+import floors
 import peers
 import plot
 import report
@@ -97,6 +100,20 @@ class Wire(unittest.TestCase):
         self.assertEqual(measured.timings[0]["back_to_back"]["n"], 5)
         self.assertIn("1001", measured.timings[1]["why"])
 
+    def test_what_stands_beside_an_operation_has_its_turn_with_it_and_a_row_of_its_own(self):
+        order = []
+        self.assertEqual([len(samples) for samples in bench.in_turns([lambda: order.append("a"), lambda: order.append("b")], 50)], [50, 50])
+        self.assertEqual("".join(order), ("a" * bench.TURN + "b" * bench.TURN) * 2 + "a" * 10 + "b" * 10)
+
+        def absent():
+            raise peers.NotThere("not there: no `peer`")
+
+        measured = bench.Bench(bench.Sizes(quick=True))
+        measured.row("ours", lambda: 0.002, count=5, spaced=False, beside=("theirs", lambda: lambda: 0.004))
+        measured.row("alone", lambda: 0.002, count=5, spaced=False, beside=("nobody", absent))
+        self.assertEqual([measured.p50(name) for name in ("ours", "theirs", "alone", "nobody")], [2, 4, 2, None])
+        self.assertTrue(measured.is_told("nobody"))
+
 
 class Report(unittest.TestCase):
     def test_percentiles_are_nearest_rank(self):
@@ -141,6 +158,26 @@ class Report(unittest.TestCase):
         self.assertEqual(table.count("| 600 | 20 |"), 3)
         self.assertIn("something was left", table)
 
+    def test_promises_are_told_as_they_would_be_on_this_host(self):
+        timings = [
+            {"name": "bare", "back_to_back": report.figures([0.020])},
+            {"name": "other", "back_to_back": report.figures([0.009])},
+            {"name": "made", "target": "2.5 / 6 (+ 7 where v1 has the controllers)", "back_to_back": report.figures([0.004])},
+            {"name": "large", "target": "60 / –", "spaced": report.figures([0.030])},
+            {"name": "failed", "target": "1 / 2", "why": "failed"},
+        ]
+        figures = [{"name": "rate", "figure": "700 /s", "target": "≥ 1,500 /s"}, {"name": "ratio", "figure": "0.7", "target": "≤ 0.5"}]
+        factor, each = report.slower(timings, {"bare": 10, "other": 3, "absent": 1})
+        self.assertEqual((factor, each), (2.5, {"bare": 2, "other": 3}))
+        self.assertIsNone(report.slower(timings, {"absent": 1}))
+        with_v1 = report.promises_here(timings, figures, 2.0, True)[2:]
+        self.assertEqual(with_v1, [
+            "| made | 4.00 / 4.00 | 9.50 / 13.0 | 12.0 / 19.0 ms |",
+            "| large | 30.0 | 60.0 | 120 ms |",
+            "| rate | 700 /s | ≥ 1,500 /s | 750 /s |",
+        ])
+        self.assertIn("| made | 4.00 / 4.00 | 2.50 / 6.00 | 5.00 / 12.0 ms |", report.promises_here(timings, figures, 2.0, False))
+
     def test_every_row_of_the_page_has_as_many_cells_as_its_header(self):
         figures = report.figures([0.001, 0.002])
         outcome = {
@@ -165,6 +202,30 @@ class Peers(unittest.TestCase):
             peers.spawn(peers.path_of("false"))
         with self.assertRaises(peers.NotThere):
             peers.path_of("no-such-program-" + str(os.getpid()))
+
+
+class Floors(unittest.TestCase):
+    def test_processes_that_answer_are_timed_and_leave_nothing(self):
+        for relay in (False, True):
+            with contextlib.closing(floors.Echo(relay)) as echo:
+                self.assertGreater(min(echo() for _ in range(5)), 0)
+                written = [os.path.getsize(os.path.join(echo.scratch, name)) for name in os.listdir(echo.scratch)]
+                self.assertEqual(written, [len(floors.FILE)] if relay else [])
+            self.assertFalse(os.path.exists(echo.scratch))
+            with self.assertRaises(ChildProcessError):
+                os.waitpid(echo.pids[0], 0)
+
+    def test_forks_are_timed_and_counted(self):
+        self.assertGreater(floors.fork()(), 0)
+        self.assertGreater(floors.rate(floors.fork, 2, 0.2), 0)
+
+    def test_a_process_of_namespaces_of_its_own_is_timed_or_its_absence_told(self):
+        measured = bench.Bench(bench.Sizes(quick=True))
+        with contextlib.redirect_stderr(io.StringIO()):
+            floors.measure(measured)
+        told = {row["name"]: row for row in measured.timings}
+        self.assertEqual(set(told), {floors.NAMESPACES, floors.FORK})
+        self.assertTrue("back_to_back" in told[floors.NAMESPACES] or "not there" in told[floors.NAMESPACES].get("why", ""))
 
 
 class Server(unittest.TestCase):

@@ -115,7 +115,7 @@ class Engines(unittest.TestCase):
             self.assertEqual(compared[name("Bun"), engines.bare("bun")], "≤ 2")
         self.assertEqual({under for _, under in compared}, {engines.bare(program) for program in engines.BARE})
 
-    def test_the_bare_engine_follows_its_runtime_at_once_and_is_measured_once(self):
+    def test_the_bare_engine_runs_in_turns_with_its_runtime_and_is_measured_once(self):
         rows = bench.Bench(bench.Sizes(quick=True))
         lines = []
         with (
@@ -126,7 +126,7 @@ class Engines(unittest.TestCase):
             engines.measure(rows, FakeConnection([available("Deno"), available("V8Isolate"), available("Bun")]), beside=True)
             engines.measure_bare(rows)
         names = [row["name"] for row in rows.timings]
-        self.assertEqual(names[:3], [engines.first_result("Deno"), engines.in_session("Deno"), engines.bare("deno")])
+        self.assertEqual(names[:3], [engines.first_result("Deno"), engines.bare("deno"), engines.in_session("Deno")])
         self.assertEqual(sorted(names), sorted(set(names)))
         self.assertEqual(names[-1], engines.bare("node"), "what no runtime stands beside comes last")
         self.assertTrue(all(os.path.basename(line[0]) in engines.BARE for line in lines))
