@@ -17,6 +17,7 @@ import peers
 import plot
 import report
 import scale
+import steps
 import wire
 
 
@@ -216,8 +217,8 @@ class Floors(unittest.TestCase):
                 os.waitpid(echo.pids[0], 0)
 
     def test_forks_are_timed_and_counted(self):
-        self.assertGreater(floors.fork()(), 0)
-        self.assertGreater(floors.rate(floors.fork, 2, 0.2), 0)
+        self.assertGreater(steps.fork()(), 0)
+        self.assertGreater(steps.rate(steps.fork, 2, 0.2), 0)
 
     def test_a_process_of_namespaces_of_its_own_is_timed_or_its_absence_told(self):
         measured = bench.Bench(bench.Sizes(quick=True))
