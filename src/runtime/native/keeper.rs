@@ -37,7 +37,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// The ready sandboxes of all runtimes in the OS sandbox.
 pub(super) struct Pool {
     state: Mutex<State>,
-    wake: Notify,
+    wake: Arc<Notify>,
 }
 
 struct State {
@@ -62,8 +62,8 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
-    /// None for a profile without limits of its own.
-    fn of(runtime: &NativeRuntime, config: &InstanceConfig) -> Option<Arc<Self>> {
+    /// None for a profile without limits of its own. `wake` is told when sandboxes with interpreters are wanted again.
+    fn of(runtime: &NativeRuntime, config: &InstanceConfig, wake: &Arc<Notify>) -> Option<Arc<Self>> {
         let limits = config.profile.limits()?;
         let config = InstanceConfig {
             environment_id: EnvironmentId::random(),
@@ -75,7 +75,8 @@ impl Recipe {
             network: NetworkGrant::None,
             ..config.clone()
         };
-        Some(Arc::new(Self { runtime: Weak::clone(&runtime.itself), config, uses: Arc::default() }))
+        let uses = Arc::new(Uses::new(Arc::clone(wake)));
+        Some(Arc::new(Self { runtime: Weak::clone(&runtime.itself), config, uses }))
     }
 }
 
@@ -92,7 +93,7 @@ type Filling = BoxFuture<'static, (Kind, Instant, Result<Ready, Spoiled>)>;
 impl Pool {
     pub(super) fn new(bounds: PoolBounds) -> Self {
         let phase = if bounds.sandboxes_max == 0 { Phase::Closed } else { Phase::Idle };
-        Self { state: Mutex::new(State { shelves: Shelves::new(bounds, Instant::now()), phase }), wake: Notify::new() }
+        Self { state: Mutex::new(State { shelves: Shelves::new(bounds, Instant::now()), phase }), wake: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -124,7 +125,7 @@ impl Pool {
         if self.state().phase != Phase::Kept {
             return (None, None);
         }
-        let (Some(kind), Some(recipe)) = (runtime.kind_of(config, image), Recipe::of(runtime, config)) else {
+        let (Some(kind), Some(recipe)) = (runtime.kind_of(config, image), Recipe::of(runtime, config, &self.wake)) else {
             return (None, None);
         };
         let (dead, found, recipe) = {

@@ -5,18 +5,28 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use tokio::sync::Notify;
+
 /// So many in a row that ended without such a program, and the next ready sandboxes have no interpreter: to start one that nobody uses takes
 /// several times what the sandbox itself takes.
 const UNUSED_MAX: u32 = 16;
 
 /// Sandboxes of a kind, ready ones or made for their session, that ended without such a program since one began it.
 #[derive(Debug, Default)]
-pub(super) struct Uses(AtomicU32);
+pub(super) struct Uses {
+    unused: AtomicU32,
+    changed: Arc<Notify>,
+}
 
 impl Uses {
+    /// Of a kind of which nothing is known; whoever fills its shelf hears by `changed` that uses have become likely.
+    pub(super) fn new(changed: Arc<Notify>) -> Self {
+        Self { unused: AtomicU32::new(0), changed }
+    }
+
     /// Whether the next ready sandbox is to have one.
     pub(super) fn are_likely(&self) -> bool {
-        self.0.load(Ordering::Relaxed) < UNUSED_MAX
+        self.unused.load(Ordering::Relaxed) < UNUSED_MAX
     }
 }
 
@@ -38,7 +48,9 @@ impl Use {
     pub(super) fn begin(&self) {
         if self.serves {
             self.began.store(true, Ordering::Relaxed);
-            self.kind.0.store(0, Ordering::Relaxed);
+            if self.kind.unused.swap(0, Ordering::Relaxed) >= UNUSED_MAX {
+                self.kind.changed.notify_one();
+            }
         }
     }
 }
@@ -47,13 +59,15 @@ impl Drop for Use {
     fn drop(&mut self) {
         if !*self.began.get_mut() {
             // At its end the count stays there: more than enough.
-            let _ = self.kind.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unused| unused.checked_add(1));
+            let _ = self.kind.unused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unused| unused.checked_add(1));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn use_of(kind: &Arc<Uses>, serves: bool) -> Use {
@@ -69,17 +83,21 @@ mod tests {
         assert!(!kind.are_likely());
         use_of(&kind, false).begin();
         assert!(!kind.are_likely(), "one made ready would have been of no use to it");
+        assert!(kind.changed.notified().now_or_never().is_none());
         let last = use_of(&kind, true);
         last.begin();
         assert!(kind.are_likely());
+        assert!(kind.changed.notified().now_or_never().is_some(), "who fills the shelf need not look for it");
+        last.begin();
+        assert!(kind.changed.notified().now_or_never().is_none(), "it was likely already");
         drop(last);
         assert!(kind.are_likely());
-        assert_eq!(kind.0.load(Ordering::Relaxed), 0, "it is not counted");
+        assert_eq!(kind.unused.load(Ordering::Relaxed), 0, "it is not counted");
     }
 
     #[test]
     fn the_count_does_not_begin_anew_at_its_end() {
-        let kind = Arc::new(Uses(AtomicU32::new(u32::MAX)));
+        let kind = Arc::new(Uses { unused: AtomicU32::new(u32::MAX), ..Uses::default() });
         drop(use_of(&kind, true));
         assert!(!kind.are_likely());
     }
