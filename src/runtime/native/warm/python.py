@@ -27,7 +27,7 @@ def wait_for_program(sys, os):
     # The first that is registered is called last.
     measure_end, rehearse_end, arm_end = prepare_quick_end(sys, os, gc, atexit, _ctypes, symbol, kept)
     fork = prepare_fork(os, _ctypes, symbol)
-    collapse = prepare_pages(io, _ctypes, symbol)
+    collapse = prepare_pages(os, io, _ctypes, symbol)
 
     def control(option, value):
         return _ctypes.call_function(prctl, (option, value, 0, 0, 0))

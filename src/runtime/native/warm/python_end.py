@@ -165,6 +165,9 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         """As <link.h> has it: the list's version, which is another when there is a second list (`dlmopen`), and where the last one's
         successor would be named, for what is loaded comes last."""
         VERSION, FIRST, NEXT = 0, 8, 24
+        # Older ones keep their other lists to themselves.
+        if "CS_GNU_LIBC_VERSION" not in os.confstr_names or glibc(os) < (2, 35):
+            return {}
         try:
             debug = symbol("_r_debug")
         except OSError:
@@ -180,7 +183,7 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
         """What comes as a module is known; `ctypes` can load whatever there is."""
         if "ctypes" not in sys.modules:
             return True
-        return all(read(place) == was for place, was in marks.items()) if marks else all_are_quiet()
+        return bool(marks) and all(read(place) == was for place, was in marks.items()) or all_are_quiet()
 
     def is_quiet(library):
         # `libc.so.6`, `libc-2.31.so`, `libopenblas64_p-r0-5007b62f.3.23.so`

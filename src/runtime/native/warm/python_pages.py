@@ -1,8 +1,9 @@
 # What an interpreter has loaded before it forks lies in thousands of small pages. Each fork has a table of all of them, made when it begins and
 # taken down when it ends, most of them never looked at. Where the kernel can put them together into huge pages (`MADV_COLLAPSE`, Linux 6.1),
-# a fork has one entry for many. No memory comes to it but what was there: a place is put together when it is nearly full.
-def prepare_pages(io, ctypes, symbol):
+# a fork has one entry for many. A place is put together when three quarters of it are in use, so it holds up to a third more then.
+def prepare_pages(os, io, ctypes, symbol):
     """A function that puts together the memory there is by then; all that it needs is made here, before objects are told from later ones."""
+    # With larger pages huge ones are of other sizes: there everything stays as it is.
     COLLAPSE, HUGE, PAGE = 25, 2 << 20, 4096
     ENTRY, PRESENT = 8, 1 << 63
     ENOUGH = HUGE // PAGE * 3 // 4
@@ -25,6 +26,8 @@ def prepare_pages(io, ctypes, symbol):
                 yield from range(-(-begin // HUGE) * HUGE, end - HUGE + 1, HUGE)
 
     def collapse():
+        if os.sysconf("SC_PAGESIZE") != PAGE:
+            return
         try:
             # By proc(5) a word for each page, whose first bit says whether there is one.
             with io.open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
