@@ -66,7 +66,7 @@ fn serve_from(control: BorrowedFd<'_>) -> Result<(), channel::ChannelError> {
 
 /// What init does to itself before the first step.
 fn harden() -> Result<(), CallError> {
-    process::set_umask(0o022);
+    process::set_umask(files::UMASK);
     process::set_name(c"init")?;
     process::block_signals()?;
     // Blocked all the same; programs inherit this, and have nothing to reset.

@@ -37,6 +37,7 @@ use crate::plan::files::{Contents, FileCommand, FileError, FileReply};
 use crate::sys::memory::Mapped;
 use budget::Budget;
 pub use open::Devices;
+pub use write::UMASK;
 
 /// Where file commands act, and how far they may go.
 #[derive(Debug)]
@@ -97,7 +98,7 @@ pub struct Carriers {
 }
 
 /// Carries out one command. The caller has taken on the user's fsuid and fsgid, dropped its effective capabilities, and
-/// set umask 022.
+/// set [`UMASK`].
 pub fn run(command: FileCommand, context: &FileContext, carriers: &mut Carriers) -> Result<FileReply, FileError> {
     let mut budget = Budget::new(&context.bounds);
     match command {

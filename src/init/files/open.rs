@@ -62,7 +62,8 @@ impl Identity {
     }
 }
 
-/// Devices that were seen to be no kernel file systems. Nothing is mounted in a sandbox that serves, so a device number stays what it is.
+/// Devices that were seen to be no kernel file systems. No kernel file system comes into a sandbox that serves, so none can have one of these
+/// numbers later, whatever becomes of it.
 #[derive(Debug, Default)]
 pub struct Devices(Mutex<Vec<u64>>);
 

@@ -29,6 +29,7 @@ impl Sandbox {
     }
 
     fn with_root(root: tempfile::TempDir) -> Self {
+        crate::sys::process::set_umask(super::UMASK);
         fs::create_dir(root.path().join("workspace")).expect("room on the disk");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = open(root.path(), flags, Mode::empty()).expect("just made");

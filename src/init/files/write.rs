@@ -22,8 +22,8 @@ use crate::plan::files::{FileError, FileErrorKind, FileReply};
 /// Permission bits of a new file when the command names none.
 const NEW_FILE_MODE: u32 = 0o644;
 
-/// What the umask, which callers of `run` have set, takes from a new file.
-const UMASK: u32 = 0o022;
+/// The umask that callers of [`super::run`] have set.
+pub const UMASK: u32 = 0o022;
 
 /// Tries to find a free temporary name, or to append to a file that comes and goes.
 const TRIES_MAX: usize = 16;
