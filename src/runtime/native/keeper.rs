@@ -166,11 +166,15 @@ impl Pool {
     /// Begins what is to be begun; when to come back at the latest. None: it is closed.
     fn begin(&self, fillings: &mut FuturesUnordered<Filling>) -> Option<Instant> {
         let now = Instant::now();
-        let later = now + LOOK_INTERVAL;
+        let mut later = now + LOOK_INTERVAL;
         if fillings.len() < FILLINGS_MAX {
             let outdated = {
                 let mut state = self.state();
                 let outdated = state.shelves.outdated(now, Ready::is_as_wanted);
+                if outdated.is_none() {
+                    let due = state.shelves.outdated_at(now, Ready::is_as_wanted);
+                    later = due.map_or(later, |due| due.min(later));
+                }
                 state.tell();
                 outdated
             };

@@ -105,6 +105,16 @@ impl<R, T> Shelf<R, T> {
         burst.clamp(bounds.ready_min.min(bounds.sandboxes_max), bounds.sandboxes_max)
     }
 
+    /// With nothing on its way.
+    fn is_full(&self, bounds: &PoolBounds, now: Instant) -> bool {
+        self.filling == 0 && self.ready.len() >= self.wanted(bounds, now)
+    }
+
+    /// When something may be made for it.
+    fn free_at(&self) -> Instant {
+        self.not_before.max(self.retry_at)
+    }
+
     fn note(&mut self, second: u64, now: Instant) {
         self.asked = now;
         match self.bursts.back_mut() {
@@ -188,7 +198,7 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
             shelf.retry_at <= now && (shelf.not_before <= now || little_left)
         };
         let (due, later): (Vec<_>, Vec<_>) = short.partition(|(_, shelf)| ready_now(shelf));
-        let later = later.iter().map(|(_, shelf)| shelf.not_before.max(shelf.retry_at)).min();
+        let later = later.iter().map(|(_, shelf)| shelf.free_at()).min();
         let mut due: Vec<(K, Instant)> = due.into_iter().map(|(kind, shelf)| (kind.clone(), shelf.asked)).collect();
         // A kind that has no room must not keep the others from theirs.
         due.sort_by_key(|(_, asked)| Reverse(*asked));
@@ -279,15 +289,19 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
     /// Takes away one that is not as it is wanted by now, from a shelf that is full and could be filled at once: they are replaced one after another.
     pub fn outdated(&mut self, now: Instant, is_as_wanted: impl Fn(&T) -> bool) -> Option<T> {
         let bounds = self.bounds;
-        let mut full = self.by_kind.values_mut().filter(|shelf| {
-            shelf.filling == 0 && shelf.ready.len() >= shelf.wanted(&bounds, now) && shelf.not_before.max(shelf.retry_at) <= now
-        });
+        let mut full = self.by_kind.values_mut().filter(|shelf| shelf.is_full(&bounds, now) && shelf.free_at() <= now);
         full.find_map(|shelf| {
             let position = shelf.ready.iter().position(|ready| !is_as_wanted(&ready.sandbox))?;
             // Whoever works now keeps the cores from here on.
             shelf.short_since = now;
             shelf.ready.remove(position).map(|ready| ready.sandbox)
         })
+    }
+
+    /// When [`Self::outdated`] will find one where it finds none now.
+    pub fn outdated_at(&self, now: Instant, is_as_wanted: impl Fn(&T) -> bool) -> Option<Instant> {
+        let full = self.by_kind.values().filter(|shelf| shelf.is_full(&self.bounds, now));
+        full.filter(|shelf| shelf.ready.iter().any(|ready| !is_as_wanted(&ready.sandbox))).map(Shelf::free_at).min()
     }
 
     /// How one of a kind is made.

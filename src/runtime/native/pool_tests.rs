@@ -73,6 +73,22 @@ fn those_that_are_not_as_wanted_are_replaced_one_after_another() {
 }
 
 #[test]
+fn what_is_replaced_waits_for_a_command_and_no_longer() {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "python", now);
+    let later = now + PAUSE;
+    fill(&mut shelves, later, MIB);
+    shelves.put_off(later);
+    let is_as_wanted = |number: &u32| *number > 2;
+    assert_eq!(shelves.outdated(later, is_as_wanted), None);
+    assert_eq!(shelves.outdated_at(later, |_| true), None, "nothing is to be replaced");
+    let due = shelves.outdated_at(later, is_as_wanted).expect("both are");
+    assert_eq!(due, later + PAUSE);
+    assert_eq!(shelves.outdated(due, is_as_wanted), Some(1));
+}
+
+#[test]
 fn a_burst_is_kept_ready_for_within_the_bounds_and_is_forgotten_in_time() {
     let now = Instant::now();
     let mut shelves = Numbers::new(bounds(), now);
