@@ -50,12 +50,14 @@ class Sizes:
 
     def __init__(self, quick):
         self.small = 30 if quick else 200
-        self.spaced = 4 if quick else 15
+        self.spaced = 3 if quick else 15
         self.large = 4 if quick else 10
+        # What takes a good part of a second each.
+        self.seconds = 3 if quick else 9
         self.steady_s = 1.0 if quick else 3.0
         self.peers_s = 0.3 if quick else 1.5
         # After hundreds of sessions the kernel takes their namespaces and groups down for a while, which is in none of the rows that follow.
-        self.settle_s = 1.0 if quick else 3.0
+        self.settle_s = 0.5 if quick else 3.0
         self.quiet_s = 0.4 if quick else 1.0
 
 
@@ -197,11 +199,16 @@ class Bench:
             if spaced:
                 self.fill(rows, "spaced", in_turns(actions, self.sizes.spaced, SPACE_S))
         except (WireError, peers.NotThere, OSError, KeyError) as error:
-            rows[0]["why"] = f"failed: {error}"
-            say(f"      {rows[0]['why']}")
+            failed = rows[-1] if isinstance(error, peers.NotThere) else rows[0]
+            failed["why"] = f"failed: {error}"
+            say(f"      {failed['why']}")
             if isinstance(error, OSError):
                 raise
         self.timings += [row for row in rows if "back_to_back" in row or "why" in row]
+        if peer and "why" in rows[1] and "why" not in rows[0]:
+            # A peer that fails takes no row of ours along.
+            self.timings = [row for row in self.timings if row is not rows[0]]
+            self.row(name, action, target, count, spaced)
 
     def add(self, name, samples):
         """A row of timings that were taken elsewhere, back to back."""
@@ -258,7 +265,8 @@ BARE, BARE_PYTHON, BWRAP = (
 )
 
 
-# Milliseconds on the host of the promises, of what runs here too. Engines are left out, whose versions differ, and `true`, which was static there.
+# Milliseconds on the host of the promises, of what runs here too, as they were told with the promises. Engines are left out, whose versions differ,
+# and `true`, which was static there.
 THERE = {BARE_PYTHON: 11.4, BWRAP: 4.9, containers.TRUE: 67, containers.PYTHON: 77}
 
 
@@ -305,7 +313,7 @@ def measure_sessions(bench, connection, create, target, beside):
     close = CLOSE if create == CREATE else f"{CLOSE} of such a session"
     say(f"   {create} and {close}")
     sizes = bench.sizes
-    peer = bench.peer(*beside)
+    peer = bench.peer(*beside) if beside else None
     rows = [{"name": create, "target": target}] + ([{"name": beside[0]}] if peer else [])
     others = [peer] if peer else []
     try:
@@ -313,7 +321,11 @@ def measure_sessions(bench, connection, create, target, beside):
         closings["back_to_back"].clear()
         bench.fill(rows, "back_to_back", in_turns([lambda: once("back_to_back"), *others], sizes.small))
         bench.fill(rows, "spaced", in_turns([lambda: once("spaced", SPACE_S), *others], sizes.spaced, SPACE_S))
-    except (WireError, KeyError, peers.NotThere) as error:
+    except peers.NotThere as error:
+        bench.missing(beside[0], f"failed: {error}")
+        measure_sessions(bench, connection, create, target, None)
+        return
+    except (WireError, KeyError) as error:
         bench.missing(create, f"failed: {error}")
         return
     rows.insert(1, {"name": close, **{kind: report.figures(samples) for kind, samples in closings.items()}})
@@ -333,9 +345,10 @@ def measure_commands(bench, connection, session):
     text = "x" * KIB
     bench.row(TRUE, command(type="execute_shell", commandName="true"), "1.2 / 3", beside=(BARE, peers.bare_true))
     bench.row(CODE, command(type="execute_code", code=PYTHON), "2 / 5", beside=(BARE_PYTHON, peers.bare_python))
-    with contextlib.closing(floors.Echo(relay=True)) as relay:
-        writing = command(type="write_file", path="small.txt", content=text)
-        bench.row("`write_file` 1 KiB", writing, "0.15 / 0.5", beside=(floors.RELAY, lambda: relay))
+    writing = command(type="write_file", path="small.txt", content=text)
+    with contextlib.ExitStack() as stack:
+        relay = lambda: stack.enter_context(contextlib.closing(floors.Echo(relay=True)))
+        bench.row("`write_file` 1 KiB", writing, "0.15 / 0.5", beside=(floors.RELAY, relay))
     bench.row("`read_file` 1 KiB", command(type="read_file", path="small.txt"), "0.15 / 0.5")
     large = "x" * (8 * MIB)
     writing = connection.prepare(
@@ -386,7 +399,7 @@ def measure_preloaded(bench, binary):
         with Server(binary, settings) as server, contextlib.closing(server.connect()) as connection:
             session = connection.call("session.create", language="data")[0]["sessionId"]
             run = lambda: connection.command(session, type="execute_code", code=DATA_CODE)[1]
-            bench.row(DATA_ANEW, run, count=bench.sizes.large, spaced=False)
+            bench.row(DATA_ANEW, run, count=bench.sizes.seconds, spaced=False)
 
 
 def wait_until_loaded(run):
@@ -424,8 +437,9 @@ def measure_server(bench, binary, settings):
         with contextlib.closing(server.connect()) as connection:
             connection.call("initialize")
             wait_until_measured(connection)
-            with contextlib.closing(floors.Echo(relay=False)) as echo:
-                measure_sessions(bench, connection, POOLED, "0.3 / 1", (floors.ECHO, lambda: echo))
+            with contextlib.ExitStack() as stack:
+                echo = lambda: stack.enter_context(contextlib.closing(floors.Echo(relay=False)))
+                measure_sessions(bench, connection, POOLED, "0.3 / 1", (floors.ECHO, echo))
             time.sleep(bench.sizes.settle_s)
             session, _ = open_session(connection)
             measure_commands(bench, connection, session["sessionId"])

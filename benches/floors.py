@@ -5,6 +5,7 @@ All are a few lines of Python around the system calls, so a program in another l
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -13,30 +14,42 @@ import time
 import peers
 
 ECHO = "bare: a request of 1 KiB to a process over loopback TCP, and back"
-RELAY = "bare: the same by way of a second process, which replaces a file in memory"
+RELAY = "bare: that request of 1 KiB by way of a second process, which replaces a file in memory"
 NAMESPACES = "bare clone with seven namespaces, its end"
 FORK = "bare fork of a started Python that runs `print(1)`, its end"
 STEPS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "steps.py")
 REQUEST, ANSWER = b"x" * 1200, b"y" * 250
 FILE = b"x" * 1024
+# What none of them takes on a host that can be measured at all.
+ANSWER_TIME_S = 10
 
 
 class Echo:
     """Processes that stand where a server and, with `relay`, an init would stand. `close` ends them."""
 
     def __init__(self, relay):
-        self.pids = []
-        self.scratch = tempfile.mkdtemp(prefix="codebeaker-bench-", dir="/dev/shm")
+        self.pids, self.socket, self.scratch = [], None, None
+        try:
+            self._start(relay)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise peers.NotThere(f"not there: {error}") from error
+            raise
+
+    def _start(self, relay):
         writer = None
         if relay:
+            self.scratch = tempfile.mkdtemp(prefix="codebeaker-bench-", dir="/dev/shm")
             writer, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._fork(lambda: self._write_files(end), closing=[writer])
             end.close()
         with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(ANSWER_TIME_S)
             self._fork(lambda: self._answer(listener, writer), closing=[])
             if writer:
                 writer.close()
-            self.socket = socket.create_connection(listener.getsockname())
+            self.socket = socket.create_connection(listener.getsockname(), timeout=ANSWER_TIME_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _fork(self, serve, closing):
@@ -55,11 +68,13 @@ class Echo:
     def _answer(listener, writer):
         with listener.accept()[0] as connection:
             listener.close()
+            connection.settimeout(None)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while receive(connection, len(REQUEST)):
                 if writer:
                     writer.send(REQUEST)
-                    writer.recv(64)
+                    if not writer.recv(64):
+                        return
                 connection.sendall(ANSWER)
 
     def _write_files(self, end):
@@ -74,17 +89,22 @@ class Echo:
     def __call__(self):
         """Seconds of one request."""
         started = time.perf_counter()
-        self.socket.sendall(REQUEST)
-        receive(self.socket, len(ANSWER))
+        try:
+            self.socket.sendall(REQUEST)
+            answer = receive(self.socket, len(ANSWER))
+        except OSError as error:
+            raise peers.NotThere(f"not there: {error}") from error
+        if answer != ANSWER:
+            raise peers.NotThere("not there: a process that answers has ended")
         return time.perf_counter() - started
 
     def close(self):
-        self.socket.close()
+        if self.socket:
+            self.socket.close()
         for pid in self.pids:
             os.waitpid(pid, 0)
-        for name in os.listdir(self.scratch):
-            os.unlink(os.path.join(self.scratch, name))
-        os.rmdir(self.scratch)
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def receive(connection, count):

@@ -40,7 +40,7 @@ def ten_cold_runs(bench, connection):
     """Ten executions, a session made and closed for each, where nothing is ready before it is asked for."""
     bench.say("   ten executions in ten sessions")
     try:
-        bench.cold_runs_ms = best_of(not_reused, connection, max(3, bench.sizes.large // 2), bench.sizes.quiet_s)
+        bench.cold_runs_ms = best_of(not_reused, connection, bench.sizes.seconds // 3, bench.sizes.quiet_s)
         bench.figure(f"ten executions of `{PYTHON}`, each in a session of its own, without pool and warm interpreter", f"{bench.cold_runs_ms:.1f} ms")
     except WireError as error:
         bench.figure("ten executions in ten sessions", f"failed: {error}")

@@ -34,7 +34,7 @@ def namespaces():
             os._exit(0)
         if pid < 0:
             raise OSError(os.strerror(ctypes.get_errno()))
-        os.waitpid(pid, 0)
+        ended_well(pid)
         return time.perf_counter() - started
 
     return once
@@ -47,15 +47,24 @@ def fork():
         started = time.perf_counter()
         pid = os.fork()
         if pid == 0:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            exec(compile(PROGRAM, "main.py", "exec"), {"__name__": "__main__"})
-            sys.stdout.flush()
-            os._exit(0)
-        os.waitpid(pid, 0)
+            try:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, 1)
+                exec(compile(PROGRAM, "main.py", "exec"), {"__name__": "__main__"})
+                sys.stdout.flush()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended_well(pid)
         return time.perf_counter() - started
 
     return once
+
+
+def ended_well(pid):
+    """Waits for a child; one that failed is no sample."""
+    if os.waitpid(pid, 0)[1] != 0:
+        raise OSError("a process that was measured failed")
 
 
 def rate(make, at_once, seconds):
@@ -65,21 +74,21 @@ def rate(make, at_once, seconds):
     for _ in range(at_once):
         pid = os.fork()
         if pid == 0:
-            count = 0
             try:
-                run, until = make(), time.perf_counter() + seconds
+                count, run, until = 0, make(), time.perf_counter() + seconds
                 while time.perf_counter() < until:
                     run()
                     count += 1
-            finally:
                 os.write(target, count.to_bytes(8, "little"))
                 os._exit(0)
+            finally:
+                os._exit(1)
         pids.append(pid)
     os.close(target)
-    for pid in pids:
-        os.waitpid(pid, 0)
     with open(source, "rb") as counts:
         data = counts.read()
+    for pid in pids:
+        ended_well(pid)
     return sum(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)) / seconds
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import socket
 import struct
 import threading
@@ -114,6 +115,18 @@ class Wire(unittest.TestCase):
         measured.row("alone", lambda: 0.002, count=5, spaced=False, beside=("nobody", absent))
         self.assertEqual([measured.p50(name) for name in ("ours", "theirs", "alone", "nobody")], [2, 4, 2, None])
         self.assertTrue(measured.is_told("nobody"))
+        tries = iter(range(3))
+
+        def soon_gone():
+            if next(tries, None) is None:
+                raise peers.NotThere("it is gone")
+            return 0.004
+
+        measured.row("kept", lambda: 0.002, count=5, spaced=False, beside=("gone", lambda: soon_gone))
+        told = {row["name"]: row for row in measured.timings}
+        self.assertEqual(told["kept"]["back_to_back"]["n"], 5)
+        self.assertIn("it is gone", told["gone"]["why"])
+        self.assertEqual(len([row for row in measured.timings if row["name"] == "kept"]), 1)
 
 
 class Report(unittest.TestCase):
@@ -210,15 +223,28 @@ class Floors(unittest.TestCase):
         for relay in (False, True):
             with contextlib.closing(floors.Echo(relay)) as echo:
                 self.assertGreater(min(echo() for _ in range(5)), 0)
-                written = [os.path.getsize(os.path.join(echo.scratch, name)) for name in os.listdir(echo.scratch)]
-                self.assertEqual(written, [len(floors.FILE)] if relay else [])
-            self.assertFalse(os.path.exists(echo.scratch))
+                if relay:
+                    self.assertEqual(os.path.getsize(os.path.join(echo.scratch, "file")), len(floors.FILE))
+                    self.assertEqual(os.listdir(echo.scratch), ["file"])
+            self.assertFalse(relay and os.path.exists(echo.scratch))
             with self.assertRaises(ChildProcessError):
                 os.waitpid(echo.pids[0], 0)
+
+    def test_a_process_that_has_ended_gives_no_sample(self):
+        with contextlib.closing(floors.Echo(True)) as echo:
+            os.kill(echo.pids[0], signal.SIGKILL)
+            with self.assertRaises(peers.NotThere):
+                echo()
 
     def test_forks_are_timed_and_counted(self):
         self.assertGreater(steps.fork()(), 0)
         self.assertGreater(steps.rate(steps.fork, 2, 0.2), 0)
+
+        def failing():
+            raise OSError("no room")
+
+        with self.assertRaises(OSError), contextlib.redirect_stderr(io.StringIO()):
+            steps.rate(failing, 1, 0.1)
 
     def test_a_process_of_namespaces_of_its_own_is_timed_or_its_absence_told(self):
         measured = bench.Bench(bench.Sizes(quick=True))
