@@ -2,7 +2,7 @@
 //! each program.
 //!
 //! It is started as any program, with every wall. A fork is prepared ahead, so that a program costs one message: the interpreter
-//! forks twice and the one between ends, which makes the last one a child of init, as every program is. It inherits the walls, gets
+//! has it made a child of init, as every program is, or forks twice where that can't be, and the one between ends. It inherits the walls, gets
 //! its streams, arguments and environment over a socket of its own, and is then an execution like any other.
 //!
 //! Invariants: nothing here waits for the interpreter; what it says is believed as little as what a program says, so that whoever

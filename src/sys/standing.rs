@@ -30,7 +30,7 @@ pub struct Standing {
 
 impl Standing {
     /// That of a process; 0 is the caller. Of another one it takes the same user or CAP_SYS_RESOURCE. One that was killed has none, also
-    /// before it is gone.
+    /// before it is gone, nor one that has not taken a signal yet: it may end it.
     pub fn of(pid: i32) -> Result<Self, CallError> {
         let standing = Self {
             limits: limits(pid)?,
@@ -39,7 +39,7 @@ impl Standing {
             processors: processors(pid)?,
             oom_score: oom_score(pid)?,
         };
-        if is_killed(pid)? {
+        if is_signalled(pid)? {
             return Err(CallError { call: "read status", errno: Errno::SRCH });
         }
         Ok(standing)
@@ -114,13 +114,12 @@ fn oom_score(pid: i32) -> Result<i32, CallError> {
     text.trim().parse().map_err(|_| CallError { call: "read oom_score_adj", errno: Errno::INVAL })
 }
 
-/// proc_pid_status(5): SIGKILL waits for it, or it has given its memory up, which is the longest part of its end.
-fn is_killed(pid: i32) -> Result<bool, CallError> {
-    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+/// proc_pid_status(5): a signal that it does not block waits for it, or it has given its memory up, which is the longest part of its end.
+fn is_signalled(pid: i32) -> Result<bool, CallError> {
     let text = read(pid, "status", "read status")?;
-    let pending = |name: &str| text.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
-    let waits = ["SigPnd:", "ShdPnd:"].iter().any(|name| pending(name).is_none_or(|signals| signals & KILL != 0));
-    Ok(waits || !text.lines().any(|line| line.starts_with("VmSize:")))
+    let set = |name: &str| text.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
+    let (Some(own), Some(shared), Some(blocked)) = (set("SigPnd:"), set("ShdPnd:"), set("SigBlk:")) else { return Ok(true) };
+    Ok((own | shared) & !blocked != 0 || !text.lines().any(|line| line.starts_with("VmSize:")))
 }
 
 fn read(pid: i32, file: &str, call: &'static str) -> Result<String, CallError> {
@@ -172,6 +171,19 @@ mod tests {
     #[test]
     fn a_process_that_is_not_there_has_none() {
         assert_eq!(Standing::of(i32::MAX).map_err(|error| error.errno), Err(Errno::SRCH));
+    }
+
+    #[test]
+    fn one_that_has_not_taken_a_signal_yet_has_none() {
+        let (_sleeper, pid) = Sleeper::start();
+        let is_stopped = || read(pid, "stat", "read stat").is_ok_and(|text| text.contains(") T "));
+        super::super::process::kill(pid, libc::SIGSTOP).expect("a child");
+        while !is_stopped() {
+            std::thread::yield_now();
+        }
+        assert!(Standing::of(pid).is_ok(), "the control: it has taken that one");
+        super::super::process::kill(pid, libc::SIGTERM).expect("a child");
+        assert!(Standing::of(pid).is_err(), "it takes this one when it goes on");
     }
 
     #[test]
