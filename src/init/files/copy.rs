@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::budget::Budget;
 use super::error::{failed, io_failed, refused};
 use super::ladder::Ladder;
-use super::open::{Devices, Identity, for_each_entry, open_directory, open_place, open_regular};
+use super::open::{Identity, for_each_entry, open_directory, open_place, open_regular};
 use super::path::{Found, LastLink, Parents, Place, is_inside, locate};
 use super::write::{Over, Permissions, discard, install, permission_bits, take_place, temporary_name};
 use super::{FileContext, Reach};
@@ -60,7 +60,7 @@ pub fn copy(context: &FileContext, budget: &mut Budget, request: &Request) -> Re
     let over = refuse_existing(&destination, request.existing)?;
     destination.refuse_non_file()?;
     let target = (destination.parent.as_fd(), &destination.name[..]);
-    let bytes = copy_file(&context.devices, (source.parent.as_fd(), &source.name), target, over, budget)?;
+    let bytes = copy_file((source.parent.as_fd(), &source.name), target, over, budget)?;
     Ok(FileReply::Copied { bytes })
 }
 
@@ -89,8 +89,7 @@ fn copy_directory(
     }
     let to = Ladder::new(to.as_fd())?;
     let top = to.identity();
-    let (from_ladder, devices) = (Ladder::new(from.as_fd())?, &*context.devices);
-    let mut copying = Copying { from: from_ladder, to, top, levels: Vec::new(), budget, devices, bytes: 0 };
+    let mut copying = Copying { from: Ladder::new(from.as_fd())?, to, top, levels: Vec::new(), budget, bytes: 0 };
     copying.push_level(&from, made.then_some(found.permissions))?;
     copying.run()
 }
@@ -127,7 +126,6 @@ struct Copying<'b> {
     top: Identity,
     levels: Vec<Level>,
     budget: &'b mut Budget,
-    devices: &'b Devices,
     bytes: u64,
 }
 
@@ -177,7 +175,7 @@ impl Copying<'_> {
             FileType::Directory => self.enter(name, stat.st_mode & 0o777),
             FileType::RegularFile => {
                 let source = (self.from.current(), name);
-                self.bytes += copy_file(self.devices, source, (self.to.current(), name), Over::Anything, self.budget)?;
+                self.bytes += copy_file(source, (self.to.current(), name), Over::Anything, self.budget)?;
                 Ok(())
             }
             FileType::Symlink => copy_link(self.from.current(), self.to.current(), name),
@@ -203,14 +201,8 @@ impl Copying<'_> {
 type Entry<'e> = (BorrowedFd<'e>, &'e [u8]);
 
 /// Copies a regular file with its permissions.
-fn copy_file(
-    devices: &Devices,
-    source: Entry<'_>,
-    destination: Entry<'_>,
-    over: Over,
-    budget: &Budget,
-) -> Result<u64, FileError> {
-    let (file, stat) = open_regular(devices, source.0, source.1, OFlags::RDONLY)?;
+fn copy_file(source: Entry<'_>, destination: Entry<'_>, over: Over, budget: &Budget) -> Result<u64, FileError> {
+    let (file, stat) = open_regular(source.0, source.1, OFlags::RDONLY)?;
     let file = File::from(file);
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let mut copied = 0;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::FileContext;
 use super::error::{failed, io_failed, refused};
-use super::open::{Devices, Identity, create_file, for_each_entry, open_directory, open_fifo, open_regular};
+use super::open::{Identity, create_file, for_each_entry, open_directory, open_fifo, open_regular};
 use super::path::{LastLink, Parents, Place, locate};
 use super::write::discard;
 use crate::plan::files::{FileError, FileErrorKind};
@@ -176,7 +176,7 @@ impl Gate {
     /// What is to be handed over of the file that is in the source's place by now; an error when it is more than goes through.
     pub fn source(&self) -> Result<Vec<u8>, FileError> {
         let name = self.entries.first().map(|entry| entry.name.as_slice()).unwrap_or_default();
-        let (file, _) = open_regular(&Devices::default(), &self.parent, name, OFlags::RDONLY)?;
+        let (file, _) = open_regular(&self.parent, name, OFlags::RDONLY)?;
         let mut source = Vec::new();
         let Way::Source(writer) = &self.way else { return Ok(source) };
         let room = rustix::pipe::fcntl_getpipe_size(writer).map_err(failed("look at a fifo"))?.min(SOURCE_BYTES_MAX);

@@ -41,7 +41,7 @@ pub fn read(
     let place = locate(context, path, LastLink::Followed, Parents::Required)?;
     place.require()?;
     place.refuse_non_file()?;
-    let (file, stat) = open_regular(&context.devices, &place.parent, &place.name, OFlags::RDONLY)?;
+    let (file, stat) = open_regular(&place.parent, &place.name, OFlags::RDONLY)?;
     let mut file = File::from(file);
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let wanted = span.length.min(size.saturating_sub(span.offset));

@@ -165,7 +165,7 @@ fn append(context: &FileContext, path: &[u8], content: &Content<'_>) -> Result<(
         let place = locate(context, path, LastLink::Followed, Parents::Made)?;
         place.refuse_non_file()?;
         if place.found.is_some() {
-            match open_regular(&context.devices, &place.parent, &place.name, OFlags::WRONLY | OFlags::APPEND) {
+            match open_regular(&place.parent, &place.name, OFlags::WRONLY | OFlags::APPEND) {
                 Ok((file, _)) => return append_to(File::from(file), content),
                 Err(error) if error.kind == FileErrorKind::FileNotFound => {}
                 Err(error) => return Err(error),
