@@ -24,6 +24,15 @@ fn fill(shelves: &mut Numbers, now: Instant, memory_bytes: u64) -> Vec<&'static 
     filled
 }
 
+/// A full shelf of Pythons, and when it was filled.
+fn filled() -> (Numbers, Instant) {
+    let now = Instant::now();
+    let mut shelves = Numbers::new(bounds(), now);
+    ask(&mut shelves, "python", now);
+    fill(&mut shelves, now + PAUSE, MIB);
+    (shelves, now + PAUSE)
+}
+
 #[test]
 fn nothing_is_made_ready_before_somebody_asks_and_then_it_is() {
     let now = Instant::now();
@@ -36,10 +45,7 @@ fn nothing_is_made_ready_before_somebody_asks_and_then_it_is() {
 
 #[test]
 fn each_is_given_out_once() {
-    let now = Instant::now();
-    let mut shelves = Numbers::new(bounds(), now);
-    ask(&mut shelves, "python", now);
-    fill(&mut shelves, now + PAUSE, MIB);
+    let (mut shelves, now) = filled();
     let taken = [(); 3].map(|()| ask(&mut shelves, "python", now));
     assert_eq!(taken, [Found::Ready(1), Found::Ready(2), Found::Nothing]);
     assert_eq!(ask(&mut shelves, "bash", now), Found::Nothing, "another kind has none of these");
@@ -47,10 +53,7 @@ fn each_is_given_out_once() {
 
 #[test]
 fn one_that_does_not_suit_stays_for_the_next() {
-    let now = Instant::now();
-    let mut shelves = Numbers::new(bounds(), now);
-    ask(&mut shelves, "python", now);
-    fill(&mut shelves, now + PAUSE, MIB);
+    let (mut shelves, now) = filled();
     assert_eq!(shelves.take(&"python", now, |number| *number > 2, || ()), Found::Unsuited);
     assert_eq!(shelves.take(&"python", now, |number| *number > 1, || ()), Found::Ready(2));
     assert_eq!(ask(&mut shelves, "python", now), Found::Ready(1));
@@ -58,11 +61,7 @@ fn one_that_does_not_suit_stays_for_the_next() {
 
 #[test]
 fn those_that_are_not_as_wanted_are_replaced_one_after_another() {
-    let now = Instant::now();
-    let mut shelves = Numbers::new(bounds(), now);
-    ask(&mut shelves, "python", now);
-    let later = now + PAUSE;
-    fill(&mut shelves, later, MIB);
+    let (mut shelves, later) = filled();
     assert_eq!(shelves.outdated(later, |_| true), None);
     assert_eq!(shelves.outdated(later, |number| *number > 2), Some(1));
     assert_eq!(shelves.outdated(later, |number| *number > 2), None, "the shelf is short by one already");
@@ -74,11 +73,7 @@ fn those_that_are_not_as_wanted_are_replaced_one_after_another() {
 
 #[test]
 fn what_is_replaced_waits_for_a_command_and_no_longer() {
-    let now = Instant::now();
-    let mut shelves = Numbers::new(bounds(), now);
-    ask(&mut shelves, "python", now);
-    let later = now + PAUSE;
-    fill(&mut shelves, later, MIB);
+    let (mut shelves, later) = filled();
     shelves.put_off(later);
     let is_as_wanted = |number: &u32| *number > 2;
     assert_eq!(shelves.outdated(later, is_as_wanted), None);
