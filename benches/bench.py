@@ -171,6 +171,31 @@ def in_turns(actions, count, pause_s=0.0):
     return samples
 
 
+def fill(rows, kind, samples):
+    """Puts figures into rows; one that has failed by then has none."""
+    for row, its in zip(rows, samples):
+        if "why" in row:
+            row.pop("back_to_back", None)
+        else:
+            row[kind] = report.figures(its)
+
+
+class Peer:
+    """What stands beside an operation, tried out once. One that fails later says why in its row, and takes no other row along."""
+
+    def __init__(self, name, make):
+        self.row, self.run = {"name": name}, make()
+        self.run()
+
+    def __call__(self):
+        if "why" not in self.row:
+            try:
+                return self.run()
+            except peers.NotThere as error:
+                self.row["why"] = f"failed: {error}"
+        return 0.0
+
+
 class Bench:
     """Collects the rows."""
 
@@ -187,48 +212,32 @@ class Bench:
         """One operation, back to back and spaced; what fails becomes the row's reason, and the run goes on. `beside`: name and maker of what
         is measured in turns with it, for a row of its own."""
         say(f"   {name}")
-        rows, actions = [{"name": name, "target": target}], [action]
-        peer = self.peer(*beside) if beside else None
-        if peer:
-            rows.append({"name": beside[0]})
-            actions.append(peer)
+        row, others = {"name": name, "target": target}, self.peers(beside)
+        rows, actions = [row] + [peer.row for peer in others], [action, *others]
         try:
             for each in actions:
                 sample(each, min(WARM_UP, count or WARM_UP))
-            self.fill(rows, "back_to_back", in_turns(actions, count or self.sizes.small))
+            fill(rows, "back_to_back", in_turns(actions, count or self.sizes.small))
             if spaced:
-                self.fill(rows, "spaced", in_turns(actions, self.sizes.spaced, SPACE_S))
+                fill(rows, "spaced", in_turns(actions, self.sizes.spaced, SPACE_S))
         except (WireError, peers.NotThere, OSError, KeyError) as error:
-            failed = rows[-1] if isinstance(error, peers.NotThere) else rows[0]
-            failed["why"] = f"failed: {error}"
-            say(f"      {failed['why']}")
+            row["why"] = f"failed: {error}"
+            say(f"      {row['why']}")
             if isinstance(error, OSError):
                 raise
         self.timings += [row for row in rows if "back_to_back" in row or "why" in row]
-        if peer and "why" in rows[1] and "why" not in rows[0]:
-            # A peer that fails takes no row of ours along.
-            self.timings = [row for row in self.timings if row is not rows[0]]
-            self.row(name, action, target, count, spaced)
 
     def add(self, name, samples):
         """A row of timings that were taken elsewhere, back to back."""
         self.timings.append({"name": name, "back_to_back": report.figures(samples)})
 
-    @staticmethod
-    def fill(rows, kind, samples):
-        """Puts figures into rows."""
-        for row, its in zip(rows, samples):
-            row[kind] = report.figures(its)
-
-    def peer(self, name, make):
-        """What stands beside an operation, tried out once; None, and a row that says why, where it is not there."""
+    def peers(self, beside):
+        """What stands beside an operation, if anything does and is there; else a row says why."""
         try:
-            run = make()
-            run()
+            return [Peer(*beside)] if beside else []
         except peers.NotThere as error:
-            self.missing(name, str(error))
-            return None
-        return run
+            self.missing(beside[0], str(error))
+            return []
 
     def is_told(self, name):
         """Whether there is a row of that name."""
@@ -313,18 +322,13 @@ def measure_sessions(bench, connection, create, target, beside):
     close = CLOSE if create == CREATE else f"{CLOSE} of such a session"
     say(f"   {create} and {close}")
     sizes = bench.sizes
-    peer = bench.peer(*beside) if beside else None
-    rows = [{"name": create, "target": target}] + ([{"name": beside[0]}] if peer else [])
-    others = [peer] if peer else []
+    others = bench.peers(beside)
+    rows = [{"name": create, "target": target}] + [peer.row for peer in others]
     try:
         sample(lambda: once("back_to_back"), WARM_UP)
         closings["back_to_back"].clear()
-        bench.fill(rows, "back_to_back", in_turns([lambda: once("back_to_back"), *others], sizes.small))
-        bench.fill(rows, "spaced", in_turns([lambda: once("spaced", SPACE_S), *others], sizes.spaced, SPACE_S))
-    except peers.NotThere as error:
-        bench.missing(beside[0], f"failed: {error}")
-        measure_sessions(bench, connection, create, target, None)
-        return
+        fill(rows, "back_to_back", in_turns([lambda: once("back_to_back"), *others], sizes.small))
+        fill(rows, "spaced", in_turns([lambda: once("spaced", SPACE_S), *others], sizes.spaced, SPACE_S))
     except (WireError, KeyError) as error:
         bench.missing(create, f"failed: {error}")
         return

@@ -131,9 +131,10 @@ def measure_bare(bench):
     """Engines as plain processes, those that have no row yet."""
     with source_file() as source:
         for program in (program for program in BARE if not bench.is_told(bare(program))):
-            run = bench.peer(bare(program), bare_of(program, source))
-            if run:
-                bench.row(bare(program), run, count=count(bench), spaced=False)
+            try:
+                bench.row(bare(program), bare_of(program, source)(), count=count(bench), spaced=False)
+            except peers.NotThere as error:
+                bench.missing(bare(program), str(error))
 
 
 @contextlib.contextmanager

@@ -126,6 +126,7 @@ class Wire(unittest.TestCase):
         told = {row["name"]: row for row in measured.timings}
         self.assertEqual(told["kept"]["back_to_back"]["n"], 5)
         self.assertIn("it is gone", told["gone"]["why"])
+        self.assertIsNone(measured.p50("gone"))
         self.assertEqual(len([row for row in measured.timings if row["name"] == "kept"]), 1)
 
 
