@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::http::request;
-use crate::support::{Feature, Server, Session, Setup, eventually, host, page, python, residue};
+use crate::support::{Feature, Server, Session, Setup, eventually, host, page, python};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
@@ -22,7 +22,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("an interpreter is taken down for a program that could tell, and for no other", quick_end),
             ("an interpreter forks in one step where its libraries are known, else in two", steps_of_a_fork),
             ("a library of C that a program loads late has its end", late_library),
-            ("what an interpreter has loaded lies in huge pages where the kernel gives them", huge_pages),
+            ("what an interpreter has loaded is put into huge pages where the kernel gives them", huge_pages),
             ("modules beside the script and installed since are imported, never those that were loaded before", own_modules),
             ("a variable that is looked at when an interpreter starts takes a fresh one", variables),
             ("a program can't read, trace or take descriptors of the interpreter, of its own child it can", out_of_reach),
@@ -132,12 +132,11 @@ fn quick_end() {
 }
 
 /// The configuration of a server with one more language, `own`, which is Python with this preloaded too, and the directory of its file.
-fn with_preloaded(modules: &[&str]) -> (Setup, tempfile::TempDir) {
+fn with_preloaded(module: &str) -> (Setup, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let python = include_str!("../../../rootfs/python.toml").replace("name = \"python\"\n", "name = \"own\"\n");
     let python = python.replace("aliases = [\"py\", \"python3\"]", "aliases = []");
-    let more = modules.iter().map(|module| format!("\"{module}\", ")).collect::<Vec<_>>().concat();
-    let python = python.replace("preload = [", &format!("preload = [{more}"));
+    let python = python.replace("preload = [", &format!("preload = [\"{module}\", "));
     std::fs::write(directory.path().join("own.toml"), python).expect("a file");
     let config = format!("[sandbox]\nlanguage_dir = \"{}\"\n[warm]\nenabled = true\n", directory.path().display());
     (Setup { config, ..Setup::plain() }, directory)
@@ -147,7 +146,7 @@ fn with_preloaded(modules: &[&str]) -> (Setup, tempfile::TempDir) {
 /// is in no list.
 fn steps_of_a_fork() {
     host().need(Feature::Python);
-    let (setup, _directory) = with_preloaded(&["readline"]);
+    let (setup, _directory) = with_preloaded("readline");
     let server = Server::start(&setup);
     let faults = "def of_children(pid):\n    with open(f'/proc/{pid}/stat') as file: return int(file.read().rpartition(')')[2].split()[8])\n\
                   print(sum(map(of_children, both())) > 0, 'readline' in sys.modules)";
@@ -163,7 +162,7 @@ fn steps_of_a_fork() {
 /// With `ctypes` there from the start a program can load a library that no list has, and keep no object of it.
 fn late_library() {
     host().need(Feature::Python).need_programs("c", &["gcc", "as", "ld"]);
-    let (setup, _directory) = with_preloaded(&["ctypes"]);
+    let (setup, _directory) = with_preloaded("ctypes");
     let server = Server::start(&setup);
     let mut session = Session::open(&server, &json!({"language": "own"}));
     session.write(
@@ -185,27 +184,29 @@ fn late_library() {
     }
 }
 
-/// Modules of some twenty mebibytes, and what the kernel says of their interpreter and its fork.
+/// By the interpreter's own file, in a process of its own: in a session each fork and the interpreter after it take huge pages apart again where they
+/// write, so how many are left there is chance.
 fn huge_pages() {
+    const PROGRAM: &str = r#"
+import io, os, sys, _ctypes
+libc = _ctypes.dlopen(None, 2)
+collapse = prepare_pages(os, io, _ctypes, lambda name: _ctypes.dlsym(libc, name))
+held = [b"%d" % number * 500 for number in range(10000)]
+if sys.argv[1] == "collapse": collapse()
+print(next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages:")))
+"#;
     // With larger pages nothing is put together.
-    host().need(Feature::Python).need(Feature::Root).need(Feature::X86);
-    let modules =
-        ["asyncio", "unittest.mock", "email.mime.text", "http.server", "xml.dom.minidom", "pydoc", "doctest", "pdb", "inspect"];
-    let (setup, _directory) = with_preloaded(&modules);
-    let server = Server::start(&setup);
-    let mut session = Session::open(&server, &json!({"language": "own"}));
-    warmed(&server, &mut session);
-    let huge_kib = |pid: i32| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("AnonHugePages:").map(str::trim));
-        line.and_then(|line| line.trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
+    host().need(Feature::Python).need(Feature::X86);
+    let huge_kib = |argument: &str| {
+        let program = format!("{}{PROGRAM}", include_str!("../../../src/runtime/native/warm/python_pages.py"));
+        let output = std::process::Command::new("/usr/bin/python3").args(["-c", &program, argument]).output().expect("Python");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.trim().parse::<u64>().unwrap_or_else(|_| panic!("{output:?}"))
     };
-    let is_python = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "python3");
-    let pids = residue::descendants(server.pid()).into_iter().map(|process| process.identity.0).filter(is_python);
-    let total: u64 = pids.map(huge_kib).sum();
-    let given =
-        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| !text.contains("[never]"));
-    assert!(total > 0 || !given || host::kernel() < (6, 1), "of all its interpreters: {total} KiB");
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    assert!(huge_kib("leave") == 0 || enabled.contains("[always]"), "the control");
+    let is_given = enabled.contains('[') && !enabled.contains("[never]") && host::kernel() >= (6, 1);
+    assert!(huge_kib("collapse") >= 4 << 10 || !is_given, "of some twenty mebibytes");
 }
 
 fn begins_fresh() {
