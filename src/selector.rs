@@ -162,7 +162,7 @@ fn refusal(requirements: &Requirements, facts: &CandidateFacts) -> Option<String
     if let Availability::Unavailable(reason) = &facts.availability {
         return Some(reason.clone());
     }
-    if !facts.languages.contains(&requirements.language) {
+    if !facts.serves {
         let unserved = || format!("it does not serve {}", requirements.language);
         return Some(
             facts

@@ -41,8 +41,8 @@ impl Features {
 pub struct CandidateFacts {
     /// Which.
     pub kind: RuntimeKind,
-    /// Languages it serves.
-    pub languages: Vec<String>,
+    /// Whether it serves the language that is asked for.
+    pub serves: bool,
     /// Commands it carries out.
     pub commands: Vec<CommandKind>,
     /// Whether it can serve now.

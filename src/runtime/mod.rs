@@ -185,6 +185,10 @@ pub trait Runtime: Send + Sync {
     fn kind(&self) -> RuntimeKind;
     /// Names (not aliases) of the languages it serves.
     fn languages(&self) -> Vec<String>;
+    /// Whether it serves the language of that name (not alias). Asked for each session that is made.
+    fn serves(&self, language: &str) -> bool {
+        self.languages().iter().any(|name| name == language)
+    }
     /// Commands it can carry out.
     fn commands(&self) -> Vec<CommandKind>;
     /// Speed, memory, isolation: `capabilities` on the wire.

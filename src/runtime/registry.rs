@@ -60,6 +60,10 @@ impl Registry {
         self.runtimes.iter().find(|runtime| runtime.kind() == kind).cloned()
     }
 
+    fn runtime(&self, kind: RuntimeKind) -> Option<&dyn Runtime> {
+        self.runtimes.iter().map(Arc::as_ref).find(|runtime| runtime.kind() == kind)
+    }
+
     /// Ends all of them: `Runtime::end`.
     pub fn end(&self) {
         self.runtimes.iter().for_each(|runtime| runtime.end());
@@ -69,8 +73,7 @@ impl Registry {
     pub fn running(&self, language: &str, in_image: InImage) -> Vec<RuntimeKind> {
         let runs = |runtime: &&Arc<dyn Runtime>| {
             let programs = in_image == InImage::Yes || runtime.own_root().is_some();
-            let serves = || runtime.languages().iter().any(|name| name == language);
-            programs && runtime.availability() == Availability::Available && serves()
+            programs && runtime.availability() == Availability::Available && runtime.serves(language)
         };
         let mut kinds: Vec<RuntimeKind> = self.runtimes.iter().filter(runs).map(|runtime| runtime.kind()).collect();
         kinds.sort_unstable();
@@ -79,43 +82,34 @@ impl Registry {
 
     /// What the selector compares for a request in that language: one entry for each kind, in DESIGN's order.
     pub fn facts(&self, language: &str) -> Vec<CandidateFacts> {
-        let mut all = self.all_facts(|kind, version| self.figures.get(kind, version, language));
-        for facts in &mut all {
-            facts.lacks = self.get(facts.kind).and_then(|runtime| runtime.lacks(language));
-        }
-        all
-    }
-
-    fn all_facts(&self, figure: impl Fn(RuntimeKind, &str) -> Option<Figure>) -> Vec<CandidateFacts> {
-        RuntimeKind::ALL.into_iter().map(|kind| self.facts_of(kind, &figure)).collect()
-    }
-
-    fn facts_of(&self, kind: RuntimeKind, figure: impl Fn(RuntimeKind, &str) -> Option<Figure>) -> CandidateFacts {
-        match self.get(kind) {
+        let figure = |kind, version: &str| self.figures.get(kind, version, language);
+        let facts = |kind| match self.runtime(kind) {
             Some(runtime) => CandidateFacts {
                 kind,
-                languages: runtime.languages(),
+                serves: runtime.serves(language),
                 commands: runtime.commands(),
                 availability: runtime.availability(),
-                features: self.features(runtime.as_ref(), runtime.version().and_then(|version| figure(kind, &version))),
+                features: self.features(runtime, figure),
                 ground: if runtime.own_root().is_some() { Ground::Own } else { Ground::Image },
-                lacks: None,
+                lacks: runtime.lacks(language),
             },
             None => CandidateFacts {
                 kind,
-                languages: Vec::new(),
+                serves: false,
                 commands: kind.commands(),
-                availability: Availability::Unavailable(format!("this build has no {} runtime", kind.name())),
+                availability: not_built_in(kind),
                 features: Features::NONE,
                 ground: Ground::Own,
                 lacks: None,
             },
-        }
+        };
+        RuntimeKind::ALL.into_iter().map(facts).collect()
     }
 
     /// What the runtime says of itself, with what was measured and what follows from its walls in its place.
-    fn features(&self, runtime: &dyn Runtime, figure: Option<Figure>) -> Features {
+    fn features(&self, runtime: &dyn Runtime, figure: impl FnOnce(RuntimeKind, &str) -> Option<Figure>) -> Features {
         let mut features = runtime.features();
+        let figure = runtime.version().and_then(|version| figure(runtime.kind(), &version));
         if let Some(level) = self.levels.get(&runtime.kind()) {
             features.isolation_level = *level;
         }
@@ -132,21 +126,27 @@ impl Registry {
 
     /// The rows of `runtime.list`.
     pub fn rows(&self) -> Vec<RuntimeRow> {
-        self.all_facts(|kind, version| self.figures.best(kind, version))
-            .into_iter()
-            .map(|facts| RuntimeRow {
-                name: self.get(facts.kind).map_or_else(|| facts.kind.name().to_owned(), |runtime| runtime.name().to_owned()),
-                kind: facts.kind,
-                reason: match facts.availability {
+        let figure = |kind, version: &str| self.figures.best(kind, version);
+        let row = |kind: RuntimeKind| {
+            let runtime = self.runtime(kind);
+            RuntimeRow {
+                name: runtime.map_or_else(|| kind.name(), |runtime| runtime.name()).to_owned(),
+                kind,
+                reason: match runtime.map_or_else(|| not_built_in(kind), Runtime::availability) {
                     Availability::Available => None,
                     Availability::Unavailable(reason) => Some(reason),
                 },
-                languages: facts.languages,
-                commands: facts.commands,
-                features: facts.features,
-            })
-            .collect()
+                languages: runtime.map(Runtime::languages).unwrap_or_default(),
+                commands: runtime.map_or_else(|| kind.commands(), Runtime::commands),
+                features: runtime.map_or(Features::NONE, |runtime| self.features(runtime, figure)),
+            }
+        };
+        RuntimeKind::ALL.into_iter().map(row).collect()
     }
+}
+
+fn not_built_in(kind: RuntimeKind) -> Availability {
+    Availability::Unavailable(format!("this build has no {} runtime", kind.name()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::*;
 fn facts(kind: RuntimeKind, startup_time_ms: f64, memory_overhead_mb: f64, isolation_level: u8) -> CandidateFacts {
     CandidateFacts {
         kind,
-        languages: vec!["python".into()],
+        serves: true,
         commands: CommandKind::ALL.to_vec(),
         availability: Availability::Available,
         features: Features {
@@ -119,7 +119,6 @@ fn each_requirement_refuses_who_lacks_it_and_says_so() {
     let wanted = wanting(Preference::Balanced);
     assert!(chosen(&wanted, &one).is_some(), "the control");
     let cases = [
-        (Requirements { language: "cobol".into(), ..wanted.clone() }, "it does not serve cobol"),
         (Requirements { isolation_level_min: 9, ..wanted.clone() }, "below the operator's floor 9"),
         (Requirements { needs: [Need::Network].into(), ..wanted.clone() }, "it has no network"),
         (Requirements { runtime: Some(RuntimeKind::Deno), ..wanted.clone() }, "the request names Deno"),
@@ -132,6 +131,9 @@ fn each_requirement_refuses_who_lacks_it_and_says_so() {
     let mut poor = one;
     poor[0].features.filesystem_persistence = false;
     poor[0].commands.clear();
+    let other = [CandidateFacts { serves: false, ..poor[0].clone() }];
+    let refused = select(&wanted, &other).expect_err("another language");
+    assert_eq!(refused[0].reason, "it does not serve python");
     assert!(chosen(&Requirements { needs: [Need::Persistence].into(), ..wanted.clone() }, &poor).is_none());
     assert!(chosen(&Requirements { commands: vec![CommandKind::ExecuteCode], ..wanted }, &poor).is_none());
 }
@@ -141,7 +143,7 @@ fn any_preference() -> impl Strategy<Value = Preference> {
 }
 
 fn any_candidates() -> impl Strategy<Value = Vec<CandidateFacts>> {
-    let figures = (0.01f64..50_000.0, 0.1f64..4000.0, 0u8..=10, prop::collection::vec(any::<bool>(), 5));
+    let figures = (0.01f64..50_000.0, 0.1f64..4000.0, 0u8..=10, prop::collection::vec(any::<bool>(), 6));
     prop::collection::vec(figures, 7).prop_map(|rows| {
         RuntimeKind::ALL
             .into_iter()
@@ -154,6 +156,7 @@ fn any_candidates() -> impl Strategy<Value = Vec<CandidateFacts>> {
                 facts.features.network_access = truths[2];
                 facts.commands.retain(|command| truths[3] || *command != CommandKind::InstallPackages);
                 facts.lacks = truths[4].then(|| "its programs are not there".into());
+                facts.serves = truths[5];
                 facts
             })
             .collect()
@@ -182,7 +185,7 @@ fn meets(requirements: &Requirements, facts: &CandidateFacts) -> bool {
     let features = &facts.features;
     facts.availability == Availability::Available
         && requirements.runtime.is_none_or(|kind| kind == facts.kind)
-        && facts.languages.contains(&requirements.language)
+        && facts.serves
         && features.isolation_level >= requirements.isolation_level_min
         && requirements.commands.iter().all(|command| facts.commands.contains(command))
         && (!requirements.needs.contains(&Need::Persistence) || features.filesystem_persistence)

@@ -335,8 +335,7 @@ impl Manager {
     /// What the registry knows, with what the image lacks of the language.
     fn facts(&self, language: &Language, image: &str) -> Vec<CandidateFacts> {
         let mut facts = self.shared.registry.facts(&language.name);
-        let serves =
-            |facts: &CandidateFacts| facts.availability == Availability::Available && facts.languages.contains(&language.name);
+        let serves = |facts: &CandidateFacts| facts.availability == Availability::Available && facts.serves;
         // With one candidate there is nothing to compare, and looking into the image costs.
         if facts.iter().filter(|facts| serves(facts)).count() > 1
             && !self.shared.images.missing_programs(image, language).is_empty()
@@ -399,8 +398,12 @@ impl Manager {
     /// The name of a language that this runtime serves.
     fn language_of_runtime(&self, asked: &str, runtime: RuntimeKind) -> Result<String, SessionError> {
         let name = self.language(asked)?.name.clone();
-        let supported = self.shared.registry.get(runtime).map(|runtime| runtime.languages()).unwrap_or_default();
-        if supported.contains(&name) { Ok(name) } else { Err(SessionError::LanguageNotSupported { language: name, supported }) }
+        let runtime = self.shared.registry.get(runtime);
+        if runtime.as_ref().is_some_and(|runtime| runtime.serves(&name)) {
+            return Ok(name);
+        }
+        let supported = runtime.map(|runtime| runtime.languages()).unwrap_or_default();
+        Err(SessionError::LanguageNotSupported { language: name, supported })
     }
 }
 

@@ -110,6 +110,10 @@ impl Runtime for DockerRuntime {
         self.native.parts().languages.all().iter().map(|language| language.name.clone()).collect()
     }
 
+    fn serves(&self, language: &str) -> bool {
+        self.native.parts().languages.get(language).is_some_and(|found| found.name == language)
+    }
+
     fn commands(&self) -> Vec<CommandKind> {
         self.kind().commands()
     }

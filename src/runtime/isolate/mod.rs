@@ -263,6 +263,10 @@ impl Runtime for IsolateRuntime {
         self.native.languages()
     }
 
+    fn serves(&self, language: &str) -> bool {
+        self.native.serves(language)
+    }
+
     fn commands(&self) -> Vec<CommandKind> {
         self.kind().commands()
     }

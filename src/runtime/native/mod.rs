@@ -417,6 +417,11 @@ impl Runtime for NativeRuntime {
         all.iter().filter(|language| self.flavour.serves(language)).map(|language| language.name.clone()).collect()
     }
 
+    fn serves(&self, language: &str) -> bool {
+        let found = self.works.parts.languages.get(language);
+        found.is_some_and(|found| found.name == language && self.flavour.serves(&found))
+    }
+
     fn commands(&self) -> Vec<CommandKind> {
         self.kind().commands()
     }

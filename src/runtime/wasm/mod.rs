@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::image::minimal::{self, MinimalRoot};
 use crate::image::{ImageRoot, Store};
 use crate::language::Language;
-use crate::language::engines::{Engine, EngineVersion};
+use crate::language::engines::{Engine, EnginePlan, EngineVersion};
 use crate::sandbox::enforcement::WallState;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::spec::Limits;
@@ -214,6 +214,15 @@ fn compiler() -> String {
     format!("wasmtime {WASMTIME} settings {} {} {features}", settings::EDITION, std::env::consts::ARCH)
 }
 
+fn plan_of(language: &Language) -> Option<&EnginePlan> {
+    language.plan_for(Engine::WebAssembly, EngineVersion::find(WASMTIME)?)
+}
+
+/// The engine that a language is run with; none where it needs none, or is not run.
+fn module_of(language: &Language) -> Option<EngineModule> {
+    EngineModule::of(&plan_of(language)?.run)
+}
+
 fn digest(path: &Path) -> std::io::Result<[u8; 32]> {
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();
@@ -284,13 +293,11 @@ impl Flavour for WasmFlavour {
     }
 
     fn serves(&self, language: &Language) -> bool {
-        let plan = EngineVersion::find(WASMTIME).and_then(|version| language.plan_for(Engine::WebAssembly, version));
-        plan.is_some_and(|plan| EngineModule::of(&plan.run).is_none_or(|engine| self.engine(engine).is_ok()))
+        plan_of(language).is_some_and(|plan| EngineModule::of(&plan.run).is_none_or(|engine| self.engine(engine).is_ok()))
     }
 
     fn lacks(&self, language: &Language) -> Option<String> {
-        let fitted = language.on(Engine::WebAssembly, EngineVersion::find(WASMTIME)?, &[])?;
-        EngineModule::of(&fitted.run).and_then(|engine| self.engine(engine).err().map(str::to_owned))
+        module_of(language).and_then(|engine| self.engine(engine).err().map(str::to_owned))
     }
 
     fn version(&self) -> Option<String> {
@@ -308,8 +315,7 @@ impl Flavour for WasmFlavour {
     fn learned(&self, _: Result<String, String>) {}
 
     fn preparation(&self, language: &Language) -> Option<Preparation> {
-        let fitted = language.on(Engine::WebAssembly, EngineVersion::find(WASMTIME)?, &[])?;
-        let engine = EngineModule::of(&fitted.run).filter(|engine| self.engine(*engine).is_ok())?;
+        let engine = module_of(language).filter(|engine| self.engine(*engine).is_ok())?;
         if self.compiled(engine).is_some() {
             return None;
         }
@@ -319,8 +325,7 @@ impl Flavour for WasmFlavour {
     }
 
     fn prepared(&self, language: &Language, made: Result<Vec<u8>, String>) -> Result<(), String> {
-        let fitted = EngineVersion::find(WASMTIME).and_then(|version| language.on(Engine::WebAssembly, version, &[]));
-        let engine = fitted.and_then(|fitted| EngineModule::of(&fitted.run)).ok_or("there is no such engine")?;
+        let engine = module_of(language).ok_or("there is no such engine")?;
         let code = made.map_err(|cause| format!("its engine could not be compiled: {cause}"))?;
         let kept = self.cache()?.put(&self.subject(engine)?, &code);
         kept.map(|_| ()).map_err(|error| format!("the compiled engine can't be kept: {error}"))
