@@ -98,7 +98,7 @@ impl ProfileSource for Profiles {
 
 impl ImageSource for Store {
     fn installed(&self, image: &str) -> bool {
-        self.resolve(image).is_ok()
+        self.has(image)
     }
 
     fn missing_programs(&self, image: &str, language: &Language) -> Vec<String> {

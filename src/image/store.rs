@@ -202,6 +202,13 @@ impl Store {
         self.record(&name)
     }
 
+    /// Whether [`Self::resolve`] gives an image. Asked for each session that is made, mostly of one that there is none of.
+    pub fn has(&self, reference: &str) -> bool {
+        // A record is put in the place of another in one step, so that none is there for a moment either.
+        let is_named = |name: &ImageName| name.as_str() == ImageName::HOST || self.image_dir(name).join(RECORD).exists();
+        ImageReference::parse(reference).is_ok_and(|asked| is_named(&asked.name)) && self.resolve(reference).is_ok()
+    }
+
     /// The image as a session takes it (`name`, `name:tag`, either with `@digest`); it can't be removed while the answer lives.
     pub fn resolve(&self, reference: &str) -> Result<ImageRoot, ImageError> {
         let ImageReference { name, digest } = ImageReference::parse(reference)?;

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::image::root::{Bind, ImageGuard, ImageRoot, program_exists};
@@ -21,8 +21,8 @@ struct Look {
     when: Instant,
     /// The name of the host's state.
     state: String,
-    /// The image, for as long as somebody keeps it from being removed.
-    root: Option<(HostRoot, Weak<ImageGuard>)>,
+    /// The image, and what keeps it from being removed meanwhile.
+    root: Option<(HostRoot, Arc<ImageGuard>)>,
     /// Whether these programs are in it.
     programs: HashMap<String, bool>,
 }
@@ -56,17 +56,20 @@ impl SeenHost {
         }
     }
 
-    /// The image as it was made last, if that holds and it is in use.
+    /// The image as it was made last, if that holds; if not, it may be removed from here on.
     pub(super) fn root(&self) -> Option<(HostRoot, Arc<ImageGuard>)> {
-        let seen = self.last();
-        let (root, guard) = seen.as_ref().filter(|seen| seen.holds())?.root.as_ref()?;
-        Some((root.clone(), guard.upgrade()?))
+        let mut seen = self.last();
+        let seen = seen.as_mut()?;
+        if !seen.holds() {
+            seen.root = None;
+        }
+        seen.root.clone()
     }
 
     /// Has an image that was made for that state given to whoever asks, as long as it holds.
     pub(super) fn keep(&self, state: &str, root: &HostRoot, guard: &Arc<ImageGuard>) {
         if let Some(seen) = self.last().as_mut().filter(|seen| seen.state == state) {
-            seen.root = Some((root.clone(), Arc::downgrade(guard)));
+            seen.root = Some((root.clone(), Arc::clone(guard)));
         }
     }
 

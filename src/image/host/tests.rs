@@ -64,7 +64,7 @@ fn the_host_s_state_holds_for_a_moment_and_only_while_its_skeleton_is_there() {
 }
 
 #[test]
-fn the_image_is_given_as_it_was_while_that_holds_and_somebody_uses_it() {
+fn the_image_is_given_as_it_was_and_kept_while_that_holds() {
     let fixture = Fixture::new();
     let state = fixture.store.host().state(&fixture.store.host_dir(), || etc::fingerprint(&fixture.host()));
     let (root, guard) = resolve_from(&fixture.store, &fixture.host(), &state).expect("the image host");
@@ -72,16 +72,18 @@ fn the_image_is_given_as_it_was_while_that_holds_and_somebody_uses_it() {
     fixture.store.host().keep("another", &root, &guard);
     assert!(fixture.store.host().root().is_none(), "it is of another state");
     fixture.store.host().keep(&state, &root, &guard);
-    let (seen, held) = fixture.store.host().root().expect("kept and used");
+    let (seen, held) = fixture.store.host().root().expect("kept");
     assert_eq!(seen, root);
     let image = image(root, guard);
+    let others = || Arc::strong_count(&held);
     assert!(!fixture.store.has_program(&image, "/usr/bin/late"));
     write(&fixture.host().join("usr/bin/late"), "", 0o755);
     assert!(!fixture.store.has_program(&image, "/usr/bin/late"), "as it was when its state was looked at");
     assert!(program_exists(&image, "/usr/bin/late"), "the control");
-    drop((image, held));
-    assert!(fixture.store.host().root().is_none(), "it may be gone by now");
+    drop(image);
+    assert!(fixture.store.host().root().is_some() && others() == 2, "though nobody uses it");
     std::thread::sleep(seen::HOLDS);
+    assert!(fixture.store.host().root().is_none() && others() == 1, "it may be removed by now");
     let later = fixture.image();
     assert!(fixture.store.has_program(&later, "/usr/bin/late"), "for a moment only");
 }
