@@ -34,6 +34,9 @@ const FILLINGS_MAX: usize = 2;
 /// Between two looks for images that changed and sandboxes that ended by themselves.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The keeper is told of a request so long after it. Woken in the middle of it, it would take a processor from whoever waits for the answer.
+const TOLD_AFTER: Duration = Duration::from_millis(1);
+
 /// The ready sandboxes of all runtimes in the OS sandbox.
 pub(super) struct Pool {
     state: Mutex<State>,
@@ -116,6 +119,7 @@ impl Pool {
     }
 
     /// One of the kind that `config` wants; none when a new one has to be made. Either way the kind that it is of, where there is such a one.
+    /// Within a tokio runtime.
     pub(super) fn take(
         &self,
         runtime: &NativeRuntime,
@@ -136,7 +140,11 @@ impl Pool {
             (dead, found, state.shelves.recipe(&kind))
         };
         discard(dead, "dead");
-        self.wake.notify_one();
+        let wake = Arc::clone(&self.wake);
+        tokio::spawn(async move {
+            tokio::time::sleep(TOLD_AFTER).await;
+            wake.notify_one();
+        });
         (claimed(found, runtime, config, image), recipe)
     }
 

@@ -275,11 +275,16 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
     }
 
     /// Takes away those that are of no use.
-    pub fn retain(&mut self, mut is_sound: impl FnMut(&T) -> bool) -> Vec<T> {
+    pub fn retain(&mut self, is_sound: impl Fn(&T) -> bool) -> Vec<T> {
         let mut gone = Vec::new();
+        let is_sound = |ready: &Ready<T>| is_sound(&ready.sandbox);
         for shelf in self.by_kind.values_mut() {
+            // Asked for each request, and nearly always true.
+            if shelf.ready.iter().all(&is_sound) {
+                continue;
+            }
             let (sound, unsound): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut shelf.ready).into_iter().partition(|ready| is_sound(&ready.sandbox));
+                std::mem::take(&mut shelf.ready).into_iter().partition(&is_sound);
             shelf.ready = sound;
             gone.extend(unsound.into_iter().map(|ready| ready.sandbox));
         }
