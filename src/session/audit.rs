@@ -5,9 +5,8 @@
 use std::sync::Arc;
 
 use crate::command::Stream;
-use crate::id::{EnvironmentId, ExecutionId, SessionId};
-use crate::runtime::{OutputSink, OutputVerdict};
-use crate::sandbox::enforcement::Enforcement;
+use crate::id::{ExecutionId, SessionId};
+use crate::runtime::{Instance, OutputSink, OutputVerdict, RuntimeKind};
 
 use super::output::Output;
 
@@ -38,12 +37,13 @@ impl OutputSink for Audited {
 }
 
 /// A session begins: which profile holds for it, so that later lines can be read.
-pub(super) fn opened(session: &SessionId, environment: &EnvironmentId, enforcement: &Enforcement) {
-    let profile = &enforcement.profile;
+pub(super) fn opened(session: &SessionId, runtime: RuntimeKind, instance: &Arc<dyn Instance>) {
+    let profile = &instance.enforcement().profile;
     tracing::info!(
         target: TARGET,
         session = %session,
-        %environment,
+        runtime = runtime.name(),
+        environment = %instance.environment_id(),
         profile = profile.name,
         version = profile.version,
         sha256 = profile.sha256,
