@@ -316,18 +316,21 @@ impl Session {
         locked(&self.inner).take_queue()
     }
 
+    /// Keeps what its programs have used, as long as the kernel can be asked.
+    pub(super) fn measure(&self, instance: &dyn Instance) {
+        if locked(&self.inner).view.execution_count > 0 {
+            let usage = instance.usage();
+            locked(&self.inner).view.usage = usage;
+        }
+    }
+
     /// Closing → Closed.
     pub(super) fn finished(&self) {
-        let instance = locked(&self.inner).instance.clone();
-        let usage = instance.map(|instance| instance.usage());
         let mut inner = locked(&self.inner);
         inner.phase = Phase::Closed;
         // Its id stays known for a while, among thousands: only what tells which session it was is kept, and no capacity.
         inner.live = HashMap::new();
         inner.queue = VecDeque::new();
-        if let Some(usage) = usage {
-            inner.view.usage = usage;
-        }
         inner.view.close_reason = self.closing.get().map(CloseCause::sentence);
         inner.view.metadata = None;
         inner.view.config.env = BTreeMap::new();
