@@ -39,6 +39,17 @@ pub struct ImageRoot {
     pub guard: Arc<ImageGuard>,
 }
 
+impl ImageRoot {
+    /// Whether the image holds nothing at `/workspace`: no such name, or an empty directory.
+    pub fn has_empty_workspace(&self) -> bool {
+        let place = self.lower.join("workspace");
+        match place.symlink_metadata() {
+            Ok(metadata) => metadata.is_dir() && std::fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_none()),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        }
+    }
+}
+
 /// Keeps an image in the store: a shared lock (flock) on its lock file.
 #[derive(Debug)]
 pub struct ImageGuard(#[expect(dead_code, reason = "held for its lock")] pub(super) File);
@@ -150,6 +161,21 @@ mod tests {
         for name in ["text", "absent", "", "bin/real", "real\0"] {
             assert!(!program_exists(&image, name), "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_workspace_is_empty_where_there_is_none_or_nothing_in_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = image(dir.path());
+        let workspace = image.lower.join("workspace");
+        assert!(image.has_empty_workspace(), "none");
+        std::fs::create_dir(&workspace).expect("a directory");
+        assert!(image.has_empty_workspace());
+        std::fs::write(workspace.join(".keep"), "").expect("a file");
+        assert!(!image.has_empty_workspace(), "a file");
+        std::fs::remove_dir_all(&workspace).expect("removed");
+        symlink("usr", &workspace).expect("a link");
+        assert!(!image.has_empty_workspace(), "a link");
     }
 
     #[test]

@@ -42,6 +42,17 @@ pub struct Root {
     pub binds: Vec<(PathBuf, String)>,
     /// The operator's packages, which installers alone see, at [`PACKAGES`].
     pub packages: Option<PathBuf>,
+    /// What `/workspace` is.
+    pub workspace: Workspace,
+}
+
+/// What `/workspace` is at a session's beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workspace {
+    /// Empty. Then it can be a directory of the session's own tmpfs, with no overlay on the way to its files.
+    Empty,
+    /// What the image holds there.
+    OfImage,
 }
 
 /// How ids inside become ids on the host.

@@ -6,7 +6,7 @@
 
 use crate::plan::{Place, Plan, ProgramStep, Start, Step};
 
-use super::compile::{Draft, Ids, Kernel, Placement, ProcessBound, Root, Spec};
+use super::compile::{Draft, Ids, Kernel, Placement, ProcessBound, Root, Spec, Workspace};
 use super::enforcement::WallState;
 use super::profile::{Profile, RootFilesystem};
 use super::spec::Limits;
@@ -31,7 +31,7 @@ pub fn compile(profile: &Profile, limits: &Limits, kernel: Kernel, users: Users)
     let spec = Spec {
         profile: &read_only,
         limits,
-        root: Root { lower: "/".into(), binds: Vec::new(), packages: None },
+        root: Root { lower: "/".into(), binds: Vec::new(), packages: None, workspace: Workspace::Empty },
         ids: Ids::Single { uid: profile.uid, gid: profile.gid },
         cgroup: Placement { processes: ProcessBound::Group, ..Placement::default() },
         kernel,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::plan::{ListenerAnswer, Plan, ProgramStep, Step};
 use crate::sys::seccomp::Waiting;
 
-use super::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, compile};
+use super::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, Workspace, compile};
 use super::enforcement::WallStatus;
 use super::profile::{Installs, Network, Notifying, Profile, ProfileLimits, RootFilesystem};
 use super::spec::Limits;
@@ -77,6 +77,7 @@ fn spec<'a>(profile: &'a Profile, limits: &'a Limits, ids: Ids, cgroup: Placemen
             lower: PathBuf::from("/images/host"),
             binds: vec![(PathBuf::from("/usr"), "/usr".into())],
             packages: None,
+            workspace: Workspace::Empty,
         },
         ids,
         cgroup,
@@ -141,6 +142,19 @@ fn everything_is_masked_before_the_host_goes_out_of_view() {
     let pivot = steps.iter().position(|step| matches!(step, Step::PivotRoot)).expect("a pivot");
     let mask = steps.iter().rposition(|step| matches!(step, Step::Cover { .. })).expect("a mask");
     assert!(mask < pivot, "the empty directory that covers others is on the host's side of the pivot");
+}
+
+#[test]
+fn what_an_image_holds_in_the_workspace_stays_in_view_and_becomes_the_user_s() {
+    let (profile, limits) = (profile(RootFilesystem::Overlay, Network::Loopback), limits());
+    let mut spec = spec(&profile, &limits, RANGE, placed(), kernel(7));
+    let of = |spec: &Spec<'_>| {
+        let plan = compile(spec).plan.to_string();
+        (plan.contains("chown /workspace 1000:1000"), plan.contains("-> /workspace\n"))
+    };
+    assert_eq!(of(&spec), (false, true), "an empty one is a directory of the tmpfs");
+    spec.root.workspace = Workspace::OfImage;
+    assert_eq!(of(&spec), (true, false));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use codebeaker::image::Store;
 use codebeaker::plan::messages::*;
 use codebeaker::plan::{Plan, StepFailure};
 use codebeaker::sandbox::cgroups::{CgroupTree, SessionCgroup};
-use codebeaker::sandbox::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, compile};
+use codebeaker::sandbox::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, Workspace, compile};
 use codebeaker::sandbox::host::HostFacts;
 use codebeaker::sandbox::profile::Profiles;
 use codebeaker::sandbox::spec::Limits;
@@ -122,6 +122,7 @@ impl Bench {
                 lower: image.lower.clone(),
                 binds: image.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
                 packages: Some("/usr/share".into()),
+                workspace: Workspace::Empty,
             },
             ids: Ids::Range { start: self.range.start, count: self.range.count },
             cgroup: cgroup.as_ref().map(placement).unwrap_or_default(),

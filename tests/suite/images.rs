@@ -16,7 +16,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::fixture_user::{binary_for, directory_of};
-use crate::support::{Server, Session, Setup, eventually, page};
+use crate::support::{Feature, Server, Session, Setup, eventually, host, page};
 
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     let mut trials = page(
@@ -32,6 +32,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("two processes import one image at once and there is one of it", at_once),
             ("a session starts on a large image as on a tiny one", any_size),
             ("the image host is the default and holds the host's programs", host_is_default),
+            ("what an image holds in /workspace is there and the session's, else that is a directory of its tmpfs", workspaces),
         ],
     );
     trials.extend(tools::trials());
@@ -87,6 +88,35 @@ fn from_directory() {
     server.cli(&["image", "remove", "tiny-dir"]).expect_code(0);
     let parameters = json!({"language": "bash", "image": "tiny-dir"});
     server.client().error_is("session.create", &parameters, 1103, "image_not_found");
+}
+
+/// `rootless` has no owners to give the image's files to, and shows none of them.
+fn workspaces() {
+    host().need(Feature::Root);
+    let server = Setup::plain().shared();
+    let mounts = json!({"type": "execute_code", "code": "while read -r _ place kind _; do [ $place = /workspace ] && echo $kind; done </proc/mounts; :"});
+    let root = tiny_root();
+    for (name, told, mounted) in [("empty-workspace", "", "tmpfs\n"), ("full-workspace", "of the image", "")] {
+        if !told.is_empty() {
+            std::fs::create_dir(root.path().join("workspace/data")).expect("an own directory");
+            std::fs::write(root.path().join("workspace/data/told"), told).expect("an own directory");
+        }
+        server.cli(&["image", "import", &root.path().display().to_string(), "--name", name]).expect_code(0);
+        let mut session = Session::open(&server, &json!({"language": "bash", "image": name}));
+        assert_eq!(session.ok(&mounts)["stdout"], mounted, "{name}");
+        assert_eq!(
+            session.ok(&json!({"type": "execute_code", "code": "cat data/told 2>/dev/null; :"}))["stdout"],
+            told,
+            "{name}"
+        );
+        session.write("new", "written");
+        assert_eq!(session.ok(&json!({"type": "execute_code", "code": "echo more >>new; cat new"}))["stdout"], "writtenmore\n");
+        session.close();
+        let mut next = Session::open(&server, &json!({"language": "bash", "image": name}));
+        next.fails(&json!({"type": "read_file", "path": "new"}), "file_not_found");
+        next.close();
+        server.cli(&["image", "remove", name]).expect_code(0);
+    }
 }
 
 fn from_tar() {

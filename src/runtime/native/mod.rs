@@ -37,7 +37,7 @@ use crate::image::{ImageRoot, Store};
 use crate::language::{Language, Languages};
 use crate::plan::StepFailure;
 use crate::sandbox::cgroups::CgroupTree;
-use crate::sandbox::compile::{Compiled, Ids, Kernel, PACKAGES, Placement, Root, Spec, compile};
+use crate::sandbox::compile::{Compiled, Ids, Kernel, PACKAGES, Placement, Root, Spec, Workspace, compile};
 use crate::sandbox::enforcement::{WallState, WallStatus};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::host::{HostFacts, UserNamespaces};
@@ -209,6 +209,7 @@ impl NativeRuntime {
                 lower: image.lower.clone(),
                 binds: image.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
                 packages: self.works.parts.package_dir.clone(),
+                workspace: if image.has_empty_workspace() { Workspace::Empty } else { Workspace::OfImage },
             },
             ids,
             cgroup,
@@ -453,7 +454,7 @@ impl Runtime for NativeRuntime {
         let spec = Spec {
             profile,
             limits: &limits,
-            root: Root { lower: "/".into(), binds: Vec::new(), packages: None },
+            root: Root { lower: "/".into(), binds: Vec::new(), packages: None, workspace: Workspace::Empty },
             ids,
             cgroup: self.works.parts.cgroups.as_ref().map_or_else(Placement::default, |_| group()),
             kernel: self.kernel(),

@@ -5,7 +5,7 @@
 //! one quota holds for all three.
 
 use crate::plan::{OutsideStep, Place, Slot, Step};
-use crate::sandbox::compile::{Draft, Ids, PACKAGES, SLOT_LOWER, Spec};
+use crate::sandbox::compile::{Draft, Ids, PACKAGES, SLOT_LOWER, Spec, Workspace};
 use crate::sandbox::profile::RootFilesystem;
 use crate::sys::mount::attribute::{NO_DEVICES, NO_EXEC, NO_SETUID, READ_ONLY};
 
@@ -53,7 +53,7 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>, trees: &Trees)
     draft.enforced("mount", "its own root; nothing of the host but the image, read-only");
     match spec.root_filesystem() {
         RootFilesystem::ReadOnly => draft.enforced("root", "read-only; /workspace, /tmp and /dev/shm share one quota"),
-        RootFilesystem::Overlay => draft.enforced("root", "an overlay whose changes share one quota"),
+        RootFilesystem::Overlay => draft.enforced("root", "an overlay; its changes and /workspace share one quota"),
     }
 }
 
@@ -115,13 +115,19 @@ fn mount_points(draft: &mut Draft, spec: &Spec<'_>) {
     let user = if spec.has_id_range() { spec.user() } else { (0, 0) };
     draft.inside.push(Step::Directory { path: inside("/workspace"), mode: 0o755, owner: user });
     draft.inside.push(Step::Directory { path: inside("/tmp"), mode: 0o1777, owner: (0, 0) });
-    if spec.root_filesystem() == RootFilesystem::Overlay && matches!(spec.ids, Ids::Range { .. }) {
-        // What the image holds there belongs to somebody of the image; the session's user must be able to work in it.
+    let (workspace, tmp) = (("/workspace", 0o755, user), ("/tmp", 0o1777, (0, 0)));
+    let places = if spec.root_filesystem() == RootFilesystem::ReadOnly || !matches!(spec.ids, Ids::Range { .. }) {
+        // A read-only root can't be written to; and without mapped owners the image's directories are nobody's, to be given to nobody.
+        vec![workspace, tmp]
+    } else if spec.root.workspace == Workspace::OfImage {
+        // It belongs to somebody of the image; the session's user must be able to work in it.
         draft.inside.push(Step::Own { path: inside("/workspace"), owner: user });
-        return;
-    }
-    // A read-only root can't be written to; and without mapped owners the image's directories are nobody's, to be given to nobody.
-    for (name, mode, owner) in [("/workspace", 0o755, user), ("/tmp", 0o1777, (0, 0))] {
+        Vec::new()
+    } else {
+        // The overlay makes, writes and renames each file twice.
+        vec![workspace]
+    };
+    for (name, mode, owner) in places {
         let writable = host(&format!("/writable-{}", &name[1..]));
         let slot = draft.slot();
         draft.inside.extend([
