@@ -1,6 +1,7 @@
-//! What the operator learns of refused calls: a counter, and a line of the audit log under the target [`TARGET`].
+//! The audit log, under the target [`TARGET`]: which session has which profile, and what the operator learns of refused calls, which are
+//! counted too.
 //!
-//! Invariant: one line and one count for each call of an execution, however often the program makes it: the runtime tells each once.
+//! Invariant: one line for each session that begins; one line and one count for each call of an execution, however often the program makes it: the runtime tells each once.
 
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ impl OutputSink for Audited {
 }
 
 /// A session begins: which profile holds for it, so that later lines can be read.
-pub(super) fn opened(session: &SessionId, runtime: RuntimeKind, instance: &Arc<dyn Instance>) {
+pub(super) fn opened(session: &SessionId, runtime: RuntimeKind, instance: &dyn Instance) {
     let profile = &instance.enforcement().profile;
     tracing::info!(
         target: TARGET,

@@ -86,7 +86,7 @@ pub(super) async fn open(shared: &Arc<Shared>, mut opening: Opening) -> Result<A
         return Err(error);
     }
     metrics::counter!("codebeaker_sessions_created_total", "runtime" => kind.name()).increment(1);
-    audit::opened(&session.id, kind, &instance);
+    audit::opened(&session.id, kind, instance.as_ref());
     tokio::spawn(worker::work(Arc::clone(&session), instance, Arc::clone(&shared.book), place));
     if let Err(error) = install(&session, packages).await {
         session.request_close(CloseCause::SetupFailed);

@@ -316,14 +316,6 @@ impl Session {
         locked(&self.inner).take_queue()
     }
 
-    /// Keeps what its programs have used, as long as the kernel can be asked.
-    pub(super) fn measure(&self, instance: &dyn Instance) {
-        if locked(&self.inner).view.execution_count > 0 {
-            let usage = instance.usage();
-            locked(&self.inner).view.usage = usage;
-        }
-    }
-
     /// Closing → Closed.
     pub(super) fn finished(&self) {
         let mut inner = locked(&self.inner);
@@ -384,7 +376,7 @@ impl Session {
         view
     }
 
-    /// A snapshot without what the kernel would have to be asked for: its usage is that of the session's end, or none yet.
+    /// A snapshot without what the kernel would have to be asked for: it has no usage.
     pub(super) fn row(&self) -> SessionView {
         let inner = locked(&self.inner);
         let mut view = inner.view.clone();

@@ -35,7 +35,6 @@ pub(super) async fn work(session: Arc<Session>, instance: Arc<dyn Instance>, boo
         // Unanswered tickets answer with the cause of the closing.
         drop(job);
     }
-    session.measure(instance.as_ref());
     if AssertUnwindSafe(instance.close()).catch_unwind().await.is_err() {
         tracing::error!(session = %session.id, "closing the environment panicked");
     }

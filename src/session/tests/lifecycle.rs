@@ -43,7 +43,6 @@ async fn a_fresh_session_is_active_then_idle_and_closed_twice_without_error() {
     assert!(manager.list(&me(), None, None).is_empty());
     let closed = manager.list(&me(), Some(SessionState::Closed), Some("py"));
     assert_eq!(closed[0].close_reason.as_deref(), Some("it was closed by request"));
-    assert_eq!(closed[0].usage.pids_peak, Some(1), "what its programs used was asked for in time");
 }
 
 #[tokio::test]
