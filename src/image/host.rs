@@ -27,8 +27,7 @@ use seen::HostRoot;
 
 /// Empty directories: mount points, and what programs expect to be there.
 ///
-/// `/workspace` is not among them: a directory of the image can't take directories that are moved into it before Linux 6.6,
-/// because overlay marks them with attributes that its upper tmpfs has no room for. The sandbox makes its own.
+/// `/workspace` is not among them: the sandbox makes its own.
 const DIRECTORIES: [(&str, u32); 20] = [
     ("usr", 0o755),
     ("proc", 0o755),

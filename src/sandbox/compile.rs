@@ -42,14 +42,14 @@ pub struct Root {
     pub binds: Vec<(PathBuf, String)>,
     /// The operator's packages, which installers alone see, at [`PACKAGES`].
     pub packages: Option<PathBuf>,
-    /// What `/workspace` is.
+    /// What the image has at `/workspace`.
     pub workspace: Workspace,
 }
 
-/// What `/workspace` is at a session's beginning.
+/// What an image has at `/workspace`; it counts where the root can be written to and the server is root. Elsewhere a session finds it empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workspace {
-    /// Empty. Then it can be a directory of the session's own tmpfs, with no overlay on the way to its files.
+    /// Nothing. Then it can be a directory of the session's own tmpfs, with no overlay on the way to its files.
     Empty,
     /// What the image holds there.
     OfImage,

@@ -32,7 +32,10 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("two processes import one image at once and there is one of it", at_once),
             ("a session starts on a large image as on a tiny one", any_size),
             ("the image host is the default and holds the host's programs", host_is_default),
-            ("what an image holds in /workspace is there and the session's, else that is a directory of its tmpfs", workspaces),
+            (
+                "what an image holds in /workspace is there, under strict it is hidden, else that is a directory of the tmpfs",
+                workspaces,
+            ),
         ],
     );
     trials.extend(tools::trials());
@@ -95,6 +98,7 @@ fn workspaces() {
     host().need(Feature::Root);
     let server = Setup::plain().shared();
     let mounts = json!({"type": "execute_code", "code": "while read -r _ place kind _; do [ $place = /workspace ] && echo $kind; done </proc/mounts; :"});
+    let shown = json!({"type": "execute_code", "code": "cat data/told 2>/dev/null; :"});
     let root = tiny_root();
     for (name, told, mounted) in [("empty-workspace", "", "tmpfs\n"), ("full-workspace", "of the image", "")] {
         if !told.is_empty() {
@@ -104,17 +108,20 @@ fn workspaces() {
         server.cli(&["image", "import", &root.path().display().to_string(), "--name", name]).expect_code(0);
         let mut session = Session::open(&server, &json!({"language": "bash", "image": name}));
         assert_eq!(session.ok(&mounts)["stdout"], mounted, "{name}");
-        assert_eq!(
-            session.ok(&json!({"type": "execute_code", "code": "cat data/told 2>/dev/null; :"}))["stdout"],
-            told,
-            "{name}"
-        );
+        assert_eq!(session.ok(&shown)["stdout"], told, "{name}");
         session.write("new", "written");
         assert_eq!(session.ok(&json!({"type": "execute_code", "code": "echo more >>new; cat new"}))["stdout"], "writtenmore\n");
         session.close();
         let mut next = Session::open(&server, &json!({"language": "bash", "image": name}));
         next.fails(&json!({"type": "read_file", "path": "new"}), "file_not_found");
         next.close();
+        let mut strict = Session::open(&server, &json!({"language": "bash", "image": name, "profile": "strict"}));
+        assert_eq!(
+            (strict.ok(&mounts)["stdout"].as_str(), strict.ok(&shown)["stdout"].as_str()),
+            (Some("tmpfs\n"), Some("")),
+            "{name}"
+        );
+        strict.close();
         server.cli(&["image", "remove", name]).expect_code(0);
     }
 }

@@ -21,7 +21,7 @@ struct Look {
     when: Instant,
     /// The name of the host's state.
     state: String,
-    /// The image, and what keeps it from being removed meanwhile.
+    /// The image, and what keeps it from being removed until it is asked for after that.
     root: Option<(HostRoot, Arc<ImageGuard>)>,
     /// Whether these programs are in it.
     programs: HashMap<String, bool>,

@@ -64,7 +64,7 @@ fn the_host_s_state_holds_for_a_moment_and_only_while_its_skeleton_is_there() {
 }
 
 #[test]
-fn the_image_is_given_as_it_was_and_kept_while_that_holds() {
+fn the_image_is_given_as_it_was_while_that_holds_and_let_go_when_asked_for_after_that() {
     let fixture = Fixture::new();
     let state = fixture.store.host().state(&fixture.store.host_dir(), || etc::fingerprint(&fixture.host()));
     let (root, guard) = resolve_from(&fixture.store, &fixture.host(), &state).expect("the image host");
@@ -143,6 +143,8 @@ fn another_state_of_the_host_gives_another_skeleton_and_the_old_one_goes_when_un
 fn this_hosts_own_image_is_made_and_has_a_shell() {
     let fixture = Fixture::new();
     let image = fixture.store.resolve("host").expect("the image host");
+    let digest = format!("host@sha256:{}", "0".repeat(64));
+    assert_eq!(["host", &digest, "absent", "not a name"].map(|name| fixture.store.has(name)), [true, false, false, false]);
     assert!(program_exists(&image, "sh"));
     assert!(image.lower.join("etc/shadow").symlink_metadata().is_err());
 }

@@ -133,6 +133,8 @@ fn a_sound_archive_becomes_an_image_in_every_packing() {
         let imported = fixture.import(&bytes).expect("a sound archive");
         digests.push(imported.info.digest);
         let image = fixture.store.resolve("image").expect("the image");
+        let other = format!("image@sha256:{}", "0".repeat(64));
+        assert_eq!(["image", &other].map(|name| fixture.store.has(name)), [true, false]);
         assert!(program_exists(&image, "tool") && program_exists(&image, "/bin/again"));
         assert_eq!(std::fs::read(image.lower.join("absolute")).expect("a file"), b"inside");
         let metadata = |name| std::fs::metadata(image.lower.join(name)).expect("a file");

@@ -32,7 +32,7 @@ pub trait Flavour: Send + Sync {
     fn own_root(&self) -> Option<String>;
     /// The language as this runtime runs it; none when it does not.
     fn language(&self, language: &Arc<Language>, permissions: &Permissions) -> Option<Arc<Language>>;
-    /// Whether there is such a one. Asked of every language for each session that is made, so it copies nothing.
+    /// Whether there is such a one. Asked for each session that is made, so it copies nothing.
     fn serves(&self, language: &Language) -> bool;
     /// Version of its programs, once it is known; the main runtime's is this program's.
     fn version(&self) -> Option<String>;

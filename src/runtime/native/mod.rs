@@ -415,7 +415,7 @@ impl Runtime for NativeRuntime {
 
     fn languages(&self) -> Vec<String> {
         let all = self.works.parts.languages.all();
-        all.iter().filter(|language| self.flavour.serves(language)).map(|language| language.name.clone()).collect()
+        all.iter().map(|language| language.name.clone()).filter(|name| self.serves(name)).collect()
     }
 
     fn serves(&self, language: &str) -> bool {

@@ -124,7 +124,7 @@ fn mount_points(draft: &mut Draft, spec: &Spec<'_>) {
         draft.inside.push(Step::Own { path: inside("/workspace"), owner: user });
         Vec::new()
     } else {
-        // The overlay makes, writes and renames each file twice.
+        // The overlay opens, makes and renames each file twice.
         vec![workspace]
     };
     for (name, mode, owner) in places {

@@ -168,6 +168,11 @@ fn moves() {
     for profile in ["strict", "default", "permissive"] {
         let mut session = Session::open(&server, &json!({"profile": profile}));
         assert_eq!(session.run(code), "text 2", "{profile}");
+        let across = "import errno, os, shutil\nopen('/tmp/x', 'w').write('text')\n\
+                      try: os.rename('/tmp/x', 'x')\n\
+                      except OSError as error: print(errno.errorcode[error.errno])\n\
+                      shutil.move('/tmp/x', 'x'); print(open('x').read())";
+        assert_eq!(session.run(across), "EXDEV\ntext", "{profile}");
     }
 }
 
