@@ -48,11 +48,12 @@ def prepare_quick_end(sys, os, gc, atexit, ctypes, symbol, kept):
     }
     # Libraries of C whose own end (`atexit`, destructors) gives memory back and does nothing else, by name or by directory.
     QUIET_LIBRARIES = {
-        "ld", "ld-linux-x86-64", "ld-linux-aarch64", "libblas", "libbz2", "libc", "libcrypt", "libcrypto", "libdl", "libexpat", "libffi",
-        "libgcc_s", "libgfortran", "liblapack", "liblzma", "libm", "libpthread", "libquadmath", "librt", "libssl",
-        "libstdc++", "libutil", "libuuid", "libz",
+        "ld", "ld-linux-x86-64", "ld-linux-aarch64", "libatlas", "libblas", "libbz2", "libc", "libcblas", "libcrypt", "libcrypto", "libdl", "libexpat",
+        "libf77blas", "libffi", "libgcc_s", "libgfortran", "liblapack", "liblapack_atlas", "liblzma", "libm", "libpthread", "libquadmath", "librt",
+        "libssl", "libstdc++", "libutil", "libuuid", "libz",
     }
-    QUIET_DIRECTORIES = ("/lib-dynload/", "/numpy/", "/numpy.libs/", "/pandas/")
+    # numexpr and bottleneck are what pandas uses where they are; they have nothing of an end of their own.
+    QUIET_DIRECTORIES = ("/lib-dynload/", "/numpy/", "/numpy.libs/", "/pandas/", "/numexpr/", "/bottleneck/")
     flush, leave, writev = symbol("fflush"), symbol("exit"), symbol("writev")
     flags_of = type.__dict__["__flags__"].__get__
     mro_of = type.__dict__["__mro__"].__get__
