@@ -59,7 +59,8 @@ const USR_MERGE: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// The image `host`, its skeleton made when there is none for the host as it is now.
 pub(super) fn resolve(store: &Store) -> Result<ImageRoot, ImageError> {
-    if let Some((root, guard)) = store.host().root() {
+    // What is held can't be taken away by us; by an operator it can.
+    if let Some((root, guard)) = store.host().root().filter(|(root, _)| root.skeleton.is_dir()) {
         return Ok(image(root, guard));
     }
     let host = Path::new("/");
