@@ -41,11 +41,13 @@ pub struct ImageRoot {
 
 impl ImageRoot {
     /// Whether the image holds nothing at `/workspace`: no such name, or an empty directory.
-    pub fn has_empty_workspace(&self) -> bool {
+    pub fn has_empty_workspace(&self) -> std::io::Result<bool> {
         let place = self.lower.join("workspace");
         match place.symlink_metadata() {
-            Ok(metadata) => metadata.is_dir() && std::fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_none()),
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Ok(metadata) if metadata.is_dir() => Ok(std::fs::read_dir(place)?.next().transpose()?.is_none()),
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
         }
     }
 }
@@ -168,14 +170,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let image = image(dir.path());
         let workspace = image.lower.join("workspace");
-        assert!(image.has_empty_workspace(), "none");
+        let is_empty = || image.has_empty_workspace().expect("an own directory");
+        assert!(is_empty(), "none");
         std::fs::create_dir(&workspace).expect("a directory");
-        assert!(image.has_empty_workspace());
+        assert!(is_empty());
         std::fs::write(workspace.join(".keep"), "").expect("a file");
-        assert!(!image.has_empty_workspace(), "a file");
+        assert!(!is_empty(), "a file");
         std::fs::remove_dir_all(&workspace).expect("removed");
         symlink("usr", &workspace).expect("a link");
-        assert!(!image.has_empty_workspace(), "a link");
+        assert!(!is_empty(), "a link");
+        std::fs::remove_dir_all(&image.lower).expect("removed");
+        std::fs::write(&image.lower, "").expect("a file");
+        assert!(image.has_empty_workspace().is_err(), "in doubt it is said");
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl NativeRuntime {
     ) -> Result<(Compiled, Enforcement), SandboxError> {
         self.finish_group(cgroup.as_deref_mut(), config, name)?;
         let placement = cgroup.as_deref().map(|cgroup| placement(cgroup, &ids)).unwrap_or_default();
-        let compiled = compile(&self.spec(config, image, ids, placement));
+        let compiled = compile(&self.spec(config, image, ids, placement)?);
         required_walls(&compiled.walls, &self.works.parts.allow_degraded)?;
         let enforcement = self.enforcement(config, compiled.walls.clone(), cgroup.as_deref())?;
         Ok((compiled, enforcement))

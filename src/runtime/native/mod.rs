@@ -165,7 +165,7 @@ impl NativeRuntime {
     pub fn plan(&self, config: &InstanceConfig) -> Result<Compiled, SandboxError> {
         let image = self.flavour.root(config)?;
         let ids = self.ids_for_show();
-        Ok(compile(&self.spec(config, &image, ids, Placement::default())))
+        Ok(compile(&self.spec(config, &image, ids, Placement::default())?))
     }
 
     /// Ids of the kind that a sandbox would have, without taking any.
@@ -201,20 +201,32 @@ impl NativeRuntime {
         }
     }
 
-    fn spec<'a>(&self, config: &'a InstanceConfig, image: &ImageRoot, ids: Ids, cgroup: Placement) -> Spec<'a> {
-        Spec {
+    fn spec<'a>(
+        &self,
+        config: &'a InstanceConfig,
+        image: &ImageRoot,
+        ids: Ids,
+        cgroup: Placement,
+    ) -> Result<Spec<'a>, SandboxError> {
+        // Without a range of ids it makes no difference, and there may be no right to look.
+        let is_empty = if matches!(ids, Ids::Range { .. }) { image.has_empty_workspace() } else { Ok(true) };
+        let is_empty = is_empty.map_err(|error| {
+            let told = || SandboxError::Internal(format!("the image's /workspace can't be looked at: {error}"));
+            exhausted(&error).unwrap_or_else(told)
+        })?;
+        Ok(Spec {
             profile: &config.profile,
             limits: &config.limits,
             root: Root {
                 lower: image.lower.clone(),
                 binds: image.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
                 packages: self.works.parts.package_dir.clone(),
-                workspace: if image.has_empty_workspace() { Workspace::Empty } else { Workspace::OfImage },
+                workspace: if is_empty { Workspace::Empty } else { Workspace::OfImage },
             },
             ids,
             cgroup,
             kernel: self.kernel(),
-        }
+        })
     }
 
     /// Gives programs the way out that their session was granted.
