@@ -46,7 +46,8 @@ pub struct Root {
     pub workspace: Workspace,
 }
 
-/// What an image has at `/workspace`; it counts where the root can be written to and the server is root. Elsewhere a session finds it empty.
+/// What an image has at `/workspace`; it counts where the root can be written to and the server is root. Elsewhere a session finds it
+/// empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workspace {
     /// Nothing. Then it can be a directory of the session's own tmpfs, with no overlay on the way to its files.

@@ -145,7 +145,7 @@ fn everything_is_masked_before_the_host_goes_out_of_view() {
 }
 
 #[test]
-fn what_an_image_holds_in_the_workspace_stays_in_view_and_becomes_the_user_s() {
+fn what_an_image_holds_in_the_workspace_stays_in_view_and_the_directory_becomes_the_user_s() {
     let (profile, limits) = (profile(RootFilesystem::Overlay, Network::Loopback), limits());
     let mut spec = spec(&profile, &limits, RANGE, placed(), kernel(7));
     let of = |spec: &Spec<'_>| {

@@ -1,7 +1,8 @@
 //! The audit log, under the target [`TARGET`]: which session has which profile, and what the operator learns of refused calls, which are
 //! counted too.
 //!
-//! Invariant: one line for each session that begins; one line and one count for each call of an execution, however often the program makes it: the runtime tells each once.
+//! Invariant: one line for each session that begins; one line and one count for each call of an execution, however often the program
+//! makes it: the runtime tells each once.
 
 use std::sync::Arc;
 

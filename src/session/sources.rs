@@ -1,6 +1,7 @@
 //! What the manager asks of languages, profiles and images, as traits so that it stands without them.
 //!
-//! Invariant: answers come from memory; none of these calls blocks. Read `manager` next.
+//! Invariant: answers come from memory, but for images, which are looked up in the store: a few system calls, and for one that is there
+//! the store's lock, which nobody holds for long. Read `manager` next.
 
 use std::sync::Arc;
 

@@ -34,7 +34,8 @@ const FILLINGS_MAX: usize = 2;
 /// Between two looks for images that changed and sandboxes that ended by themselves.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The keeper is told of a request so long after it. Woken while one takes what is ready, it would have a processor before whoever waits for the answer.
+/// The keeper is told of a request so long after it. Woken while one takes what is ready, it would have a processor before whoever
+/// waits for the answer.
 const TOLD_AFTER: Duration = Duration::from_millis(1);
 
 /// The ready sandboxes of all runtimes in the OS sandbox.
