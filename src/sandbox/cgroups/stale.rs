@@ -2,6 +2,7 @@
 //!
 //! Invariant: only groups named `codebeaker-<server>` below this host's bases, and below those that earlier servers noted, are
 //! touched, and only when `<server>` names a process that is gone. Nothing is killed elsewhere, and links are not followed (cgroupfs has none).
+//! Servers that start at the same time find the same groups: what another one has removed meanwhile is removed.
 
 use std::fs;
 use std::io;
@@ -46,6 +47,11 @@ fn is_group(directory: &Path) -> bool {
     directory.join("cgroup.procs").is_file()
 }
 
+/// True when the group was removed before or while it was looked at: the kernel says ENOENT of its path and ENODEV of an open file of it.
+fn is_removed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
 /// Groups in `base` whose name says that we made them and whose server is gone.
 fn stale_groups(base: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     let failed = |source| CgroupError::List { path: base.to_owned(), source };
@@ -72,7 +78,10 @@ fn remove_group(top: &Path, report: &mut StaleReport) -> Result<(), CgroupError>
     }
     let kill = top.join("cgroup.kill");
     if kill.exists() {
-        fs::write(&kill, "1").map_err(|source| CgroupError::Write { path: kill, source })?;
+        match fs::write(&kill, "1") {
+            Err(source) if !is_removed(&source) => return Err(CgroupError::Write { path: kill, source }),
+            _ => {}
+        }
     } else {
         for group in &groups {
             report.killed += kill_members(group)?;
@@ -87,9 +96,16 @@ fn remove_group(top: &Path, report: &mut StaleReport) -> Result<(), CgroupError>
 
 fn subgroups(group: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     let failed = |source| CgroupError::List { path: group.to_owned(), source };
+    let entries = match fs::read_dir(group) {
+        Err(error) if is_removed(&error) => return Ok(Vec::new()),
+        read => read.map_err(failed)?,
+    };
     let mut children = Vec::new();
-    for entry in fs::read_dir(group).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
+    for entry in entries {
+        let entry = match entry {
+            Err(error) if is_removed(&error) => break,
+            read => read.map_err(failed)?,
+        };
         if entry.file_type().map_err(failed)?.is_dir() {
             children.push(entry.path());
         }
@@ -104,7 +120,7 @@ fn kill_members(group: &Path) -> Result<usize, CgroupError> {
     let mut killed = 0;
     for _ in 0..ROUNDS_MAX {
         let text = match fs::read_to_string(&file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(killed),
+            Err(error) if is_removed(&error) => return Ok(killed),
             read => read.map_err(|source| CgroupError::List { path: file.clone(), source })?,
         };
         // A process outside this pid namespace reads as 0, which kill(2) would take for our own process group.

@@ -227,6 +227,32 @@ fn groups_of_a_dead_server_are_emptied_and_removed_and_those_of_a_living_one_sta
 }
 
 #[test]
+fn servers_that_start_at_once_remove_the_same_stale_groups_without_an_error() {
+    let Some(bed) = Bed::open("together") else { return };
+    for _ in 0..10 {
+        let stale = CgroupTree::open(&bed.host, &dead_server()).expect("opens").expect("bed has groups");
+        let mut directories = stale.directories();
+        for _ in 0..20 {
+            let mut left = stale.create(&EnvironmentId::random(), &limits()).expect("created");
+            directories.extend(left.directories.iter().cloned());
+            left.hand_over();
+        }
+        let start = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            let remove = || {
+                start.wait();
+                CgroupTree::remove_stale(&bed.host, &[])
+            };
+            let servers: Vec<_> = (0..3).map(|_| scope.spawn(remove)).collect();
+            for server in servers {
+                server.join().expect("no panic").expect("what another one removes is removed");
+            }
+        });
+        assert!(directories.iter().all(|group| !group.exists()));
+    }
+}
+
+#[test]
 fn a_group_of_a_dead_server_elsewhere_is_removed_when_its_base_was_noted() {
     let Some(bed) = Bed::open("elsewhere") else { return };
     let dead = format!("{GROUP_PREFIX}{}", dead_server());
