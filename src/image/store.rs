@@ -252,35 +252,42 @@ impl Store {
         if name.is_host() {
             return Err(ImageError::NameReserved { name: name.into() });
         }
-        let lock = self.lock(FlockOperation::LockExclusive)?;
-        let staging = Staging::new(&self.tmp())?;
-        self.retire(&name, &staging)?;
+        let staging = self.while_in_use(|| {
+            let record = self.record(&name)?;
+            let _unused = self.claim(&name)?;
+            let staging = Staging::new(&self.tmp())?;
+            move_out(&self.image_dir(&name), &staging.path().join("old-name"))?;
+            self.let_go(&record, &staging)?;
+            Ok(staging)
+        })?;
         // Other processes need not wait for the files to go.
-        drop(lock);
         drop(staging);
         Ok(())
     }
 
-    /// Moves an image that nobody uses into `staging`. The caller holds the exclusive lock.
-    fn retire(&self, name: &ImageName, staging: &Staging) -> Result<(), ImageError> {
-        let record = self.record(name)?;
-        let _unused = self.claim(name)?;
-        move_out(&self.image_dir(name), &staging.path().join("old-name"))?;
-        self.let_go(&record, staging)
+    /// Does `deed` under the store's exclusive lock, and again while its image is in use: see `BEING_MADE_WAIT`. In between nobody has
+    /// that lock, since who has the image may wait for it before it lets the image go.
+    fn while_in_use<T>(&self, deed: impl Fn() -> Result<T, ImageError>) -> Result<T, ImageError> {
+        let deadline = Instant::now() + BEING_MADE_WAIT;
+        loop {
+            let lock = self.lock(FlockOperation::LockExclusive)?;
+            match deed() {
+                Err(ImageError::InUse { .. }) if Instant::now() < deadline => {}
+                done => return done,
+            }
+            drop(lock);
+            thread::sleep(BEING_MADE_PAUSE);
+        }
     }
 
     /// The lock of an image that nobody uses.
     fn claim(&self, name: &ImageName) -> Result<Lock, ImageError> {
         let image_dir = self.image_dir(name);
         let guard = open_lock(&image_dir.join("lock"))?;
-        let deadline = Instant::now() + BEING_MADE_WAIT;
-        loop {
-            match rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(guard),
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(BEING_MADE_PAUSE),
-                Err(Errno::WOULDBLOCK) => return Err(ImageError::InUse { name: name.to_string() }),
-                Err(errno) => return Err(ImageError::errno("locking", image_dir)(errno)),
-            }
+        match rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(guard),
+            Err(Errno::WOULDBLOCK) => Err(ImageError::InUse { name: name.to_string() }),
+            Err(errno) => Err(ImageError::errno("locking", image_dir)(errno)),
         }
     }
 
@@ -309,7 +316,18 @@ impl Store {
     ) -> Result<(), ImageError> {
         // The long sync comes before the lock, so that nobody waits for it.
         let record = write_documents(staging, info, content)?;
-        let _lock = self.lock(FlockOperation::LockExclusive)?;
+        self.while_in_use(|| self.name_it(staging, info, content, taken, &record))
+    }
+
+    /// [`Self::publish`], under the exclusive lock; nothing is changed before the error that the image is in use.
+    fn name_it(
+        &self,
+        staging: &Staging,
+        info: &ImageInfo,
+        content: &Content,
+        taken: Taken,
+        record: &Path,
+    ) -> Result<(), ImageError> {
         let before = match (self.record(&info.name), taken) {
             (Ok(record), _) if record.digest == info.digest => return Ok(()),
             (Ok(_), Taken::Refuse) => return Err(ImageError::AlreadyExists { name: info.name.to_string() }),
@@ -326,7 +344,7 @@ impl Store {
         let published = staging.publish("work/root", &layer)?;
         let named = match &before {
             // One file in the place of another: there is no moment without either.
-            Some(_) => replace_file(&record, &self.image_dir(&info.name).join(RECORD)),
+            Some(_) => replace_file(record, &self.image_dir(&info.name).join(RECORD)),
             None => staging.publish("name", &self.image_dir(&info.name)).map(|_| ()),
         };
         if named.is_err() && published == Published::Moved {

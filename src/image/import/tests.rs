@@ -2,6 +2,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tar::{Builder, EntryType, Header};
 
@@ -382,6 +383,27 @@ fn a_cancelled_import_leaves_nothing() {
     fixture.assert_nothing_stays();
     cancel.store(false, Ordering::Relaxed);
     super::import(&fixture.store, request, &mut |_| {}).expect("the control: not cancelled");
+}
+
+#[test]
+fn who_has_an_image_can_look_others_up_while_its_removal_waits_for_it() {
+    let fixture = Fixture::new();
+    let source = fixture.write(&archive(&[file("a", b"x")]));
+    for name in ["one", "two"] {
+        fixture.take(&source, name).expect("an image");
+    }
+    let elsewhere = Store::open(&fixture.dir.path().join("state")).expect("another view of the store");
+    let root = elsewhere.resolve("one").expect("the image");
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| fixture.store.remove("one"));
+        // Until the removal has looked once; one that looks later finds the image free.
+        std::thread::sleep(Duration::from_millis(100));
+        let asked = Instant::now();
+        elsewhere.resolve("two").expect("the other image");
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        drop(root);
+        removal.join().expect("no panic").expect("the image was let go of in time");
+    });
 }
 
 #[test]
