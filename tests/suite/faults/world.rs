@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::tracer::Role;
 use super::walls;
 use crate::support::residue::{self, descendants};
+use crate::support::server::RESIDUE_WAIT;
 use crate::support::{Client, Server, Setup, eventually};
 
 /// What is done while something fails.
@@ -186,7 +187,12 @@ impl World {
         let (trees, tracker) = (self.trees, self.server.take_tracker());
         let next = Self::start_in(self.server.into_directory(), Some(self.walls));
         let mut left: Vec<String> = trees.iter().filter(|tree| tree.exists()).map(|tree| tree.display().to_string()).collect();
-        left.extend(tracker.left(&next.server.state_dir()));
+        assert!(left.is_empty(), "after {after} a restart found and left {left:?}");
+        // A process that was killed ends when the kernel comes to it.
+        eventually(RESIDUE_WAIT, || {
+            left = tracker.left(&next.server.state_dir());
+            left.is_empty()
+        });
         assert!(left.is_empty(), "after {after} and a restart: {left:?}");
         next
     }

@@ -26,7 +26,8 @@ pub struct Process {
 #[derive(Debug, Default)]
 pub struct Tracker {
     processes: BTreeSet<Identity>,
-    pid_namespaces: BTreeSet<u64>,
+    /// The first process of each: the kernel gives the number of a namespace that is gone to a new one, of another server as a rule.
+    pid_namespaces: BTreeMap<u64, Identity>,
     cgroups: BTreeSet<PathBuf>,
 }
 
@@ -118,21 +119,8 @@ pub fn groups_made_by(pid: u32) -> Vec<PathBuf> {
     found.into_iter().collect()
 }
 
-/// First processes of pid namespaces that are the suite's own.
-static HOLDERS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
-
 /// Servers and calls that this run has started.
 static STARTED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
-
-/// Remembers the first process of a pid namespace that is the suite's own and no server's.
-pub fn holds_a_namespace(pid: i32) {
-    HOLDERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(pid);
-}
-
-/// That process has ended or will.
-pub fn holds_none(pid: i32) {
-    HOLDERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&pid);
-}
 
 /// Remembers a process that may make groups, for [`groups_left`].
 pub fn started(pid: u32) {
@@ -158,7 +146,11 @@ impl Tracker {
             self.processes.insert(process.identity);
             self.cgroups.extend(cgroups_of(process.identity.0));
             if let Some(inode) = namespace(process.identity.0).filter(|inode| Some(*inode) != own_namespace) {
-                self.pid_namespaces.insert(inode);
+                // Parents come first, so this is the one that the namespace ends with.
+                let first = self.pid_namespaces.entry(inode).or_insert(process.identity);
+                if !lives(*first) {
+                    *first = process.identity;
+                }
             }
         }
     }
@@ -167,15 +159,12 @@ impl Tracker {
     pub fn left(&self, state_dir: &Path) -> Vec<String> {
         let mut left = Vec::new();
         let all = processes();
-        // The kernel gives the number of a namespace that is gone to a new one, of another server as a rule.
-        let elsewhere = |process: &Process| is_below_a_launcher(&all, process);
-        let holders = HOLDERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        let of_others: BTreeSet<u64> = holders.into_iter().filter_map(namespace).collect();
-        for process in all.values().filter(|process| !process.zombie && !elsewhere(process)) {
+        let seen = |inode: u64| self.pid_namespaces.get(&inode).is_some_and(|first| lives(*first));
+        for process in all.values().filter(|process| !process.zombie) {
             let pid = process.identity.0;
             if self.processes.contains(&process.identity) {
                 left.push(format!("process {pid} lives"));
-            } else if namespace(pid).is_some_and(|inode| self.pid_namespaces.contains(&inode) && !of_others.contains(&inode)) {
+            } else if namespace(pid).is_some_and(seen) {
                 left.push(format!("process {pid} lives in a pid namespace of the server"));
             } else if cgroups_of(pid).iter().any(|path| self.cgroups.contains(path)) {
                 left.push(format!("process {pid} lives in a cgroup of the server"));
@@ -198,19 +187,6 @@ impl Tracker {
         left.extend(files.map(|path| format!("{} exists", path.display())));
         left
     }
-}
-
-/// True when a launcher that lives is among the ancestors: that of this server is one of its own processes, and judged as such.
-fn is_below_a_launcher(all: &BTreeMap<i32, Process>, process: &Process) -> bool {
-    let mut parent = process.parent;
-    while let Some(ancestor) = all.get(&parent) {
-        let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
-        if name.trim() == "cb-launcher" {
-            return true;
-        }
-        parent = ancestor.parent;
-    }
-    false
 }
 
 fn namespace(pid: i32) -> Option<u64> {
@@ -255,29 +231,33 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             child.wait().expect("the shell ends with its child");
             assert!(super::eventually(std::time::Duration::from_secs(5), || tracker.left(state.path()).is_empty()));
         }),
-        super::trial("harness", "a pid namespace of the suite's own is no server's, whatever its number was before", || {
-            super::host().need(super::Feature::Root);
-            let mut program = std::process::Command::new("unshare");
-            let mut child =
-                program.args(["--pid", "--fork", "--kill-child=KILL", "sleep", "30"]).spawn().expect("util-linux is there");
-            let pid = child.id().cast_signed();
-            let inside = || {
-                descendants(pid)
-                    .first()
-                    .map(|process| process.identity.0)
-                    .filter(|pid| namespace(*pid) != namespace(std::process::id().cast_signed()))
-            };
-            assert!(super::eventually(std::time::Duration::from_secs(5), || inside().is_some()));
-            let first = inside().expect("it is there");
-            let tracker = Tracker { pid_namespaces: namespace(first).into_iter().collect(), ..Tracker::default() };
-            let state = super::fixture_user::directory_of(None);
-            assert_eq!(tracker.left(state.path()).len(), 1, "the control");
-            holds_a_namespace(first);
-            assert!(tracker.left(state.path()).is_empty());
-            holds_none(first);
-            child.kill().expect("the trial's own process");
-            child.wait().expect("a child");
-        }),
+        super::trial(
+            "harness",
+            "a process in a pid namespace that was seen is residue, one in a later namespace of that number is not",
+            || {
+                super::host().need(super::Feature::Root);
+                let mut program = std::process::Command::new("unshare");
+                let script = "sleep 30 & wait";
+                let mut child = program
+                    .args(["--pid", "--fork", "--kill-child=KILL", "sh", "-c", script])
+                    .spawn()
+                    .expect("util-linux is there");
+                let pid = child.id().cast_signed();
+                let both = || descendants(pid).len() == 2;
+                assert!(super::eventually(std::time::Duration::from_secs(5), both));
+                let first = descendants(pid)[0].identity;
+                let inode = namespace(first.0).expect("it lives");
+                let of = |first: Identity| Tracker { pid_namespaces: [(inode, first)].into(), ..Tracker::default() };
+                let state = super::fixture_user::directory_of(None);
+                assert_eq!(of(first).left(state.path()).len(), 2, "the control");
+                assert!(
+                    of((first.0, first.1 - 1)).left(state.path()).is_empty(),
+                    "its first process has ended, so the namespace has"
+                );
+                child.kill().expect("the trial's own process");
+                child.wait().expect("a child");
+            },
+        ),
         super::trial("harness", "a file below run is residue, and so is an empty directory", || {
             let state = super::fixture_user::directory_of(None);
             std::fs::create_dir_all(state.path().join("run/env_1")).expect("an own directory");

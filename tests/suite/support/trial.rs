@@ -4,7 +4,7 @@
 //! `unsteady`, and fails the run when it fails again. On an ordinary host those about walls are not: what gets through once gets through.
 //!
 //! Invariant: the last line of a run is `N passed, N failed, N skipped`; every skip stands above it with its reason, and every
-//! failure with its name.
+//! failure with its name and what it said.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -20,8 +20,11 @@ struct Skip {
 /// Skipped trials with their reasons, in the order they ended.
 static SKIPPED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
-/// Failed trials, in the order they ended.
-static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Failed trials with what they said, in the order they ended.
+static FAILED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// So much of what a failure said stands in the summary, in characters; all of it stands above.
+const SAID_MAX: usize = 2_000;
 
 /// With more failures than this something else than the machine's pace is wrong.
 const TRIED_AGAIN_MAX: usize = 12;
@@ -62,8 +65,9 @@ fn outcome(name: &str, test: impl FnOnce()) -> Result<Completion, Failed> {
     }
     let message = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
     let place = PANIC_PLACE.with_borrow(Clone::clone);
-    FAILED.lock().expect("no holder panics").push(name.to_owned());
-    Err(format!("{place}: {}", message.unwrap_or("a panic without a message")).into())
+    let said = format!("{place}: {}", message.unwrap_or("a panic without a message"));
+    FAILED.lock().expect("no holder panics").push((name.to_owned(), said.clone()));
+    Err(said.into())
 }
 
 /// Runs the trials that `make` makes; `end` is called after the last of them and gives the failures that belong to no single trial.
@@ -92,9 +96,9 @@ fn try_again(conclusion: &mut Conclusion, make: impl Fn() -> Vec<Trial>) {
     let failed = std::mem::take(&mut *FAILED.lock().expect("no holder panics"));
     let too_many = failed.len() > TRIED_AGAIN_MAX;
     let mut bad = Vec::new();
-    for name in failed {
+    for (name, said) in failed {
         if too_many || (super::pace() == 1 && NEVER_AGAIN.iter().any(|page| name.starts_with(page))) {
-            bad.push(name);
+            bad.push((name, said));
             continue;
         }
         println!("== once more, alone: {name}");
@@ -102,7 +106,7 @@ fn try_again(conclusion: &mut Conclusion, make: impl Fn() -> Vec<Trial>) {
         if makes_good(conclusion, &libtest_mimic::run(&arguments, make())) {
             println!("unsteady: {name} – failed among the others, passed alone");
         } else {
-            bad.push(name);
+            bad.push((name, said));
         }
     }
     *FAILED.lock().expect("no holder panics") = bad;
@@ -123,8 +127,8 @@ fn report(conclusion: &Conclusion, left: &[String]) -> u8 {
     for (name, reason) in skipped.iter() {
         println!("skipped: {name} – {reason}");
     }
-    for name in FAILED.lock().expect("no holder panics").iter() {
-        println!("failed: {name}");
+    for (name, said) in FAILED.lock().expect("no holder panics").iter() {
+        println!("failed: {name} – {}", one_line(said));
     }
     for sentence in left {
         println!("failed: after the last trial – {sentence}");
@@ -134,6 +138,12 @@ fn report(conclusion: &Conclusion, left: &[String]) -> u8 {
     if failed == 0 { 0 } else { 101 }
 }
 
+/// The beginning of `said` as one line, for whoever has only the end of a log.
+fn one_line(said: &str) -> String {
+    let words: Vec<&str> = said.split_whitespace().collect();
+    words.join(" ").chars().take(SAID_MAX).collect()
+}
+
 /// The claims of this page, as trials of the suite itself.
 pub fn trials() -> Vec<Trial> {
     let outcome_of = |test: fn()| outcome("a trial within a trial", test);
@@ -141,9 +151,13 @@ pub fn trials() -> Vec<Trial> {
         trial("harness", "a trial that panics fails and says where", move || {
             let failed = outcome_of(|| assert_eq!(1, 2, "numbers differ")).err().expect("it panicked");
             // This failure was only tried; it must not stand in the ledger of the run.
-            FAILED.lock().expect("no holder panics").retain(|name| name != "a trial within a trial");
+            FAILED.lock().expect("no holder panics").retain(|(name, _)| name != "a trial within a trial");
             let message = failed.message().expect("a failure has a message");
             assert!(message.contains("numbers differ") && message.contains("trial.rs:"), "{message}");
+        }),
+        trial("harness", "the summary says a failure in one line, cut where it is too long", || {
+            assert_eq!(one_line("left: 1\n right:  2\0"), "left: 1 right: 2\0");
+            assert_eq!(one_line(&"ä".repeat(SAID_MAX + 1)).chars().count(), SAID_MAX);
         }),
         trial("harness", "a trial that returns passes", move || {
             assert!(matches!(outcome_of(|| {}), Ok(Completion::Completed)));
