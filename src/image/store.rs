@@ -202,11 +202,16 @@ impl Store {
         self.record(&name)
     }
 
-    /// Whether [`Self::resolve`] gives an image. Asked for each session that is made, mostly of one that there is none of.
+    /// Whether there is an image of that name; one that is there and can't be used is told of by [`Self::resolve`]. Asked for each session
+    /// that is made, mostly of one that there is none of.
     pub fn has(&self, reference: &str) -> bool {
-        // A record is put in the place of another in one step, so that none is there for a moment either.
-        let is_named = |name: &ImageName| name.as_str() == ImageName::HOST || self.image_dir(name).join(RECORD).exists();
-        ImageReference::parse(reference).is_ok_and(|asked| is_named(&asked.name)) && self.resolve(reference).is_ok()
+        // A record is put in the place of another in one step, so that none is there for a moment either. A place that can't be looked at
+        // is no absence.
+        let is_named = |name: &ImageName| {
+            name.as_str() == ImageName::HOST || !matches!(self.image_dir(name).join(RECORD).try_exists(), Ok(false))
+        };
+        ImageReference::parse(reference).is_ok_and(|asked| is_named(&asked.name))
+            && !matches!(self.resolve(reference), Err(ImageError::NotFound { .. } | ImageError::OtherDigest { .. }))
     }
 
     /// The image as a session takes it (`name`, `name:tag`, either with `@digest`); it can't be removed while the answer lives.

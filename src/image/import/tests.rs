@@ -386,6 +386,18 @@ fn a_cancelled_import_leaves_nothing() {
 }
 
 #[test]
+fn an_image_whose_record_cannot_be_read_is_there_and_cannot_be_taken() {
+    let fixture = Fixture::new();
+    fixture.import(&archive(&[file("a", b"x")])).expect("a sound archive");
+    let record = fixture.dir.path().join("state/images/names/image/image.json");
+    std::fs::write(&record, "no record").expect("an own file");
+    assert!(fixture.store.has("image"), "a session in its language must not stand on another one");
+    assert!(matches!(fixture.store.resolve("image"), Err(ImageError::Record { .. })));
+    std::fs::remove_file(&record).expect("an own file");
+    assert!(!fixture.store.has("image"), "the control");
+}
+
+#[test]
 fn who_has_an_image_can_look_others_up_while_its_removal_waits_for_it() {
     let fixture = Fixture::new();
     let source = fixture.write(&archive(&[file("a", b"x")]));
