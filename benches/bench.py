@@ -257,6 +257,7 @@ class Bench:
 
 
 CREATE, CLOSE = "`session.create`, cold", "`session.close`"
+CREATE_ALONE = "`session.create`, cold, nothing of it begun ahead"
 COLD_TARGET = "2.5 / 6 (+ 7 where v1 has the controllers)"
 POOLED = "`session.create` from the pool"
 TRUE, CODE = "`execute_shell` `true`", "`execute_code` Python `print(1)`, warm interpreter"
@@ -306,6 +307,8 @@ def measure_cold(bench, binary):
         bench.row(CODE_ANEW, lambda: connection.command(session["sessionId"], type="execute_code", code=PYTHON)[1])
         connection.call("session.close", sessionId=session["sessionId"])
         scenes.ten_cold_runs(bench, connection)
+    with Server(binary, {**settings, "CODEBEAKER_POOL_BEGIN_AHEAD": "false"}) as server, contextlib.closing(server.connect()) as connection:
+        bench.row(CREATE_ALONE, lambda: scenes.made_and_closed(connection))
 
 
 def measure_sessions(bench, connection, create, target, beside):

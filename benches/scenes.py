@@ -46,6 +46,13 @@ def ten_cold_runs(bench, connection):
         bench.figure("ten executions in ten sessions", f"failed: {error}")
 
 
+def made_and_closed(connection):
+    """A session, which is closed again; the seconds that it took to make it."""
+    session, made = connection.call("session.create", language="python")
+    connection.call("session.close", sessionId=session["sessionId"])
+    return made
+
+
 def best_of(scene, connection, count, quiet_s):
     """The median in ms of `count` scenes, with some quiet before each: an agent is no load test."""
 

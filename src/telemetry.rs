@@ -76,6 +76,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         "Sandboxes asked of the pool: hit, miss (none was ready), unfit (none could be made what was asked for); failed: one could not be made \
          ready."
     );
+    metrics::describe_counter!(
+        "codebeaker_begun_ahead_total",
+        "Sandboxes begun before anybody asked for them, by outcome: taken, or given_up because nobody did in time."
+    );
     metrics::describe_gauge!("codebeaker_groups_leaving", "Control groups of closed sessions that wait to be removed.");
     metrics::describe_counter!("codebeaker_pool_discarded_total", "Ready sandboxes that were ended unused, by reason.");
     metrics::describe_gauge!("codebeaker_pool_ready", "Sandboxes that are ready.");

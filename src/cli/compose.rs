@@ -140,6 +140,7 @@ fn native(config: &Config, server: &ServerId) -> Result<Arc<NativeRuntime>, CliE
         egress: outwards::egress(config)?,
         step_timeout: profile(config, STEP_PROFILE)?.defaults.timeout,
         pool: pool_bounds(&config.pool),
+        begin_ahead: config.pool.begin_ahead,
     };
     // Last, for the runtime alone removes the groups again.
     let cgroups = CgroupTree::open(&parts.host.cgroup, server.as_str()).map_err(|error| failed(&error))?;

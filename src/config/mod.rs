@@ -180,6 +180,8 @@ pub struct PoolConfig {
     pub memory_bytes_max: u64,
     /// How long a kind is kept ready after somebody asked for it, default 600.
     pub keep_s: u64,
+    /// Whether the groups and the process of the next sandbox are made after a session whose sandbox had to be made, default true.
+    pub begin_ahead: bool,
 }
 
 /// `[runtimes]`: where engines are. Empty: on PATH, in the usual places, in an image of the engine's name; `off`: not used;
@@ -375,7 +377,7 @@ impl Default for NetworkConfig {
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        Self { sandboxes_max: 16, ready_min: 2, memory_bytes_max: 256 << 20, keep_s: 600 }
+        Self { sandboxes_max: 16, ready_min: 2, memory_bytes_max: 256 << 20, keep_s: 600, begin_ahead: true }
     }
 }
 

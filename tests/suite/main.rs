@@ -4,6 +4,7 @@
 //! the last one every shared server ends on SIGTERM, and whatever is left on the host fails the run. Options are those of
 //! libtest (`--help`). `CODEBEAKER_TEST_REQUIRE` names host features that must be there. Read `support` next.
 
+mod ahead;
 mod bench;
 mod cli;
 mod conformance;
@@ -50,6 +51,7 @@ fn trials() -> Vec<libtest_mimic::Trial> {
     trials.extend(lifecycle::trials());
     trials.extend(neighbours::trials());
     trials.extend(pool::trials());
+    trials.extend(ahead::trials());
     trials.extend(rootless::trials());
     trials.extend(service::trials());
     trials.extend(soak::trials());

@@ -17,6 +17,15 @@ use crate::support::{Feature, Server, Session, Setup, eventually, host, page};
 /// A sandbox is made in milliseconds; a loaded host takes longer.
 const FILL_WAIT: Duration = Duration::from_secs(20);
 
+/// What a program sees of its walls, in Python.
+pub const WALLS: &str = "import os\n\
+     status = [l for l in open('/proc/self/status') if l.startswith(('Cap', 'NoNew', 'Seccomp', 'Uid', 'Gid', 'Groups'))]\n\
+     mounts = sorted(' '.join(l.split()[4:6]) for l in open('/proc/self/mountinfo'))\n\
+     inside = [open('/proc/self/uid_map').read().split()[::2], open('/proc/self/cgroup').read(), os.listdir('/proc/self/fd')]\n\
+     s = os.statvfs('/tmp')\n\
+     print(status, mounts, open('/proc/self/limits').read(), inside, s.f_blocks, s.f_files, open('/proc/self/oom_score_adj').read())\n\
+     print(os.uname().nodename, sorted(os.environ.items()), os.getcwd(), os.listdir('/dev'))";
+
 pub fn trials() -> Vec<libtest_mimic::Trial> {
     page(
         "pool",
@@ -44,16 +53,16 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
 }
 
 fn start(pool: &str) -> Server {
-    Server::start(&Setup::plain().with_config(&format!("[runtimes]\nmeasure = false\n[pool]\n{pool}")))
+    Server::start(&Setup::plain().with_config(&format!("[runtimes]\nmeasure = false\n[pool]\nbegin_ahead = false\n{pool}")))
 }
 
-fn end(server: Server) {
+pub fn end(server: Server) {
     let left = server.end_and_check();
     assert!(left.is_empty(), "{}", left.join("; "));
 }
 
 /// The value of a line of /metrics; 0 while there is none.
-fn metric(server: &Server, name: &str) -> f64 {
+pub fn metric(server: &Server, name: &str) -> f64 {
     let token = format!("Bearer {}", server.token);
     let body = request(server.address, "/metrics", &[("Authorization", &token)], None).body;
     let value = body.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
@@ -77,11 +86,11 @@ fn warm_up(server: &Server, parameters: &Value, count: f64) {
     wait_for_ready(server, count);
 }
 
-fn origin<'a>(session: &'a Session<'_>) -> &'a Value {
+pub fn origin<'a>(session: &'a Session<'_>) -> &'a Value {
     &session.created["selection"]["sandbox"]
 }
 
-fn ready_inits(server: &Server) -> Vec<i32> {
+pub fn ready_inits(server: &Server) -> Vec<i32> {
     let launcher = server.launcher().expect("a launcher");
     let below = descendants(launcher).into_iter();
     below.filter(|process| process.parent == launcher && !process.zombie).map(|process| process.identity.0).collect()
@@ -192,14 +201,7 @@ fn same_walls() {
         let mut ready = taken.expect("one was ready");
         assert_eq!(made.created["enforcement"], ready.created["enforcement"], "{profile}");
         assert_eq!(made.created["config"], ready.created["config"], "{profile}");
-        let look = "import os\n\
-                    status = [l for l in open('/proc/self/status') if l.startswith(('Cap', 'NoNew', 'Seccomp', 'Uid', 'Gid', 'Groups'))]\n\
-                    mounts = sorted(' '.join(l.split()[4:6]) for l in open('/proc/self/mountinfo'))\n\
-                    inside = [open('/proc/self/uid_map').read().split()[::2], open('/proc/self/cgroup').read(), os.listdir('/proc/self/fd')]\n\
-                    s = os.statvfs('/tmp')\n\
-                    print(status, mounts, open('/proc/self/limits').read(), inside, s.f_blocks, s.f_files, open('/proc/self/oom_score_adj').read())\n\
-                    print(os.uname().nodename, sorted(os.environ.items()), os.getcwd(), os.listdir('/dev'))";
-        assert_eq!(made.run(look), ready.run(look), "{profile}");
+        assert_eq!(made.run(WALLS), ready.run(WALLS), "{profile}");
         made.close();
         ready.close();
         // Other kinds must not keep this one's place.

@@ -1,7 +1,7 @@
 //! A sandbox made from nothing: ids, a group, a process in it; the other groups and `sandbox::compile` while that is cloned; then the
 //! launcher's steps, and init's word that every wall stands.
 //!
-//! Invariant: nothing is left behind when a step fails.
+//! Invariant: nothing is left behind when a step fails. Read `ahead` for who begins before there is a request.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -17,58 +17,128 @@ use crate::sandbox::compile::{Compiled, Ids, Placement, ProcessBound, compile, n
 use crate::sandbox::enforcement::{Enforcement, WallState};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::held;
+use crate::sandbox::uid_ranges::UidRange;
 
 use super::control::InitClient;
-use super::launcher::{CreateFailure, Held, Launched, LauncherClient};
+use super::launcher::{Begun, CreateFailure, Held, Launched, LauncherClient};
 use super::sandbox::{AtLauncher, Body, Ends, HeldImage, Line, Sandbox};
 use super::warm::Kept;
 use super::{CREATE_TIME, NativeRuntime, exhausted, launcher_gone, not_standing, required_walls, wall_error};
 
+/// A sandbox that has begun: its process waits for a plan, in groups of that name.
+pub(super) struct Start {
+    name: EnvironmentId,
+    launcher: Arc<LauncherClient>,
+    cgroup: Option<SessionCgroup>,
+    begun: Begun,
+}
+
+impl Start {
+    /// Whether this launcher has its process; one that has ended has none.
+    pub(super) fn is_at(&self, launcher: &Arc<LauncherClient>) -> bool {
+        Arc::ptr_eq(&self.launcher, launcher) && launcher.is_alive()
+    }
+
+    /// Ends it, and has its groups removed.
+    pub(super) fn give_up(mut self) {
+        let directories = self.cgroup.as_mut().map(hand_over).unwrap_or_default();
+        self.begun.give_up(directories);
+    }
+}
+
+/// What a new sandbox is called.
+#[derive(Debug, Clone)]
+pub(super) enum Name {
+    /// As what was begun ahead is called, else so. Asked for by a request.
+    Any(EnvironmentId),
+    /// So.
+    This(EnvironmentId),
+}
+
+/// Why a start came to nothing.
+enum Failed {
+    /// Its process did not take its plan, or ended without a word on it: another may fare better.
+    Early(SandboxError),
+    Late(SandboxError),
+}
+
 impl NativeRuntime {
-    /// A new sandbox on this image, whose groups have this name.
-    pub(super) async fn make(
-        &self,
-        config: &InstanceConfig,
-        image: ImageRoot,
-        name: EnvironmentId,
-    ) -> Result<Sandbox, SandboxError> {
+    /// A new sandbox on this image.
+    pub(super) async fn make(&self, config: &InstanceConfig, image: ImageRoot, name: Name) -> Result<Sandbox, SandboxError> {
         match tokio::time::timeout(CREATE_TIME, self.build(config, image, name)).await {
             Ok(answer) => answer,
             Err(_) => Err(not_standing()),
         }
     }
 
-    async fn build(&self, config: &InstanceConfig, image: ImageRoot, name: EnvironmentId) -> Result<Sandbox, SandboxError> {
+    async fn build(&self, config: &InstanceConfig, image: ImageRoot, name: Name) -> Result<Sandbox, SandboxError> {
         let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
-        let (ids, range) = match &self.works.uids {
-            Some(uids) => {
-                let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
-                (Ids::Range { start: range.start, count: range.count }, Some(range))
-            }
-            None => (self.own_ids(), None),
+        let mut ids = self.ids()?;
+        let (ahead, name, asked) = match name {
+            Name::Any(name) => (self.works.ahead.take(&launcher), name, true),
+            Name::This(name) => (None, name, false),
         };
-        let mut cgroup = self.begin_group(&name)?;
+        if let Some(start) = ahead {
+            match self.build_on(start, ids, config, image.clone(), asked).await {
+                // Somebody may have ended it, or removed its groups, while it waited.
+                Err(Failed::Early(error)) => tracing::debug!(%error, "what was begun ahead is of no use"),
+                Err(Failed::Late(error)) => return Err(error),
+                Ok(sandbox) => return Ok(sandbox),
+            }
+            ids = self.ids()?;
+        }
+        let start = self.begin(launcher, name)?;
+        self.build_on(start, ids, config, image, asked).await.map_err(|(Failed::Early(error) | Failed::Late(error))| error)
+    }
+
+    /// Makes the group and asks for the process.
+    pub(super) fn begin(&self, launcher: Arc<LauncherClient>, name: EnvironmentId) -> Result<Start, SandboxError> {
+        let cgroup = self.begin_group(&name)?;
         let begun = launcher.begin(self.birth(cgroup.as_ref())).map_err(|failure| refused(&failure))?;
-        let drafted = self.draft(config, &image, &name, ids, cgroup.as_mut());
-        let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
-        let (compiled, enforcement) = match drafted {
+        Ok(Start { name, launcher, cgroup, begun })
+    }
+
+    /// Makes the other groups, which wait for their limits.
+    pub(super) fn fill_up(&self, start: &mut Start) -> Result<(), SandboxError> {
+        match (&self.works.parts.cgroups, &mut start.cgroup) {
+            (Some(tree), Some(cgroup)) => tree.fill_up(cgroup, &start.name).map_err(|error| no_group(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn build_on(
+        &self,
+        mut start: Start,
+        (ids, range): (Ids, Option<UidRange>),
+        config: &InstanceConfig,
+        image: ImageRoot,
+        asked: bool,
+    ) -> Result<Sandbox, Failed> {
+        let (compiled, enforcement) = match self.draft(config, &image, &start.name, ids, start.cgroup.as_mut()) {
             Ok(drafted) => drafted,
             Err(error) => {
-                begun.give_up(directories);
-                return Err(error);
+                start.give_up();
+                return Err(Failed::Early(error));
             }
         };
+        let Start { name, launcher, mut cgroup, begun } = start;
+        let directories = cgroup.as_mut().map(hand_over).unwrap_or_default();
         let variables = image.env.clone();
         let held_image = Arc::new(HeldImage::default());
         held_image.hold(image);
         let held: Held = Box::new((range, Arc::clone(&held_image)));
-        let launched = launcher.create(begun, compiled.plan, directories, held).await.map_err(|failure| refused(&failure))?;
+        let launched = launcher.create(begun, compiled.plan, directories, held).await;
+        let launched = launched.map_err(|failure| Failed::Early(refused(&failure)))?;
+        if asked {
+            // While its init is at work this process and the launcher have nothing to do.
+            self.works.ahead.asked();
+        }
         let Launched { tag, control, gone } = launched;
         let ends = Ends(Arc::new(AtLauncher { launcher: Arc::clone(&launcher), tag }));
         let init = match InitClient::connect(control).await {
             Ok(init) => init,
-            Err(Ok(failure)) => return Err(wall_error(&failure)),
-            Err(Err(_)) => return Err(early_end(&launcher, tag, gone).await),
+            Err(Ok(failure)) => return Err(Failed::Late(wall_error(&failure))),
+            Err(Err(_)) => return Err(Failed::Early(early_end(&launcher, tag, gone).await)),
         };
         let body = Body {
             ends,
@@ -86,6 +156,13 @@ impl NativeRuntime {
             used: None,
         };
         Ok(Sandbox { line: Line::to(init), body })
+    }
+
+    /// The ids of a new sandbox, and what keeps them from others.
+    fn ids(&self) -> Result<(Ids, Option<UidRange>), SandboxError> {
+        let Some(uids) = &self.works.uids else { return Ok((self.own_ids(), None)) };
+        let range = uids.take().map_err(|error| SandboxError::Busy { cause: error.to_string() })?;
+        Ok((Ids::Range { start: range.start, count: range.count }, Some(range)))
     }
 
     /// What holds for a request in a sandbox that has these walls and this group.

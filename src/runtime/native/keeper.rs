@@ -21,6 +21,7 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::spec::NamedLimits;
 
 use super::NativeRuntime;
+use super::build::Name;
 use super::instance::environment;
 use super::pool::{Found, Next, PoolBounds, Shelves};
 use super::ready::{Interpreter, Kind, Ready, Unfit};
@@ -291,7 +292,7 @@ async fn make(kind: &Kind, recipe: &Recipe) -> Result<Ready, Spoiled> {
     if runtime.kind_of(config, &image).as_ref() != Some(kind) {
         return Err(Spoiled::Changed);
     }
-    let sandbox = runtime.make(config, image, EnvironmentId::random()).await.map_err(Spoiled::Failed)?;
+    let sandbox = runtime.make(config, image, Name::This(EnvironmentId::random())).await.map_err(Spoiled::Failed)?;
     let warm = interpreter(&runtime, recipe, &sandbox);
     Ready::lay_aside(sandbox, config.limits.clone(), warm).await.map_err(Spoiled::Unfit)
 }

@@ -107,25 +107,19 @@ impl LauncherClient {
     }
 
     /// Has the process of a sandbox made, which then waits for [`Self::create`]. Dropping what is given ends it.
-    pub fn begin(&self, birth: Birth) -> Result<Begun<'_>, CreateFailure> {
+    pub fn begin(self: &Arc<Self>, birth: Birth) -> Result<Begun, CreateFailure> {
         if self.leave(Vec::new()) >= GROUPS_LEAVING_MAX {
             return Err(CreateFailure::Backlog);
         }
         let tag = self.next.fetch_add(1, Ordering::Relaxed);
         match self.send(LauncherRequest::Begin(tag, birth)) {
-            Ok(()) => Ok(Begun { client: self, tag: Some(tag) }),
+            Ok(()) => Ok(Begun { client: Arc::clone(self), tag: Some(tag) }),
             Err(_) => Err(CreateFailure::LauncherGone),
         }
     }
 
     /// Asks for a sandbox. `held` is dropped when no process of it lives, or at once when it can't be made.
-    pub async fn create(
-        &self,
-        begun: Begun<'_>,
-        plan: Plan,
-        groups: Vec<PathBuf>,
-        held: Held,
-    ) -> Result<Launched, CreateFailure> {
+    pub async fn create(&self, begun: Begun, plan: Plan, groups: Vec<PathBuf>, held: Held) -> Result<Launched, CreateFailure> {
         let Some(tag) = begun.tag else { return Err(CreateFailure::LauncherGone) };
         let (created, answer) = oneshot::channel();
         let (gone, watcher) = watch::channel(None);
@@ -309,13 +303,13 @@ fn send_late(socket: &OwnedFd, queue: &Mutex<Late>) {
 }
 
 /// A sandbox that is being made. When its maker goes away before it stands, or can't take it, it must not stay.
-pub struct Begun<'a> {
-    client: &'a LauncherClient,
+pub struct Begun {
+    client: Arc<LauncherClient>,
     /// Absent once somebody else sees to its end.
     tag: Option<Tag>,
 }
 
-impl Begun<'_> {
+impl Begun {
     /// Before the launcher has its groups: they can go once its process has, which the launcher knows.
     pub fn give_up(mut self, groups: Vec<PathBuf>) {
         let Some(tag) = self.tag.take() else { return };
@@ -331,7 +325,7 @@ impl Begun<'_> {
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for Begun {
     fn drop(&mut self) {
         if let Some(tag) = self.tag {
             self.client.end(tag);
@@ -347,7 +341,7 @@ mod tests {
     fn a_launcher_that_does_not_read_holds_up_nobody_and_gets_everything_in_order() {
         const REQUESTS: Tag = 5_000;
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = Arc::new(LauncherClient::over(ours));
         // If one of these waited, nobody would ever read.
         (1..=REQUESTS).for_each(|tag| client.end(tag));
         assert_eq!(client.late.lock().expect("no holder panics").sender, Sender::Running, "the control: they do not fit");
@@ -360,7 +354,7 @@ mod tests {
     #[test]
     fn late_requests_are_bounded_and_end_with_the_launcher() {
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = Arc::new(LauncherClient::over(ours));
         let sent = (0..REQUESTS_WAITING_MAX as Tag * 2).take_while(|tag| client.send(begin(*tag)).is_ok()).count();
         assert!((REQUESTS_WAITING_MAX..REQUESTS_WAITING_MAX * 2).contains(&sent), "{sent}");
         assert!(client.send(LauncherRequest::End(1)).is_ok(), "what ends something is sent all the same");
@@ -395,8 +389,8 @@ mod tests {
         }
     }
 
-    async fn create(client: &LauncherClient, cgroups: Vec<PathBuf>) -> Result<Launched, CreateFailure> {
-        let begun = Begun { client, tag: Some(1) };
+    async fn create(client: &Arc<LauncherClient>, cgroups: Vec<PathBuf>) -> Result<Launched, CreateFailure> {
+        let begun = Begun { client: Arc::clone(client), tag: Some(1) };
         client.create(begun, nothing(), cgroups, Box::new(())).await
     }
 
@@ -409,7 +403,7 @@ mod tests {
     async fn a_sandbox_asked_of_a_launcher_that_is_gone_leaves_no_group() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = Arc::new(LauncherClient::over(ours));
         let ask = async |name: &str| {
             let group = parent.path().join(name);
             std::fs::create_dir(&group).expect("an own directory");
@@ -425,7 +419,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_has_begun_is_ended_unless_it_is_given_its_plan() {
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = Arc::new(LauncherClient::over(ours));
         let heard = || {
             channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::Yes).map(|received| received.message).expect("a request")
         };
@@ -451,7 +445,7 @@ mod tests {
     fn nothing_is_made_while_too_many_groups_wait_to_be_removed() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = Arc::new(LauncherClient::over(ours));
         let leaving = parent.path().join("leaving");
         std::fs::create_dir(&leaving).expect("an own directory");
         client.leave(vec![leaving.clone(); GROUPS_LEAVING_MAX]);
@@ -467,7 +461,7 @@ mod tests {
     fn one_that_is_given_up_has_its_groups_removed_by_the_launcher_or_when_that_is_gone() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = Arc::new(LauncherClient::over(ours));
         let group = parent.path().join("group");
         let begin = || {
             std::fs::create_dir(&group).expect("an own directory");
@@ -491,7 +485,7 @@ mod tests {
         let group = parent.path().join("group");
         std::fs::create_dir(&group).expect("an own directory");
         let (ours, _theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = Arc::new(LauncherClient::over(ours));
         client.leave(vec![group.clone()]);
         client.leave(Vec::new());
         assert!(group.exists(), "while the launcher lives it is the launcher's work");

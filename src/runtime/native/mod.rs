@@ -1,8 +1,9 @@
 //! Runtimes in the OS sandbox: the main one, any image and any language, and those that bring a root of their own.
 //!
-//! A request gets a sandbox that is ready (`keeper`, `ready`, `pool`) or one that is made for it (`build`). What tells one such runtime from another is its [`Flavour`]; walls,
+//! A request gets a sandbox that is ready (`keeper`, `ready`, `pool`) or one that is made for it (`build`), which may have begun before (`ahead`). What tells one such runtime from another is its [`Flavour`]; walls,
 //! limits and the life of a program are the same for all. Read `instance` for commands, `program` for the life of a program.
 
+mod ahead;
 mod ask;
 mod build;
 mod code;
@@ -50,6 +51,8 @@ use super::egress::{Egress, NetworkGrant};
 use super::features::Features;
 use super::isolation::REQUIRED_WALLS;
 use super::{Availability, Instance, InstanceConfig, Permissions, Runtime, RuntimeKind, Wants};
+use ahead::Ahead;
+use build::Name;
 use flavour::Images;
 pub use flavour::{Flavour, Word};
 use instance::NativeInstance;
@@ -89,6 +92,8 @@ pub struct NativeParts {
     pub step_timeout: Duration,
     /// How many sandboxes may lie ready.
     pub pool: PoolBounds,
+    /// Whether the next sandbox is begun after a request for one.
+    pub begin_ahead: bool,
 }
 
 /// One runtime in the OS sandbox.
@@ -108,6 +113,7 @@ struct Works {
     launchers: Launchers,
     uids: Option<UidRanges>,
     pool: Pool,
+    ahead: Ahead,
 }
 
 impl NativeRuntime {
@@ -116,8 +122,8 @@ impl NativeRuntime {
         match Self::launch(&parts) {
             Ok((launchers, uids)) => {
                 let flavour = Images { store: Arc::clone(&parts.images) };
-                let pool = Pool::new(parts.pool);
-                Ok(Self::on(Arc::new(Works { parts, launchers, uids, pool }), Box::new(flavour)))
+                let (pool, ahead) = (Pool::new(parts.pool), Ahead::new(parts.begin_ahead));
+                Ok(Self::on(Arc::new(Works { parts, launchers, uids, pool, ahead }), Box::new(flavour)))
             }
             Err(error) => {
                 if let Some(cgroups) = parts.cgroups {
@@ -254,9 +260,10 @@ impl NativeRuntime {
 
     async fn ready_or_new(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
         let image = self.flavour.root(config)?;
-        // What leaves a sandbox is told by its environment's name, which one that is ready has already.
-        let (ready, recipe) = match (config.wants, &config.network) {
-            (Wants::Any, NetworkGrant::None) => self.works.pool.take(self, config, &image),
+        // What leaves a sandbox is told by its environment's name, which one that is ready, or only begun, has already.
+        let any_name = config.network == NetworkGrant::None;
+        let (ready, recipe) = match config.wants {
+            Wants::Any if any_name => self.works.pool.take(self, config, &image),
             _ => (None, None),
         };
         let name = match generation {
@@ -266,7 +273,7 @@ impl NativeRuntime {
         };
         let mut sandbox = match ready {
             Some(ready) => ready,
-            None => self.make(config, image, name).await?,
+            None => self.make(config, image, if any_name { Name::Any(name) } else { Name::This(name) }).await?,
         };
         sandbox.body.used = recipe.map(|recipe| recipe.use_of_one(self, config));
         Ok(sandbox)
@@ -274,7 +281,7 @@ impl NativeRuntime {
 
     /// Keeps sandboxes ready until the runtime ends; for a task of its own.
     pub async fn keep_ready(&self) {
-        self.works.pool.keep().await;
+        tokio::join!(self.works.pool.keep(), self.works.ahead.keep(self));
     }
 
     async fn instance(&self, mut config: InstanceConfig) -> Result<Arc<NativeInstance>, SandboxError> {
@@ -515,6 +522,7 @@ impl Works {
     /// Ends the launcher and every sandbox, and removes the groups.
     fn end(&self) {
         self.pool.close();
+        self.ahead.close();
         if !self.launchers.end() {
             // It removes the groups when it is through; if it never is, the next start does.
             tracing::warn!("the launcher takes long to end, and is left to itself");

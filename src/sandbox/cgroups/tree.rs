@@ -133,16 +133,23 @@ impl CgroupTree {
         Ok(session)
     }
 
-    /// Makes the other groups of a session that has begun, and puts its limits in force.
-    pub fn finish(&self, session: &mut SessionCgroup, environment: &EnvironmentId, limits: &Limits) -> Result<(), CgroupError> {
+    /// Makes the other groups of a session that has begun, unless they are there; no limit is in force in them yet.
+    pub fn fill_up(&self, session: &mut SessionCgroup, environment: &EnvironmentId) -> Result<(), CgroupError> {
         let name = environment.as_str();
-        for parent in self.v1_parents() {
+        for parent in self.v1_parents().into_iter().skip(session.join.len()) {
             let group = parent.join(name);
             make_directory(&group)?;
             session.join.push(group.join("tasks"));
             // The top of the v2 tree stays the last: by it all are ended.
             session.directories.insert(0, group);
         }
+        Ok(())
+    }
+
+    /// Makes what groups are missing of a session that has begun, and puts its limits in force.
+    pub fn finish(&self, session: &mut SessionCgroup, environment: &EnvironmentId, limits: &Limits) -> Result<(), CgroupError> {
+        self.fill_up(session, environment)?;
+        let name = environment.as_str();
         self.limit_memory(name, limits, session)?;
         self.limit_pids(name, limits, session)?;
         self.limit_cpu(name, limits, session)?;

@@ -239,6 +239,7 @@ fn command(setup: &Setup, directory: &Path) -> Command {
         // asked for their version.
         let unasked = [
             ("[pool]", "CODEBEAKER_POOL_SANDBOXES_MAX", "0"),
+            ("[pool]", "CODEBEAKER_POOL_BEGIN_AHEAD", "false"),
             ("[warm]", "CODEBEAKER_WARM_ENABLED", "false"),
             ("[runtimes]", "CODEBEAKER_RUNTIMES_NODEJS", "off"),
         ];

@@ -84,9 +84,9 @@ impl Setup {
         self
     }
 
-    /// Without ready sandboxes: for trials that count what a session takes.
+    /// Without ready sandboxes, or any that has begun: for trials that count what a session takes.
     pub fn without_pool() -> Self {
-        Self::plain().with_config("[pool]\nsandboxes_max = 0\n")
+        Self::plain().with_config("[pool]\nsandboxes_max = 0\nbegin_ahead = false\n")
     }
 
     /// Nothing but the defaults.
