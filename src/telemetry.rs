@@ -78,7 +78,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     );
     metrics::describe_counter!(
         "codebeaker_begun_ahead_total",
-        "Sandboxes begun before anybody asked for them, by outcome: taken, or given_up because nobody did in time."
+        "Sandboxes begun before anybody asked for them, by outcome: taken by a request, or given_up."
     );
     metrics::describe_gauge!("codebeaker_groups_leaving", "Control groups of closed sessions that wait to be removed.");
     metrics::describe_counter!("codebeaker_pool_discarded_total", "Ready sandboxes that were ended unused, by reason.");

@@ -180,7 +180,7 @@ pub struct PoolConfig {
     pub memory_bytes_max: u64,
     /// How long a kind is kept ready after somebody asked for it, default 600.
     pub keep_s: u64,
-    /// Whether the groups and the process of the next sandbox are made after a session whose sandbox had to be made, default true.
+    /// Whether groups and process of the next sandbox are made after a session without a way out whose sandbox had to be made, default true.
     pub begin_ahead: bool,
 }
 

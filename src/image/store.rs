@@ -271,7 +271,7 @@ impl Store {
     }
 
     /// Does `deed` under the store's exclusive lock, and again while its image is in use: see `BEING_MADE_WAIT`. In between nobody has
-    /// that lock, since who has the image may wait for it before it lets the image go.
+    /// that lock, since who has the image may wait for it before it lets the image go; others may take the image meanwhile.
     fn while_in_use<T>(&self, deed: impl Fn() -> Result<T, ImageError>) -> Result<T, ImageError> {
         let deadline = Instant::now() + BEING_MADE_WAIT;
         loop {

@@ -48,7 +48,7 @@ fn start(control: OwnedFd) -> Result<(), channel::ChannelError> {
 
 /// From its plan, and the word that it may go on, to the end of its control socket.
 fn serve_from(control: BorrowedFd<'_>) -> Result<(), channel::ChannelError> {
-    // It takes no plan, which is still being made.
+    // It takes no plan, which has not come yet.
     let hardened = harden().map_err(|error| failure("init", "harden init", error));
     let plan = &channel::receive::<Plan>(control, Wait::Yes)?.message;
     let go = channel::receive::<Go>(control, Wait::Yes)?;

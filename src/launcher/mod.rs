@@ -77,7 +77,7 @@ struct Launcher {
     /// Tells that a child has ended.
     children: OwnedFd,
     sandboxes: BTreeMap<Tag, Sandbox>,
-    /// Clones whose plan is still being made, and those that could not be made.
+    /// Clones whose plan has not come, and those that could not be made.
     begun: BTreeMap<Tag, Result<Begun, StepFailure>>,
     /// Whose init a child is.
     tags: BTreeMap<i32, Tag>,

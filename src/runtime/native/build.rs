@@ -29,8 +29,9 @@ use super::{CREATE_TIME, NativeRuntime, exhausted, launcher_gone, not_standing, 
 pub(super) struct Start {
     name: EnvironmentId,
     launcher: Arc<LauncherClient>,
-    cgroup: Option<SessionCgroup>,
+    // Before the groups: should both be dropped, the process goes first.
     begun: Begun,
+    cgroup: Option<SessionCgroup>,
 }
 
 impl Start {
@@ -57,9 +58,10 @@ pub(super) enum Name {
 
 /// Why a start came to nothing.
 enum Failed {
-    /// Its process did not take its plan, or ended without a word on it: another may fare better.
-    Early(SandboxError),
-    Late(SandboxError),
+    /// Its process, or its launcher, was gone or may have been: another may fare better.
+    Gone(SandboxError),
+    /// For a reason that another would meet as well.
+    Other(SandboxError),
 }
 
 impl NativeRuntime {
@@ -72,7 +74,7 @@ impl NativeRuntime {
     }
 
     async fn build(&self, config: &InstanceConfig, image: ImageRoot, name: Name) -> Result<Sandbox, SandboxError> {
-        let launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
+        let mut launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
         let mut ids = self.ids()?;
         let (ahead, name, asked) = match name {
             Name::Any(name) => (self.works.ahead.take(&launcher), name, true),
@@ -80,22 +82,23 @@ impl NativeRuntime {
         };
         if let Some(start) = ahead {
             match self.build_on(start, ids, config, image.clone(), asked).await {
-                // Somebody may have ended it, or removed its groups, while it waited.
-                Err(Failed::Early(error)) => tracing::debug!(%error, "what was begun ahead is of no use"),
-                Err(Failed::Late(error)) => return Err(error),
+                // Somebody may have ended it while it waited.
+                Err(Failed::Gone(error)) => tracing::warn!(%error, "what was begun ahead could not be used; another is begun"),
+                Err(Failed::Other(error)) => return Err(error),
                 Ok(sandbox) => return Ok(sandbox),
             }
+            launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
             ids = self.ids()?;
         }
         let start = self.begin(launcher, name)?;
-        self.build_on(start, ids, config, image, asked).await.map_err(|(Failed::Early(error) | Failed::Late(error))| error)
+        self.build_on(start, ids, config, image, asked).await.map_err(|(Failed::Gone(error) | Failed::Other(error))| error)
     }
 
     /// Makes the group and asks for the process.
     pub(super) fn begin(&self, launcher: Arc<LauncherClient>, name: EnvironmentId) -> Result<Start, SandboxError> {
         let cgroup = self.begin_group(&name)?;
         let begun = launcher.begin(self.birth(cgroup.as_ref())).map_err(|failure| refused(&failure))?;
-        Ok(Start { name, launcher, cgroup, begun })
+        Ok(Start { name, launcher, begun, cgroup })
     }
 
     /// Makes the other groups, which wait for their limits.
@@ -118,7 +121,7 @@ impl NativeRuntime {
             Ok(drafted) => drafted,
             Err(error) => {
                 start.give_up();
-                return Err(Failed::Early(error));
+                return Err(Failed::Other(error));
             }
         };
         let Start { name, launcher, mut cgroup, begun } = start;
@@ -128,7 +131,11 @@ impl NativeRuntime {
         held_image.hold(image);
         let held: Held = Box::new((range, Arc::clone(&held_image)));
         let launched = launcher.create(begun, compiled.plan, directories, held).await;
-        let launched = launched.map_err(|failure| Failed::Early(refused(&failure)))?;
+        let launched = launched.map_err(|failure| match &failure {
+            // What the launcher does to a process fails in many ways once that is gone.
+            CreateFailure::Step(_) | CreateFailure::LauncherGone => Failed::Gone(refused(&failure)),
+            CreateFailure::ControlLost | CreateFailure::Backlog => Failed::Other(refused(&failure)),
+        })?;
         if asked {
             // While its init is at work this process and the launcher have nothing to do.
             self.works.ahead.asked();
@@ -137,8 +144,8 @@ impl NativeRuntime {
         let ends = Ends(Arc::new(AtLauncher { launcher: Arc::clone(&launcher), tag }));
         let init = match InitClient::connect(control).await {
             Ok(init) => init,
-            Err(Ok(failure)) => return Err(Failed::Late(wall_error(&failure))),
-            Err(Err(_)) => return Err(Failed::Early(early_end(&launcher, tag, gone).await)),
+            Err(Ok(failure)) => return Err(Failed::Other(wall_error(&failure))),
+            Err(Err(_)) => return Err(Failed::Gone(early_end(&launcher, tag, gone).await)),
         };
         let body = Body {
             ends,

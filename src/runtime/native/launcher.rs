@@ -312,11 +312,16 @@ pub struct Begun {
 impl Begun {
     /// Before the launcher has its groups: they can go once its process has, which the launcher knows.
     pub fn give_up(mut self, groups: Vec<PathBuf>) {
-        let Some(tag) = self.tag.take() else { return };
+        let Some(tag) = self.tag else { return };
         match self.client.send(LauncherRequest::GiveUp(tag, names(&groups))) {
-            Ok(()) => drop(self.client.leave(groups)),
+            Ok(()) => {
+                self.tag = None;
+                self.client.leave(groups);
+            }
             // It has gone, and its processes with it.
-            Err(_) => remove_unused(&groups),
+            Err(ChannelError::Closed) => remove_unused(&groups),
+            // It has not heard: its end is asked for once more by the drop, and the groups go with the launcher's at the latest.
+            Err(_) => drop(self.client.leave(groups)),
         }
     }
 

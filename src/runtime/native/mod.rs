@@ -261,11 +261,8 @@ impl NativeRuntime {
     async fn ready_or_new(&self, config: &InstanceConfig, generation: u64) -> Result<Sandbox, SandboxError> {
         let image = self.flavour.root(config)?;
         // What leaves a sandbox is told by its environment's name, which one that is ready, or only begun, has already.
-        let any_name = config.network == NetworkGrant::None;
-        let (ready, recipe) = match config.wants {
-            Wants::Any if any_name => self.works.pool.take(self, config, &image),
-            _ => (None, None),
-        };
+        let any_name = config.wants == Wants::Any && config.network == NetworkGrant::None;
+        let (ready, recipe) = if any_name { self.works.pool.take(self, config, &image) } else { (None, None) };
         let name = match generation {
             0 => config.environment_id.clone(),
             // The sandbox that is replaced may still have its group.

@@ -18,6 +18,7 @@ pub(super) fn trials() -> Vec<libtest_mimic::Trial> {
             ("the server is killed before every n-th step of create, execute, write and close", server),
             ("the launcher is killed before every n-th step of create, execute, write and close", launcher),
             ("an init is killed before every n-th step of create, execute, write and close", init),
+            ("any of them is killed before every n-th step while the next sandbox begins", ahead),
         ],
     )
 }
@@ -69,21 +70,28 @@ fn counts(_: Role, name: &str) -> bool {
 
 fn server() {
     // Each kill costs a start of the server.
-    sweep(Role::Server, 8);
+    sweep(World::new, &Deed::ALL, Role::Server, 8);
 }
 
 fn launcher() {
-    sweep(Role::Launcher, 12);
+    sweep(World::new, &Deed::ALL, Role::Launcher, 12);
 }
 
 fn init() {
-    sweep(Role::Init, 12);
+    sweep(World::new, &Deed::ALL, Role::Init, 12);
 }
 
-fn sweep(victim: Role, default: usize) {
+fn ahead() {
+    // After each point what has begun waits for two seconds.
+    for victim in [Role::Server, Role::Launcher, Role::Init] {
+        sweep(World::ahead, &[Deed::Create, Deed::Close], victim, 4);
+    }
+}
+
+fn sweep(world: fn() -> World, deeds: &[Deed], victim: Role, default: usize) {
     host().need(Feature::Root).need(Feature::X86);
-    let mut world = World::new();
-    for deed in Deed::ALL {
+    let mut world = world();
+    for &deed in deeds {
         let (report, answer);
         (world, report, answer) = point(world, deed, victim, 0, Fault::Nothing);
         assert!(matches!(answer, Answer::Right(_)), "the control: {deed:?} without a kill: {answer:?}");
@@ -112,6 +120,9 @@ fn sweep(victim: Role, default: usize) {
 fn point(world: World, deed: Deed, victim: Role, nth: usize, fault: Fault) -> (World, Report, Answer) {
     let mut client = world.client();
     let mut session = (deed != Deed::Create).then(|| new_session(&mut client));
+    if deed == Deed::Create {
+        world.begin_next(&mut client);
+    }
     world.server.observe();
     let seeds = world.roles();
     let rule = Rule { seeds: &seeds, counted: &ACTORS, counts, nth, fault };

@@ -66,17 +66,34 @@ pub struct World {
     trees: BTreeSet<PathBuf>,
     /// The walls of a sandbox that nothing happened to.
     walls: String,
+    next: Next,
+}
+
+/// Whether the next sandbox begins while one is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    WhenAskedFor,
+    Ahead,
 }
 
 impl World {
     /// A server in a fresh directory.
     pub fn new() -> Self {
-        Self::start_in(crate::support::fixture_user::directory_of(None), None)
+        Self::start_in(Next::WhenAskedFor, crate::support::fixture_user::directory_of(None), None)
     }
 
-    fn start_in(directory: TempDir, walls: Option<String>) -> Self {
-        let server = Server::start_in(&Setup::without_pool(), directory);
-        let mut world = Self { server, trees: BTreeSet::new(), walls: String::new() };
+    /// The same, where the next sandbox begins while one is made.
+    pub fn ahead() -> Self {
+        Self::start_in(Next::Ahead, crate::support::fixture_user::directory_of(None), None)
+    }
+
+    fn start_in(next: Next, directory: TempDir, walls: Option<String>) -> Self {
+        let setup = match next {
+            Next::WhenAskedFor => Setup::without_pool(),
+            Next::Ahead => Setup::plain().with_config("[pool]\nsandboxes_max = 0\nbegin_ahead = true\n"),
+        };
+        let server = Server::start_in(&setup, directory);
+        let mut world = Self { server, trees: BTreeSet::new(), walls: String::new(), next };
         let mut client = world.client();
         let session = session(&mut client);
         let init = world.init().expect("a session has an init");
@@ -89,6 +106,15 @@ impl World {
         close(&mut client, &session);
         world.expect_quiet("the start");
         world
+    }
+
+    /// Before `session.create` is tried where the next sandbox begins ahead: it has.
+    pub fn begin_next(&self, client: &mut Client) {
+        if self.next == Next::Ahead {
+            let before = session(client);
+            close(client, &before);
+            assert!(eventually(Duration::from_secs(20), || self.init().is_some()), "the next sandbox has begun");
+        }
     }
 
     /// A connection that waits longer than any bound of the server, and not for ever.
@@ -185,7 +211,7 @@ impl World {
         let ended = self.server.wait(Duration::from_secs(10));
         assert!(ended.is_some(), "after {after} the server was to be dead");
         let (trees, tracker) = (self.trees, self.server.take_tracker());
-        let next = Self::start_in(self.server.into_directory(), Some(self.walls));
+        let next = Self::start_in(self.next, self.server.into_directory(), Some(self.walls));
         let mut left: Vec<String> = trees.iter().filter(|tree| tree.exists()).map(|tree| tree.display().to_string()).collect();
         assert!(left.is_empty(), "after {after} a restart found and left {left:?}");
         // A process that was killed ends when the kernel comes to it.
