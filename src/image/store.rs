@@ -257,7 +257,7 @@ impl Store {
         if name.is_host() {
             return Err(ImageError::NameReserved { name: name.into() });
         }
-        let staging = self.while_in_use(|| {
+        let staging = self.when_unused(|| {
             let record = self.record(&name)?;
             let _unused = self.claim(&name)?;
             let staging = Staging::new(&self.tmp())?;
@@ -270,9 +270,9 @@ impl Store {
         Ok(())
     }
 
-    /// Does `deed` under the store's exclusive lock, and again while its image is in use: see `BEING_MADE_WAIT`. In between nobody has
+    /// Does `deed` under the store's exclusive lock, again as long as its image is in use: see `BEING_MADE_WAIT`. In between nobody has
     /// that lock, since who has the image may wait for it before it lets the image go; others may take the image meanwhile.
-    fn while_in_use<T>(&self, deed: impl Fn() -> Result<T, ImageError>) -> Result<T, ImageError> {
+    fn when_unused<T>(&self, deed: impl Fn() -> Result<T, ImageError>) -> Result<T, ImageError> {
         let deadline = Instant::now() + BEING_MADE_WAIT;
         loop {
             let lock = self.lock(FlockOperation::LockExclusive)?;
@@ -321,7 +321,7 @@ impl Store {
     ) -> Result<(), ImageError> {
         // The long sync comes before the lock, so that nobody waits for it.
         let record = write_documents(staging, info, content)?;
-        self.while_in_use(|| self.name_it(staging, info, content, taken, &record))
+        self.when_unused(|| self.name_it(staging, info, content, taken, &record))
     }
 
     /// [`Self::publish`], under the exclusive lock; nothing is changed before the error that the image is in use.

@@ -51,6 +51,15 @@ fn waiting(server: &Server, sessions: &[i32]) -> Option<i32> {
     found
 }
 
+/// A server without sessions in which the next sandbox has begun.
+fn begun() -> Server {
+    host().need(Feature::Python);
+    let server = Server::start(&setup(true));
+    Session::python(&server).close();
+    assert!(waiting(&server, &[]).is_some(), "the next has begun");
+    server
+}
+
 /// A session that takes what has begun: on a slow host it may just have been given up, and then the next one does.
 fn taking<'a>(server: &'a Server, parameters: &Value) -> Session<'a> {
     let mut session = None;
@@ -130,10 +139,7 @@ fn knows_nothing() {
 }
 
 fn given_up() {
-    host().need(Feature::Python);
-    let server = Server::start(&setup(true));
-    Session::python(&server).close();
-    assert!(waiting(&server, &[]).is_some(), "the next has begun");
+    let server = begun();
     server.observe();
     assert!(eventually(WAIT, || ready_inits(&server).is_empty()), "nobody came");
     assert_eq!((counted(&server, "taken"), counted(&server, "given_up")), (0, 1));
@@ -153,10 +159,8 @@ fn below(group: &std::path::Path) -> bool {
 }
 
 fn killed() {
-    host().need(Feature::Python);
-    let server = Server::start(&setup(true));
-    Session::python(&server).close();
-    let next = waiting(&server, &[]).expect("the next has begun");
+    let server = begun();
+    let next = waiting(&server, &[]).expect("it waits");
     // On a slow host it may just have been given up.
     kill(Pid::from_raw(next), Signal::SIGKILL).ok();
     let mut session = Session::python(&server);
@@ -174,14 +178,8 @@ fn killed() {
 }
 
 fn server_ends() {
-    host().need(Feature::Python);
-    let server = Server::start(&setup(true));
-    Session::python(&server).close();
-    assert!(waiting(&server, &[]).is_some(), "the next has begun");
-    end(server);
-    let server = Server::start(&setup(true));
-    Session::python(&server).close();
-    assert!(waiting(&server, &[]).is_some(), "the next has begun");
+    end(begun());
+    let server = begun();
     server.signal(Signal::SIGKILL);
     assert!(server.wait(WAIT).is_some(), "it was killed");
     let left = server.left_after(Duration::from_secs(5));
@@ -200,9 +198,8 @@ fn known_by_name() {
     let granted = json!({"language": "python", "profile": "permissive", "permissions": {"allowNet": true}});
     let with_a_way = Session::open(&server, &granted);
     assert_eq!(counted(&server, "taken"), 0, "it goes on waiting");
-    let other = Session::python(&server);
     let control = taking(&server, &json!({"language": "python"}));
-    for session in [session, with_a_way, other, control] {
+    for session in [session, with_a_way, control] {
         session.close();
     }
     end(server);

@@ -42,6 +42,10 @@ impl Ahead {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_open(&self) -> bool {
+        self.state().0 == Phase::Open
+    }
+
     /// The one that waits at this launcher, if there is one.
     pub(super) fn take(&self, launcher: &Arc<LauncherClient>) -> Option<Start> {
         let start = self.state().1.take()?;
@@ -70,9 +74,9 @@ impl Ahead {
 
     /// Begins one after each request, until it is closed.
     pub(super) async fn keep(&self, runtime: &NativeRuntime) {
-        while self.state().0 == Phase::Open {
+        while self.is_open() {
             self.wake.notified().await;
-            loop {
+            while self.is_open() {
                 self.begin(runtime).await;
                 if tokio::time::timeout(KEPT, self.wake.notified()).await.is_err() {
                     break;
@@ -88,17 +92,7 @@ impl Ahead {
             return;
         }
         let Some(launcher) = runtime.works.launchers.current().await else { return };
-        let start = runtime.begin(launcher, EnvironmentId::random()).and_then(|mut start| {
-            let filled = runtime.fill_up(&mut start);
-            match filled {
-                Ok(()) => Ok(start),
-                Err(error) => {
-                    start.give_up();
-                    Err(error)
-                }
-            }
-        });
-        let start = match start {
+        let start = match runtime.begin(launcher, EnvironmentId::random()).and_then(|start| runtime.fill_up(start)) {
             Ok(start) => start,
             // Whoever asks for a sandbox tries the same, and is told.
             Err(error) => return tracing::debug!(%error, "the next sandbox could not be begun"),

@@ -76,12 +76,12 @@ impl NativeRuntime {
     async fn build(&self, config: &InstanceConfig, image: ImageRoot, name: Name) -> Result<Sandbox, SandboxError> {
         let mut launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
         let mut ids = self.ids()?;
-        let (ahead, name, asked) = match name {
-            Name::Any(name) => (self.works.ahead.take(&launcher), name, true),
-            Name::This(name) => (None, name, false),
+        let ahead = match name {
+            Name::Any(_) => self.works.ahead.take(&launcher),
+            Name::This(_) => None,
         };
         if let Some(start) = ahead {
-            match self.build_on(start, ids, config, image.clone(), asked).await {
+            match self.build_on(start, ids, config, image.clone(), &name).await {
                 // Somebody may have ended it while it waited.
                 Err(Failed::Gone(error)) => tracing::warn!(%error, "what was begun ahead could not be used; another is begun"),
                 Err(Failed::Other(error)) => return Err(error),
@@ -90,8 +90,9 @@ impl NativeRuntime {
             launcher = self.works.launchers.current().await.ok_or_else(launcher_gone)?;
             ids = self.ids()?;
         }
-        let start = self.begin(launcher, name)?;
-        self.build_on(start, ids, config, image, asked).await.map_err(|(Failed::Gone(error) | Failed::Other(error))| error)
+        let (Name::Any(own) | Name::This(own)) = &name;
+        let start = self.begin(launcher, own.clone())?;
+        self.build_on(start, ids, config, image, &name).await.map_err(|(Failed::Gone(error) | Failed::Other(error))| error)
     }
 
     /// Makes the group and asks for the process.
@@ -101,11 +102,18 @@ impl NativeRuntime {
         Ok(Start { name, launcher, begun, cgroup })
     }
 
-    /// Makes the other groups, which wait for their limits.
-    pub(super) fn fill_up(&self, start: &mut Start) -> Result<(), SandboxError> {
-        match (&self.works.parts.cgroups, &mut start.cgroup) {
-            (Some(tree), Some(cgroup)) => tree.fill_up(cgroup, &start.name).map_err(|error| no_group(&error)),
+    /// Makes the other groups, which wait for their limits; a start for which that fails is given up.
+    pub(super) fn fill_up(&self, mut start: Start) -> Result<Start, SandboxError> {
+        let filled = match (&self.works.parts.cgroups, &mut start.cgroup) {
+            (Some(tree), Some(cgroup)) => tree.fill_up(cgroup, &start.name),
             _ => Ok(()),
+        };
+        match filled {
+            Ok(()) => Ok(start),
+            Err(error) => {
+                start.give_up();
+                Err(no_group(&error))
+            }
         }
     }
 
@@ -115,7 +123,7 @@ impl NativeRuntime {
         (ids, range): (Ids, Option<UidRange>),
         config: &InstanceConfig,
         image: ImageRoot,
-        asked: bool,
+        asked_as: &Name,
     ) -> Result<Sandbox, Failed> {
         let (compiled, enforcement) = match self.draft(config, &image, &start.name, ids, start.cgroup.as_mut()) {
             Ok(drafted) => drafted,
@@ -136,7 +144,7 @@ impl NativeRuntime {
             CreateFailure::Step(_) | CreateFailure::LauncherGone => Failed::Gone(refused(&failure)),
             CreateFailure::ControlLost | CreateFailure::Backlog => Failed::Other(refused(&failure)),
         })?;
-        if asked {
+        if matches!(asked_as, Name::Any(_)) {
             // While its init is at work this process and the launcher have nothing to do.
             self.works.ahead.asked();
         }

@@ -93,17 +93,17 @@ impl LauncherClient {
         let to_io = |error: crate::sys::CallError| std::io::Error::from_raw_os_error(error.raw());
         let (ours, theirs) = socket::pair().map_err(to_io)?;
         let child = process::spawn_launcher(binary, theirs.as_fd(), SERVER_SOCKET)?;
-        Ok((Arc::new(Self::over(ours)), child))
+        Ok((Self::over(ours), child))
     }
 
-    fn over(socket: OwnedFd) -> Self {
-        Self {
+    fn over(socket: OwnedFd) -> Arc<Self> {
+        Arc::new(Self {
             socket: Arc::new(socket),
             waiters: Mutex::new(Some(HashMap::new())),
             leaving: Mutex::default(),
             late: Arc::default(),
             next: AtomicU64::new(1),
-        }
+        })
     }
 
     /// Has the process of a sandbox made, which then waits for [`Self::create`]. Dropping what is given ends it.
@@ -346,7 +346,7 @@ mod tests {
     fn a_launcher_that_does_not_read_holds_up_nobody_and_gets_everything_in_order() {
         const REQUESTS: Tag = 5_000;
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = Arc::new(LauncherClient::over(ours));
+        let client = LauncherClient::over(ours);
         // If one of these waited, nobody would ever read.
         (1..=REQUESTS).for_each(|tag| client.end(tag));
         assert_eq!(client.late.lock().expect("no holder panics").sender, Sender::Running, "the control: they do not fit");
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn late_requests_are_bounded_and_end_with_the_launcher() {
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = Arc::new(LauncherClient::over(ours));
+        let client = LauncherClient::over(ours);
         let sent = (0..REQUESTS_WAITING_MAX as Tag * 2).take_while(|tag| client.send(begin(*tag)).is_ok()).count();
         assert!((REQUESTS_WAITING_MAX..REQUESTS_WAITING_MAX * 2).contains(&sent), "{sent}");
         assert!(client.send(LauncherRequest::End(1)).is_ok(), "what ends something is sent all the same");
@@ -408,7 +408,7 @@ mod tests {
     async fn a_sandbox_asked_of_a_launcher_that_is_gone_leaves_no_group() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = Arc::new(LauncherClient::over(ours));
+        let client = LauncherClient::over(ours);
         let ask = async |name: &str| {
             let group = parent.path().join(name);
             std::fs::create_dir(&group).expect("an own directory");
@@ -424,7 +424,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_has_begun_is_ended_unless_it_is_given_its_plan() {
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = Arc::new(LauncherClient::over(ours));
+        let client = LauncherClient::over(ours);
         let heard = || {
             channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::Yes).map(|received| received.message).expect("a request")
         };
@@ -450,7 +450,7 @@ mod tests {
     fn nothing_is_made_while_too_many_groups_wait_to_be_removed() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = Arc::new(LauncherClient::over(ours));
+        let client = LauncherClient::over(ours);
         let leaving = parent.path().join("leaving");
         std::fs::create_dir(&leaving).expect("an own directory");
         client.leave(vec![leaving.clone(); GROUPS_LEAVING_MAX]);
@@ -466,7 +466,7 @@ mod tests {
     fn one_that_is_given_up_has_its_groups_removed_by_the_launcher_or_when_that_is_gone() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = Arc::new(LauncherClient::over(ours));
+        let client = LauncherClient::over(ours);
         let group = parent.path().join("group");
         let begin = || {
             std::fs::create_dir(&group).expect("an own directory");
@@ -490,7 +490,7 @@ mod tests {
         let group = parent.path().join("group");
         std::fs::create_dir(&group).expect("an own directory");
         let (ours, _theirs) = socket::pair().expect("a socket pair");
-        let client = Arc::new(LauncherClient::over(ours));
+        let client = LauncherClient::over(ours);
         client.leave(vec![group.clone()]);
         client.leave(Vec::new());
         assert!(group.exists(), "while the launcher lives it is the launcher's work");
