@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tar::{Builder, EntryType, Header};
 
 use super::*;
-use crate::image::{Refusal, program_exists};
+use crate::image::{ImageRoot, Refusal, program_exists};
 
 mod layers;
 
@@ -397,21 +397,27 @@ fn an_image_whose_record_cannot_be_read_is_there_and_cannot_be_taken() {
     assert!(!fixture.store.has("image"), "the control");
 }
 
-#[test]
-fn who_has_an_image_can_look_others_up_while_its_removal_waits_for_it() {
+/// Two images of one tree, of which `one` is in use by another view of the store.
+fn one_in_use() -> (Fixture, Store, ImageRoot) {
     let fixture = Fixture::new();
     let source = fixture.write(&archive(&[file("a", b"x")]));
-    for name in ["one", "two"] {
+    for name in ["one", "two:1"] {
         fixture.take(&source, name).expect("an image");
     }
     let elsewhere = Store::open(&fixture.dir.path().join("state")).expect("another view of the store");
     let root = elsewhere.resolve("one").expect("the image");
+    (fixture, elsewhere, root)
+}
+
+#[test]
+fn who_has_an_image_can_look_others_up_while_its_removal_waits_for_it() {
+    let (fixture, elsewhere, root) = one_in_use();
     std::thread::scope(|scope| {
         let removal = scope.spawn(|| fixture.store.remove("one"));
         // Until the removal has looked once; one that looks later finds the image free.
         std::thread::sleep(Duration::from_millis(100));
         let asked = Instant::now();
-        elsewhere.resolve("two").expect("the other image");
+        elsewhere.resolve("two:1").expect("the other image");
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
         drop(root);
         removal.join().expect("no panic").expect("the image was let go of in time");
@@ -420,13 +426,7 @@ fn who_has_an_image_can_look_others_up_while_its_removal_waits_for_it() {
 
 #[test]
 fn what_is_in_use_stays_and_what_two_names_share_stays_for_the_other() {
-    let fixture = Fixture::new();
-    let source = fixture.write(&archive(&[file("a", b"x")]));
-    for name in ["one", "two:1"] {
-        fixture.take(&source, name).expect("an image");
-    }
-    let elsewhere = Store::open(&fixture.dir.path().join("state")).expect("another view of the store");
-    let root = elsewhere.resolve("one").expect("the image");
+    let (fixture, _elsewhere, root) = one_in_use();
     assert!(matches!(fixture.store.remove("one"), Err(ImageError::InUse { .. })));
     fixture.store.remove("two:1").expect("nobody uses it");
     assert!(root.lower.join("a").is_file());
