@@ -239,6 +239,10 @@ pub trait OutputSink: Send + Sync {
     fn blocked(&self, _syscall: &'static str) {}
     /// Bytes of one stream, in order. The answer says whether the program may go on.
     fn write(&self, stream: Stream, data: &[u8]) -> OutputVerdict;
+    /// Whether somebody sees bytes as they come. Else they may come some milliseconds late.
+    fn is_followed(&self) -> bool {
+        true
+    }
 }
 
 /// What a sink thinks of the amount so far.

@@ -31,6 +31,10 @@ impl OutputSink for Audited {
         self.output.write(stream, data)
     }
 
+    fn is_followed(&self) -> bool {
+        self.output.is_followed()
+    }
+
     fn blocked(&self, syscall: &'static str) {
         metrics::counter!("codebeaker_blocked_syscalls_total", "syscall" => syscall).increment(1);
         tracing::info!(target: TARGET, session = %self.session, execution = %self.execution, syscall, "system call against the profile");

@@ -118,6 +118,10 @@ impl OutputSink for Output {
         if inner.total_bytes > inner.killed_bytes { OutputVerdict::LimitReached } else { OutputVerdict::Continue }
     }
 
+    fn is_followed(&self) -> bool {
+        locked(&self.inner).events.is_some()
+    }
+
     fn blocked(&self, syscall: &'static str) {
         let inner = locked(&self.inner);
         if let (Phase::Waiting | Phase::Started, Some(events)) = (inner.phase, &inner.events) {

@@ -1,7 +1,7 @@
 //! What others may change of a process from outside: its limits, processors, priorities, and how soon it ends when memory runs out.
 
-use std::fs;
-
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::CallError;
@@ -14,6 +14,9 @@ const PROCESSOR_BYTES: usize = 1024;
 
 /// Bytes of `struct sched_attr` in any kernel so far, and some to spare.
 const SCHEDULING_BYTES: usize = 128;
+
+/// What a file of a process has room in, as a rule.
+const FILE_BYTES: usize = 4096;
 
 /// `IOPRIO_WHO_PROCESS` of linux/ioprio.h, which libc lacks.
 const IO_PRIORITY_OF_PROCESS: libc::c_int = 1;
@@ -122,10 +125,21 @@ fn is_signalled(pid: i32) -> Result<bool, CallError> {
     Ok((own | shared) & !blocked != 0 || !text.lines().any(|line| line.starts_with("VmSize:")))
 }
 
+/// At once as a rule: each file of a process is put together anew for each program, and asked for its size it says none.
 fn read(pid: i32, file: &str, call: &'static str) -> Result<String, CallError> {
+    let named = |errno| CallError { call, errno };
     let process = if pid == 0 { "self".to_owned() } else { pid.to_string() };
-    fs::read_to_string(format!("/proc/{process}/{file}"))
-        .map_err(|error| CallError { call, errno: Errno::from_io_error(&error).unwrap_or(Errno::IO) })
+    let file =
+        rustix::fs::open(format!("/proc/{process}/{file}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(named)?;
+    let mut bytes = Vec::with_capacity(FILE_BYTES);
+    loop {
+        match rustix::io::read(&file, spare_capacity(&mut bytes)) {
+            Ok(0) => return String::from_utf8(bytes).map_err(|_| named(Errno::ILSEQ)),
+            Ok(_) => bytes.reserve(FILE_BYTES),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(named(errno)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -288,11 +288,7 @@ impl Resting {
 
 impl Shared {
     fn new(control: OwnedFd, next: Tag) -> Result<Self, Gone> {
-        #[expect(
-            deprecated,
-            reason = "sound for an OwnedFd, which stays open and the same; its successor is an unsafe function"
-        )]
-        let socket = AsyncFd::new(control).map_err(|_| Gone)?;
+        let socket = watched(control, Interest::READABLE).map_err(|_| Gone)?;
         let (waiters, next) = (Mutex::new(Some(HashMap::new())), AtomicU64::new(next));
         Ok(Self { socket, waiters, next, listener: Mutex::default() })
     }
@@ -302,9 +298,19 @@ impl Shared {
     }
 
     async fn try_send(&self, request: &InitRequest, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.socket
-            .async_io(Interest::WRITABLE, |socket| channel::send(socket.as_fd(), request, descriptors).map_err(into_io))
-            .await
+        loop {
+            match channel::send(self.socket.as_fd(), request, descriptors) {
+                Err(ChannelError::Full) => self.room().await?,
+                sent => return sent.map_err(into_io),
+            }
+        }
+    }
+
+    /// Waits until init has taken some of what lies on the socket. Whoever watches for that all the time is woken each time that init takes a
+    /// message, so it is watched by a number of its own and only now.
+    async fn room(&self) -> io::Result<()> {
+        let socket = watched(self.socket.get_ref().try_clone()?, Interest::WRITABLE)?;
+        socket.writable().await.map(drop)
     }
 
     async fn receive(&self) -> io::Result<Received<InitMessage>> {
@@ -361,6 +367,11 @@ impl Shared {
     }
 }
 
+#[expect(deprecated, reason = "sound for an OwnedFd, which stays open and the same; its successor is an unsafe function")]
+fn watched(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
 /// What an init is asked to have ready.
 #[derive(Debug)]
 pub enum Keep {
@@ -385,5 +396,36 @@ fn into_io(error: ChannelError) -> io::Error {
         ChannelError::Call(call) => io::Error::from_raw_os_error(call.raw()),
         ChannelError::Carrier(source) => source,
         ChannelError::Closed | ChannelError::Malformed(_) => io::ErrorKind::BrokenPipe.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_that_a_busy_init_has_no_room_for_wait_until_it_has() {
+        const COUNT: Tag = 5000;
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        rustix::io::ioctl_fionbio(&ours, true).expect("a socket");
+        let shared = Shared::new(ours, 1).expect("a reactor");
+        let sending = async {
+            for execution in 0..COUNT {
+                shared.send(&InitRequest::End(execution), &[]).await.expect("it lives");
+            }
+        };
+        tokio::pin!(sending);
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_millis(50), &mut sending).await.is_err(),
+            "there was room for all"
+        );
+        let reader = std::thread::spawn(move || {
+            (0..COUNT).all(|expected| {
+                let received = channel::receive::<InitRequest>(theirs.as_fd(), Wait::Yes);
+                matches!(received.map(|received| received.message), Ok(InitRequest::End(execution)) if execution == expected)
+            })
+        });
+        sending.await;
+        assert!(reader.join().expect("no panic"), "each came once, in order");
     }
 }

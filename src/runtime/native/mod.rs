@@ -21,6 +21,7 @@ mod prepare;
 pub(in crate::runtime) mod program;
 mod ready;
 pub(in crate::runtime) mod sandbox;
+mod streams;
 mod uses;
 pub(in crate::runtime) mod verdict;
 mod warm;

@@ -5,15 +5,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::command::{Control, Failure, Stdin, Stream};
 use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, StartStage, Tag};
@@ -22,10 +18,16 @@ use crate::seccomp::Arch;
 
 use super::code::Source;
 use super::control::{Execution, Gone, InitClient};
+use super::streams::{Input, Output, Outputs, Pipes};
 
 /// How long a program and its descendants may take to die before their sandbox is taken for stuck: more than init takes for a
 /// file command, which it finishes first.
 const END_TIME: Duration = Duration::from_secs(30);
+
+/// How long output that nobody follows may lie in its pipes before they are watched: most programs have ended by then, and what they wrote is
+/// taken at once. Until then each write of theirs, and their end, would wake this process, often on the processor that they run on. One
+/// that fills a pipe waits for so long, once.
+const UNWATCHED_TIME: Duration = Duration::from_millis(4);
 
 /// Read from a pipe at once: its capacity by default (pipe(7)).
 const CHUNK_BYTES: usize = 64 << 10;
@@ -95,26 +97,6 @@ pub enum Start {
     Prestarted(u64, Outputs),
 }
 
-/// Our ends of what a program writes to. Watched by no runtime yet.
-#[derive(Debug)]
-pub struct Outputs {
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-}
-
-impl Outputs {
-    /// For a program that is started before anybody asks for it; the other ends, and no input.
-    pub fn make() -> std::io::Result<(Self, [OwnedFd; 3])> {
-        Self::beside(no_input()?)
-    }
-
-    fn beside(their_stdin: OwnedFd) -> std::io::Result<(Self, [OwnedFd; 3])> {
-        let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok((Self { stdout, stderr }, [their_stdin, their_stdout, their_stderr]))
-    }
-}
-
 /// What to run.
 pub struct Program {
     /// For init; its tag is filled in.
@@ -167,7 +149,7 @@ pub async fn drive(
         Start::Fresh => Born::Fresh,
         Start::Warm => Born::Warm,
         Start::Prestarted(number, outputs) => {
-            let ours = Pipes::of(Input::nothing(), outputs).map_err(DriveError::Pipes)?;
+            let ours = Pipes::of(Input::nothing(), outputs);
             let execution = init.execute_prestarted(request.clone(), number).await?;
             let driven = way.go(execution, ours, source.take()).await?;
             let is_refused = matches!(&driven.end, ProgramEnd::NotStarted(failed) if failed.stage == StartStage::Prestarted);
@@ -213,6 +195,9 @@ impl Way<'_> {
             blocked: Blocked { numbers: blocked, told: BTreeSet::new() },
             deadline: self.deadline,
         };
+        if self.sink.is_followed() {
+            drive.watch();
+        }
         if drive.ended_by != EndedBy::Itself {
             drive.deadline = Instant::now() + END_TIME;
             self.init.end(tag).await?;
@@ -252,12 +237,9 @@ impl Drive<'_> {
                 self.blocked.tell(*number, self.sink);
             }
         }
-        let Input { waiting, open, broken, .. } = self.pipes.stdin;
-        match self.broken.or(broken) {
-            // What would be told of such a program could be wrong without anybody noticing.
-            Some(error) => Err(DriveError::Streams(error)),
-            None => Ok(Driven { end, ended_by: self.ended_by, held: Held { bytes: waiting, eof: !open } }),
-        }
+        let held = self.broken.map_or_else(|| self.pipes.stdin.left(), Err);
+        // What would be told of a program whose streams broke could be wrong without anybody noticing.
+        held.map(|held| Driven { end, ended_by: self.ended_by, held }).map_err(DriveError::Streams)
     }
 
     async fn until_end(
@@ -266,12 +248,15 @@ impl Drive<'_> {
         control: &mut mpsc::Receiver<Control>,
     ) -> Result<ProgramEnd, Gone> {
         let mut listening = true;
+        let watch = sleep(UNWATCHED_TIME);
+        tokio::pin!(watch);
         loop {
             tokio::select! {
                 ended = &mut end => return ended.map_err(|_| Gone),
-                ready = readable(self.pipes.stdout.as_ref()) => self.read(Stream::Stdout, ready.is_ok()).await?,
-                ready = readable(self.pipes.stderr.as_ref()) => self.read(Stream::Stderr, ready.is_ok()).await?,
-                ready = writable(&self.pipes.stdin) => self.pipes.stdin.write(ready.is_ok()),
+                () = &mut watch, if self.pipes.is_unwatched => self.watch(),
+                ready = self.pipes.stdout.readable() => self.read(Stream::Stdout, ready.is_ok()).await?,
+                ready = self.pipes.stderr.readable() => self.read(Stream::Stderr, ready.is_ok()).await?,
+                ready = self.pipes.stdin.writable() => self.pipes.stdin.write(ready.is_ok()),
                 command = control.recv(), if listening && self.pipes.stdin.has_room() => match command {
                     Some(command) => self.control(command).await?,
                     None => listening = false,
@@ -282,6 +267,12 @@ impl Drive<'_> {
                     EndedBy::Timeout | EndedBy::Cancel | EndedBy::Output => return Err(Gone),
                 },
             }
+        }
+    }
+
+    fn watch(&mut self) {
+        if let Err(error) = self.pipes.watch() {
+            self.broken = Some(error);
         }
     }
 
@@ -319,14 +310,14 @@ impl Drive<'_> {
             Stream::Stderr => &mut self.pipes.stderr,
         };
         CHUNK.with_borrow_mut(|chunk| {
-            let Some(reader) = pipe.as_ref() else { return OutputVerdict::Continue };
+            let Output::Watched(reader) = &*pipe else { return OutputVerdict::Continue };
             match reader.try_read(chunk) {
                 Ok(bytes) if bytes > 0 && ready => return self.sink.write(stream, &chunk[..bytes]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && ready => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Ok(_) => *pipe = None,
+                Ok(_) => *pipe = Output::Closed,
                 Err(error) => {
-                    *pipe = None;
+                    *pipe = Output::Closed;
                     self.broken = Some(error);
                 }
             }
@@ -334,17 +325,16 @@ impl Drive<'_> {
         })
     }
 
+    /// What a program wrote counts whenever it is read.
     fn drain(&mut self) {
         for (stream, pipe) in [(Stream::Stdout, &self.pipes.stdout), (Stream::Stderr, &self.pipes.stderr)] {
-            if let Some(pipe) = pipe {
-                let taken = CHUNK.with_borrow_mut(|chunk| {
-                    take_rest(pipe.as_fd(), chunk, |bytes| {
-                        self.sink.write(stream, bytes);
-                    })
-                });
-                if let Err(errno) = taken {
-                    self.broken = Some(errno.into());
-                }
+            let mut verdict = OutputVerdict::Continue;
+            let taken = CHUNK.with_borrow_mut(|chunk| pipe.rest(chunk, |bytes| verdict = self.sink.write(stream, bytes)));
+            if let Err(errno) = taken {
+                self.broken = Some(errno.into());
+            }
+            if verdict == OutputVerdict::LimitReached && self.ended_by == EndedBy::Itself {
+                self.ended_by = EndedBy::Output;
             }
         }
     }
@@ -364,144 +354,6 @@ impl Blocked {
             sink.blocked(name);
         }
     }
-}
-
-/// Takes what lies in a pipe now and no more: another execution of the session may hold its end and keep on writing. The kernel
-/// itself is asked, since the reactor may not know yet that the pipe holds something.
-fn take_rest(pipe: BorrowedFd<'_>, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> Result<(), Errno> {
-    let mut left = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
-    while left > 0 {
-        let chunk = left.min(buffer.len());
-        match rustix::io::read(pipe, &mut buffer[..chunk]) {
-            Ok(bytes) if bytes > 0 => {
-                take(&buffer[..bytes]);
-                left -= bytes;
-            }
-            Err(Errno::INTR) => {}
-            // Fewer than the kernel said: nothing is left that could be waited for.
-            Ok(_) | Err(Errno::AGAIN) => break,
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
-}
-
-async fn readable(pipe: Option<&pipe::Receiver>) -> std::io::Result<()> {
-    match pipe {
-        Some(pipe) => pipe.readable().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn writable(stdin: &Input) -> std::io::Result<()> {
-    match &stdin.pipe {
-        Some(pipe) if !stdin.waiting.is_empty() => pipe.writable().await,
-        Some(_) | None => std::future::pending().await,
-    }
-}
-
-/// Input that may wait here for a program that does not read; past it the client's next call waits.
-const WAITING_BYTES_MAX: usize = 1 << 20;
-
-/// Standard input: what waits to be written, and whether more may come.
-struct Input {
-    pipe: Option<pipe::Sender>,
-    /// What waits is for a later program.
-    keeps: bool,
-    waiting: Vec<u8>,
-    written: usize,
-    open: bool,
-    /// Why some of it did not reach the program.
-    broken: Option<std::io::Error>,
-}
-
-impl Input {
-    fn nothing() -> Self {
-        Self { pipe: None, keeps: false, waiting: Vec::new(), written: 0, open: false, broken: None }
-    }
-
-    /// While much waits, no more is taken from the client: the wait is the client's, not our memory's.
-    fn has_room(&self) -> bool {
-        self.waiting.len() - self.written < WAITING_BYTES_MAX
-    }
-
-    fn add(&mut self, data: Vec<u8>, eof: bool) {
-        if self.keeps {
-            self.waiting.extend(data);
-            self.open &= !eof;
-            return;
-        }
-        if self.pipe.is_none() {
-            return;
-        }
-        self.waiting.extend(data);
-        self.open &= !eof;
-        self.write(true);
-    }
-
-    fn write(&mut self, ready: bool) {
-        let Some(pipe) = self.pipe.as_ref().filter(|_| ready) else {
-            self.pipe = None;
-            return;
-        };
-        while self.written < self.waiting.len() {
-            match pipe.try_write(&self.waiting[self.written..]) {
-                Ok(bytes) => self.written += bytes,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // A program that has closed its input has no reader for what is left; nothing else is expected.
-                    if error.kind() != std::io::ErrorKind::BrokenPipe {
-                        self.broken = Some(error);
-                    }
-                    self.open = false;
-                    break;
-                }
-            }
-        }
-        self.waiting.clear();
-        self.written = 0;
-        if !self.open {
-            self.pipe = None;
-        }
-    }
-}
-
-struct Pipes {
-    stdin: Input,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
-}
-
-impl Pipes {
-    /// Our ends, and theirs as stdin, stdout, stderr.
-    fn make(feed: Feed) -> std::io::Result<(Self, [OwnedFd; 3])> {
-        let (stdin, their_stdin) = match feed {
-            Feed::Own(Stdin::Empty, _) => (Input::nothing(), no_input()?),
-            Feed::Own(Stdin::Bytes(bytes), _) => Self::input(bytes, false)?,
-            Feed::Own(Stdin::Open, Held { bytes, eof }) => Self::input(bytes, !eof)?,
-            Feed::Later(Held { bytes, eof }) => {
-                (Input { keeps: true, waiting: bytes, open: !eof, ..Input::nothing() }, no_input()?)
-            }
-        };
-        let (outputs, theirs) = Outputs::beside(their_stdin)?;
-        Ok((Self::of(stdin, outputs)?, theirs))
-    }
-
-    fn of(stdin: Input, outputs: Outputs) -> std::io::Result<Self> {
-        let receiver = |end| pipe::Receiver::from_owned_fd(end).map(Some);
-        Ok(Self { stdin, stdout: receiver(outputs.stdout)?, stderr: receiver(outputs.stderr)? })
-    }
-
-    fn input(bytes: Vec<u8>, open: bool) -> std::io::Result<(Input, OwnedFd)> {
-        let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let mut input = Input { pipe: Some(pipe::Sender::from_owned_fd(ours)?), open: true, ..Input::nothing() };
-        input.add(bytes, !open);
-        Ok((input, theirs))
-    }
-}
-
-fn no_input() -> std::io::Result<OwnedFd> {
-    Ok(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// A program whose caller went away.
@@ -528,57 +380,108 @@ impl Drop for EndOnDrop<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::Mutex;
+
     use super::*;
-    use crate::plan::messages::InitMessage;
+    use crate::plan::messages::{InitMessage, InitRequest, ProgramNetwork, View};
     use crate::sys::{channel, socket};
 
-    struct Nowhere;
-
-    impl OutputSink for Nowhere {
-        fn write(&self, _: Stream, _: &[u8]) -> OutputVerdict {
-            OutputVerdict::Continue
-        }
-
-        fn started(&self) {}
+    /// Counts what comes, and wants no more than `most`.
+    struct Counted {
+        bytes: Mutex<usize>,
+        most: usize,
+        is_followed: bool,
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_init_that_never_tells_a_program_s_end_is_given_up_after_the_program_s_time() {
+    impl Counted {
+        fn new(most: usize, is_followed: bool) -> Self {
+            Self { bytes: Mutex::new(0), most, is_followed }
+        }
+
+        fn bytes(&self) -> usize {
+            *self.bytes.lock().expect("no panic")
+        }
+    }
+
+    impl OutputSink for Counted {
+        fn started(&self) {}
+
+        fn write(&self, _: Stream, data: &[u8]) -> OutputVerdict {
+            *self.bytes.lock().expect("no panic") += data.len();
+            if self.bytes() > self.most { OutputVerdict::LimitReached } else { OutputVerdict::Continue }
+        }
+
+        fn is_followed(&self) -> bool {
+            self.is_followed
+        }
+    }
+
+    /// A connection whose other end says that its walls stand.
+    async fn init() -> (InitClient, OwnedFd) {
         let (ours, theirs) = socket::pair().expect("a socket pair");
         channel::send(theirs.as_fd(), &InitMessage::Ready, &[]).expect("sent");
         let Ok(init) = InitClient::connect(ours).await else { panic!("it said that its walls stand") };
-        let view = crate::plan::messages::View::Programs;
+        (init, theirs)
+    }
+
+    fn program(timeout: Duration) -> Program {
         let request = ExecuteRequest {
             execution: 0,
             arguments: vec![],
             environment: vec![],
             directory: vec![],
-            view,
-            network: crate::plan::messages::ProgramNetwork::default(),
+            view: View::Programs,
+            network: ProgramNetwork::default(),
             after: None,
         };
-        let timeout = Duration::from_secs(5);
-        let feed = Feed::Own(Stdin::Empty, Held::default());
-        let (_sender, mut control) = mpsc::channel(1);
-        let begin = Instant::now();
-        let program = Program { request, start: Start::Fresh, feed, timeout, door: None, source: None };
-        let driven = drive(&init, program, &Nowhere, &mut control).await;
-        assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
-        assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());
+        Program { request, start: Start::Fresh, feed: Feed::nothing(), timeout, door: None, source: None }
     }
 
-    #[test]
-    fn what_lies_in_a_pipe_is_taken_whole_and_what_comes_meanwhile_is_not() {
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).expect("a pipe");
-        let write = |text: &[u8]| rustix::io::write(&writer, text).expect("room in the pipe");
-        write(b"abcdef");
-        let mut taken = Vec::new();
-        // Whoever still holds the other end writes as fast as we read.
-        take_rest(reader.as_fd(), &mut [0; 4], |bytes| {
-            taken.extend_from_slice(bytes);
-            write(b"xyz");
-        })
-        .expect("the pipe can be read");
-        assert_eq!(taken, b"abcdef");
+    /// As `theirs`: a program that writes so much to its standard output and ends well.
+    fn write_and_end(theirs: &OwnedFd, bytes: usize) {
+        let received = channel::receive::<InitRequest>(theirs.as_fd(), socket::Wait::Yes).expect("a request");
+        let InitRequest::Execute(request) = received.message else { panic!("{:?}", received.message) };
+        let mut left = vec![b'x'; bytes];
+        while !left.is_empty() {
+            let written = rustix::io::write(&received.descriptors[1], &left).expect("a reader");
+            left.drain(..written);
+        }
+        drop(received.descriptors);
+        let end = ProgramEnd::Ran { status: 0, cpu_us: 0, quota_full: false, blocked: vec![], born: Born::Fresh };
+        channel::send(theirs.as_fd(), &InitMessage::Ended { execution: request.execution, end }, &[]).expect("sent");
+    }
+
+    #[tokio::test]
+    async fn output_is_taken_whole_and_held_against_its_limit_whether_anybody_follows_it_or_not() {
+        // More than a pipe holds, so that it is read while the program runs; and less, so that it may be read after its end.
+        for (bytes, is_followed) in [(1 << 20, true), (1 << 20, false), (1000, true), (1000, false), (0, false)] {
+            let (init, theirs) = init().await;
+            let within = Counted::new(bytes, is_followed);
+            let (_sender, mut control) = mpsc::channel(1);
+            let writer = std::thread::spawn(move || {
+                write_and_end(&theirs, bytes);
+                write_and_end(&theirs, bytes);
+                theirs
+            });
+            let driven = drive(&init, program(END_TIME), &within, &mut control).await.expect("it ended");
+            assert_eq!((driven.ended_by, within.bytes()), (EndedBy::Itself, bytes), "{is_followed}");
+            let less = Counted::new(bytes.saturating_sub(1), is_followed);
+            let driven = drive(&init, program(END_TIME), &less, &mut control).await.expect("it ended");
+            let expected = if bytes > 0 { EndedBy::Output } else { EndedBy::Itself };
+            assert_eq!((driven.ended_by, less.bytes()), (expected, bytes), "{is_followed}");
+            drop(writer.join().expect("no panic"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_init_that_never_tells_a_program_s_end_is_given_up_after_the_program_s_time() {
+        let (init, _theirs) = init().await;
+        let timeout = Duration::from_secs(5);
+        let (_sender, mut control) = mpsc::channel(1);
+        let begin = Instant::now();
+        let driven = drive(&init, program(timeout), &Counted::new(0, true), &mut control).await;
+        assert!(matches!(driven, Err(DriveError::Gone)), "{driven:?}");
+        assert!(begin.elapsed() >= timeout + END_TIME && begin.elapsed() < timeout + END_TIME * 2, "{:?}", begin.elapsed());
     }
 }

@@ -17,7 +17,8 @@ use crate::runtime::InstanceConfig;
 use crate::sandbox::spec::Limits;
 
 use super::control::{Gone, InitClient, Keep};
-use super::program::{Feed, Outputs, Start};
+use super::program::{Feed, Start};
+use super::streams::Outputs;
 
 /// What makes a Python wait and fork.
 const PYTHON: &str = concat!(
