@@ -259,7 +259,7 @@ class Bench:
 CREATE, CLOSE = "`session.create`, cold", "`session.close`"
 CREATE_ALONE = "`session.create`, cold, nothing of it begun ahead"
 COLD_TARGET = "2.5 / 6 (+ 7 where v1 has the controllers)"
-POOLED = "`session.create` from the pool"
+POOLED, WITH_POOL = "`session.create` from the pool", "`session.create` with a pool, each session closed before the next"
 TRUE, CODE = "`execute_shell` `true`", "`execute_code` Python `print(1)`, warm interpreter"
 CODE_ANEW = "`execute_code` Python `print(1)`, a new interpreter"
 DATA = "`execute_code` Python `import numpy, pandas; print(1)`, both preloaded"
@@ -312,7 +312,7 @@ def measure_cold(bench, binary):
 
 
 def measure_sessions(bench, connection, create, target, beside):
-    """Each sample makes a session and closes it, so both are timed from one loop. Back to back the pool runs dry now and then."""
+    """Each sample makes a session and closes it, so both are timed from one loop. Back to back a pool runs dry now and then."""
     closings = {"back_to_back": [], "spaced": []}
 
     def once(kind, pause_s=0.0):
@@ -446,7 +446,8 @@ def measure_server(bench, binary, settings):
             wait_until_measured(connection)
             with contextlib.ExitStack() as stack:
                 echo = lambda: stack.enter_context(contextlib.closing(floors.Echo(relay=False)))
-                measure_sessions(bench, connection, POOLED, "0.3 / 1", (floors.ECHO, echo))
+                scenes.bursts(bench, connection, POOLED, "0.3 / 1", (floors.ECHO, echo))
+            measure_sessions(bench, connection, WITH_POOL, None, None)
             time.sleep(bench.sizes.settle_s)
             session, _ = open_session(connection)
             measure_commands(bench, connection, session["sessionId"])

@@ -17,6 +17,40 @@ TICK_S = 0.02
 TICKS = "import time\nfor _ in range({count}): print(time.time_ns(), flush=True); time.sleep({tick})"
 
 
+class Burst:
+    """Sessions one right after the other, as many as lie ready; before the next ones all are closed, and the pool has time to be filled again."""
+
+    def __init__(self, connection, quiet_s):
+        self.connection, self.quiet_s = connection, quiet_s
+        self.sessions, self.made = [], 0
+
+    def __call__(self):
+        if len(self.sessions) == SESSIONS:
+            self.close()
+            time.sleep(self.quiet_s)
+        session, took = self.connection.call("session.create", language="python")
+        self.sessions.append(session["sessionId"])
+        self.made += session["selection"]["sandbox"] != "pool"
+        return took
+
+    def close(self):
+        for session in self.sessions:
+            self.connection.call("session.close", sessionId=session)
+        self.sessions.clear()
+
+
+def bursts(bench, connection, name, target, beside):
+    """What a session takes whose sandbox lies ready; those that had to be made nevertheless are counted."""
+    burst = Burst(connection, bench.sizes.quiet_s)
+    # The pool holds as many as were asked for at once lately.
+    for _ in range(2 * SESSIONS + 1):
+        burst()
+    burst.made = 0
+    bench.row(name, burst, target, beside=beside)
+    burst.close()
+    bench.figure(f"of these {name}, sandboxes that had to be made", str(burst.made))
+
+
 def ten_runs(bench, server):
     """An agent's ten executions, in one session and in ten; the first session of each kind is thrown away."""
     bench.say("   ten executions, in one session and in ten")

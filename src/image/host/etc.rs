@@ -71,10 +71,11 @@ pub(super) fn fingerprint(host: &Path) -> String {
     let roots = super::USR_MERGE.iter().map(|name| host.join(name));
     for path in names.chain(bundle).chain(roots).chain(versioned_python(&etc)) {
         hash.update(path.as_os_str().as_bytes());
-        if let Ok(metadata) = path.symlink_metadata() {
-            hash_metadata(&mut hash, &metadata);
-        }
-        if let Ok(metadata) = path.metadata() {
+        let Ok(metadata) = path.symlink_metadata() else { continue };
+        hash_metadata(&mut hash, &metadata);
+        if metadata.is_symlink()
+            && let Ok(metadata) = path.metadata()
+        {
             hash_metadata(&mut hash, &metadata);
         }
     }

@@ -23,7 +23,7 @@ use crate::sandbox::spec::NamedLimits;
 use super::NativeRuntime;
 use super::build::Name;
 use super::instance::environment;
-use super::pool::{Found, Next, PoolBounds, Shelves};
+use super::pool::{Found, LULL, Next, PoolBounds, Shelves};
 use super::ready::{Interpreter, Kind, Ready, Unfit};
 use super::sandbox::Sandbox;
 use super::uses::{Use, Uses};
@@ -34,10 +34,6 @@ const FILLINGS_MAX: usize = 2;
 
 /// Between two looks for images that changed and sandboxes that ended by themselves.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The keeper is told of a request so long after it. Woken while one takes what is ready, it would have a processor before whoever
-/// waits for the answer.
-const TOLD_AFTER: Duration = Duration::from_millis(1);
 
 /// The ready sandboxes of all runtimes in the OS sandbox.
 pub(super) struct Pool {
@@ -143,8 +139,9 @@ impl Pool {
         };
         discard(dead, "dead");
         let wake = Arc::clone(&self.wake);
+        // Woken while one takes what is ready, the keeper would have a processor before whoever waits for the answer.
         tokio::spawn(async move {
-            tokio::time::sleep(TOLD_AFTER).await;
+            tokio::time::sleep(LULL).await;
             wake.notify_one();
         });
         (claimed(found, runtime, config, image), recipe)

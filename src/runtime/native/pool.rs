@@ -14,8 +14,11 @@ const KINDS_MAX: usize = 64;
 /// Bursts count for so long.
 const BURST_SECONDS: u64 = 60;
 
-/// After a request the cores belong to whoever made it, unless less than half of the shelf is left.
+/// After a request the cores belong to whoever made it, unless less than half of the shelf is left and nobody asks for a moment ([`LULL`]).
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Whoever asks for one after the other is not to have the next ones made beside that while there are any: shorter than it takes to make one.
+pub const LULL: Duration = Duration::from_millis(1);
 
 /// Whoever goes on with commands keeps them for so long at most, counted from the first request after which the shelf was not full.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -110,9 +113,19 @@ impl<R, T> Shelf<R, T> {
         self.filling == 0 && self.ready.len() >= self.wanted(bounds, now)
     }
 
-    /// When something may be made for it.
+    /// When something may be made for it, unless little is left.
     fn free_at(&self) -> Instant {
         self.not_before.max(self.retry_at)
+    }
+
+    /// When it is to be filled.
+    fn due_at(&self, bounds: &PoolBounds, now: Instant) -> Instant {
+        let latest = match self.here() {
+            0 => self.asked,
+            here if here * 2 < self.wanted(bounds, now) => self.asked + LULL,
+            _ => self.not_before,
+        };
+        self.not_before.min(latest).max(self.retry_at)
     }
 
     fn note(&mut self, second: u64, now: Instant) {
@@ -193,12 +206,8 @@ impl<K: Clone + Eq + Hash, R: Clone, T> Shelves<K, R, T> {
             // One that is larger than all of them may be has no place, however much is free.
             shelf.here() < shelf.wanted(&bounds, now) && shelf.last_bytes <= bounds.memory_bytes_max
         });
-        let ready_now = |shelf: &Shelf<R, T>| {
-            let little_left = shelf.here() * 2 < shelf.wanted(&bounds, now);
-            shelf.retry_at <= now && (shelf.not_before <= now || little_left)
-        };
-        let (due, later): (Vec<_>, Vec<_>) = short.partition(|(_, shelf)| ready_now(shelf));
-        let later = later.iter().map(|(_, shelf)| shelf.free_at()).min();
+        let (due, later): (Vec<_>, Vec<_>) = short.partition(|(_, shelf)| shelf.due_at(&bounds, now) <= now);
+        let later = later.iter().map(|(_, shelf)| shelf.due_at(&bounds, now)).min();
         let mut due: Vec<(K, Instant)> = due.into_iter().map(|(kind, shelf)| (kind.clone(), shelf.asked)).collect();
         // A kind that has no room must not keep the others from theirs.
         due.sort_by_key(|(_, asked)| Reverse(*asked));

@@ -198,7 +198,12 @@ fn right_after_a_request_nothing_is_filled_unless_little_is_left() {
     assert_eq!(shelves.next(then), Next::At(then + PAUSE));
     ask(&mut shelves, "python", then);
     ask(&mut shelves, "python", then);
-    assert_eq!(shelves.next(then), Next::Fill("python"), "one of four is left");
+    assert_eq!(shelves.next(then), Next::At(then + LULL), "one of four is left, and more may be asked for at once");
+    let mut one_left = one_of_four_left(now);
+    assert_eq!(one_left.next(now + PAUSE + LULL), Next::Fill("python"), "nobody asked for more");
+    let mut none_left = one_of_four_left(now);
+    ask(&mut none_left, "python", now + PAUSE);
+    assert_eq!(none_left.next(now + PAUSE), Next::Fill("python"), "the next one would have to wait anyway");
 }
 
 /// A shelf for four that had all of them when one was taken.
@@ -207,6 +212,15 @@ fn one_of_four_taken(now: Instant) -> Numbers {
     ask(&mut shelves, "python", now);
     fill(&mut shelves, now + PAUSE, MIB);
     ask(&mut shelves, "python", now + PAUSE);
+    shelves
+}
+
+/// The same, and two more at the same time.
+fn one_of_four_left(now: Instant) -> Numbers {
+    let mut shelves = one_of_four_taken(now);
+    for _ in 0..2 {
+        ask(&mut shelves, "python", now + PAUSE);
+    }
     shelves
 }
 
@@ -223,12 +237,9 @@ fn commands_put_a_filling_off_for_a_while_unless_little_is_left() {
         .collect();
     let first = begun.iter().position(|begun| *begun).expect("it is filled although commands go on") as u32;
     assert_eq!(PAUSE / 2 * first, PAUSE_MAX);
-    let mut shelves = one_of_four_taken(now);
-    for _ in 0..2 {
-        ask(&mut shelves, "python", then);
-    }
+    let mut shelves = one_of_four_left(now);
     shelves.put_off(then);
-    assert_eq!(shelves.next(then), Next::Fill("python"));
+    assert_eq!(shelves.next(then + LULL), Next::Fill("python"));
 }
 
 #[test]
