@@ -44,6 +44,8 @@ struct Waiter {
     gone: watch::Sender<Option<i32>>,
     cgroups: Vec<PathBuf>,
     held: Held,
+    /// Its end was asked for.
+    is_ending: bool,
 }
 
 /// A sandbox that the launcher has made.
@@ -125,7 +127,7 @@ impl LauncherClient {
         let (gone, watcher) = watch::channel(None);
         let cgroups = names(&groups);
         if let Some(waiters) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held });
+            waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held, is_ending: false });
         } else {
             begun.give_up(groups);
             return Err(CreateFailure::LauncherGone);
@@ -165,10 +167,17 @@ impl LauncherClient {
         }
     }
 
-    /// Ends a sandbox; `Launched::gone` tells when it is over.
+    /// Ends a sandbox, unless that was asked for before; `Launched::gone` tells when it is over.
     pub fn end(&self, tag: Tag) {
-        // A launcher that is gone has taken the sandbox with it.
-        self.send(LauncherRequest::End(tag)).ok();
+        let is_first = {
+            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiter = waiters.as_mut().and_then(|waiters| waiters.get_mut(&tag));
+            waiter.is_some_and(|waiter| !std::mem::replace(&mut waiter.is_ending, true))
+        };
+        if is_first {
+            // A launcher that is gone has taken the sandbox with it.
+            self.send(LauncherRequest::End(tag)).ok();
+        }
     }
 
     /// Never waits: callers are on the executor. A launcher that was stopped fills its socket; then a thread waits for it.
@@ -217,7 +226,7 @@ impl LauncherClient {
         let waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
         let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
         remove_unused(&leaving);
-        for Waiter { created, gone, cgroups, held } in waiters.into_values() {
+        for Waiter { created, gone, cgroups, held, .. } in waiters.into_values() {
             match proof {
                 Proof::AllEnded => {
                     remove_unused(&cgroups);
@@ -333,7 +342,7 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         if let Some(tag) = self.tag {
-            self.client.end(tag);
+            self.client.send(LauncherRequest::End(tag)).ok();
         }
     }
 }
@@ -348,7 +357,7 @@ mod tests {
         let (ours, theirs) = socket::pair().expect("a socket pair");
         let client = LauncherClient::over(ours);
         // If one of these waited, nobody would ever read.
-        (1..=REQUESTS).for_each(|tag| client.end(tag));
+        (1..=REQUESTS).for_each(|tag| client.send(LauncherRequest::End(tag)).expect("it is never one too many"));
         assert_eq!(client.late.lock().expect("no holder panics").sender, Sender::Running, "the control: they do not fit");
         for tag in 1..=REQUESTS {
             let received = channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::Yes).expect("a request");
@@ -444,6 +453,11 @@ mod tests {
         let Launched { tag, .. } = created.expect("made");
         client.end(tag);
         assert!(matches!(heard(), LauncherRequest::End(2)), "nothing was said before it");
+        client.end(tag);
+        client.take(LauncherMessage::Gone { sandbox: 2, status: 0 }, Vec::new());
+        client.end(tag);
+        drop(client.begin(Birth { namespaces: 7, born_in: None }));
+        assert!(matches!(heard(), LauncherRequest::Begin(3, _)), "once is enough, and what is gone needs no end");
     }
 
     #[test]
