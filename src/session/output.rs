@@ -244,11 +244,21 @@ fn incomplete_suffix(data: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::ExecutionId;
+    use crate::id::{ExecutionId, SessionId};
+    use crate::session::audit::Audited;
     use crate::session::tests::simulated::{limits, plain_result};
 
     fn small(kept: u64, killed: u64) -> Limits {
         Limits { output_kept_bytes: kept, output_killed_bytes: killed, ..limits() }
+    }
+
+    #[test]
+    fn only_a_stream_is_followed_and_the_audit_on_the_way_does_not_change_that() {
+        let audited =
+            |output| Audited { output: Arc::new(output), session: SessionId::random(), execution: ExecutionId::random() };
+        assert!(!audited(Output::captured_only(&limits())).is_followed());
+        let (streamed, _reader) = Output::streamed(&limits(), 1 << 20);
+        assert!(audited(streamed).is_followed());
     }
 
     #[test]

@@ -190,4 +190,8 @@ impl OutputSink for OnStderr<'_> {
     fn write(&self, _: Stream, data: &[u8]) -> OutputVerdict {
         self.0.write(Stream::Stderr, data)
     }
+
+    fn is_followed(&self) -> bool {
+        self.0.is_followed()
+    }
 }

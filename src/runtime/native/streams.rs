@@ -1,6 +1,7 @@
 //! The pipes between a program and us: what it reads, and what it writes.
 //!
-//! Invariants: what waits to be written is bounded; what a program wrote is taken whole, whether anybody was told that it came or not.
+//! Invariants: what waits to be written is bounded; what a program wrote is taken whole, whether anybody was told that it came or not; nothing here
+//! waits in a call, whatever the program does with its ends.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,6 +31,10 @@ impl Outputs {
     fn beside(their_stdin: OwnedFd) -> io::Result<(Self, [OwnedFd; 3])> {
         let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        for ours in [&stdout, &stderr] {
+            // The kernel may say that more lies there than can be read: a program can have packets in its pipe.
+            rustix::io::ioctl_fionbio(ours, true)?;
+        }
         Ok((Self { stdout, stderr }, [their_stdin, their_stdout, their_stderr]))
     }
 }
@@ -226,6 +231,29 @@ fn no_input() -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_has_the_kernel_tell_too_much_holds_up_nobody() {
+        let (ours, theirs) = Outputs::make().expect("pipes");
+        let [_, writer, _] = theirs;
+        rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).expect("as large as anybody may make it");
+        let write = |bytes: usize| rustix::io::write(&writer, &vec![b'x'; bytes]).expect("room in the pipe");
+        write(65_000);
+        // Packets from here on: what of one is not read at once is gone.
+        rustix::fs::fcntl_setfl(&writer, OFlags::DIRECT).expect("an own pipe");
+        write(4096);
+        let told = rustix::io::ioctl_fionread(&ours.stdout).expect("a pipe");
+        // With the other end open: a call that waited would wait for good.
+        let (done, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut taken = 0;
+            let read = Output::Unwatched(ours.stdout).rest(&mut vec![0; 64 << 10], |bytes| taken += bytes.len() as u64);
+            done.send(read.map(|()| taken)).ok();
+        });
+        let taken = answer.recv_timeout(std::time::Duration::from_secs(10)).expect("it does not wait").expect("it can be read");
+        assert!((65_000..told).contains(&taken), "the control: {taken} of {told} could be read");
+        drop(writer);
+    }
 
     #[test]
     fn what_lies_in_a_pipe_is_taken_whole_and_what_comes_meanwhile_is_not() {
