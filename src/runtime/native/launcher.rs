@@ -169,17 +169,11 @@ impl LauncherClient {
 
     /// Ends a sandbox, unless that was asked for before; `Launched::gone` tells when it is over.
     pub fn end(&self, tag: Tag) {
-        // A launcher that is gone has taken the sandbox with it; one that has not heard is asked again by whoever asks next.
-        if self.was_ending(tag, true) == Some(false) && self.send(LauncherRequest::End(tag)).is_err() {
-            self.was_ending(tag, false);
-        }
-    }
-
-    /// Notes whether the end of a sandbox is asked for, and tells whether it was; none once it is over.
-    fn was_ending(&self, tag: Tag, is_ending: bool) -> Option<bool> {
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiter = waiters.as_mut()?.get_mut(&tag)?;
-        Some(std::mem::replace(&mut waiter.is_ending, is_ending))
+        // Without a waiter it is over, or its launcher is and has taken it along.
+        let Some(waiter) = waiters.as_mut().and_then(|waiters| waiters.get_mut(&tag)) else { return };
+        // One that has not heard is asked again by whoever asks next.
+        waiter.is_ending = waiter.is_ending || self.send(LauncherRequest::End(tag)).is_ok();
     }
 
     /// Never waits: callers are on the executor. A launcher that was stopped fills its socket; then a thread waits for it.
