@@ -14,8 +14,8 @@ const KINDS_MAX: usize = 64;
 /// Bursts count for so long.
 const BURST_SECONDS: u64 = 60;
 
-/// After a request the cores belong to whoever made it, unless nothing is left, or less than half of the shelf and nobody asks for a moment
-/// ([`LULL`]).
+/// After a request the cores belong to whoever made it, unless less than half of the shelf is left, and either nothing lies there or nobody asks
+/// for a moment ([`LULL`]).
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Whoever asks for one after the other is not to have the next ones made beside that while there are any: shorter than it takes to make one.
@@ -121,12 +121,13 @@ impl<R, T> Shelf<R, T> {
 
     /// When it is to be filled.
     fn due_at(&self, bounds: &PoolBounds, now: Instant) -> Instant {
-        let latest = match self.here() {
-            0 => self.asked,
-            here if here * 2 < self.wanted(bounds, now) => (self.asked + LULL).min(self.short_since + PAUSE_MAX),
-            _ => self.not_before,
+        let is_little_left = self.here() * 2 < self.wanted(bounds, now);
+        let due = match (is_little_left, self.ready.is_empty()) {
+            (false, _) => self.not_before,
+            (true, true) => now,
+            (true, false) => self.not_before.min(self.asked + LULL).min(self.short_since + PAUSE_MAX),
         };
-        self.not_before.min(latest).max(self.retry_at)
+        due.max(self.retry_at)
     }
 
     fn note(&mut self, second: u64, now: Instant) {

@@ -206,6 +206,20 @@ fn right_after_a_request_nothing_is_filled_unless_little_is_left() {
     assert_eq!(none_left.next(now + PAUSE), Next::Fill("python"), "the next one would have to wait anyway");
 }
 
+#[test]
+fn whoever_asks_without_a_pause_keeps_others_from_the_next_ones_for_a_while_and_no_longer() {
+    let now = Instant::now();
+    let mut shelves = one_of_four_left(now);
+    let full = now + PAUSE;
+    // None of them is of use to it, so one stays.
+    let mut at = |after: Duration| {
+        shelves.take(&"python", full + after, |_| false, || ());
+        shelves.next(full + after)
+    };
+    assert_eq!(at(PAUSE_MAX / 1000 * 999), Next::At(full + PAUSE_MAX));
+    assert_eq!(at(PAUSE_MAX), Next::Fill("python"));
+}
+
 /// A shelf for four that had all of them when one was taken.
 fn one_of_four_taken(now: Instant) -> Numbers {
     let mut shelves = Numbers::new(PoolBounds { ready_min: 4, ..bounds() }, now);
