@@ -17,6 +17,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         "neighbours",
         &[
             ("a program that ended and whose output somebody else keeps filling is answered", borrowed_stdout),
+            ("a program whose pipe tells of more than can be read holds up nobody", packets_on_stdout),
             ("a server without free descriptors refuses a session and makes the next", no_descriptors),
             ("descriptors in flight of one session do not end the others, rootless with one id", descriptors_in_flight),
             ("leftovers that fork beside a background execution are ended, and the background goes on", forking_leftovers),
@@ -66,6 +67,41 @@ fn borrowed_stdout() {
         let mut other = Session::python(&server);
         assert_eq!(other.run("print('works')"), "works");
     }
+}
+
+/// The kernel drops what of a packet is not read at once, but counts it until then. Who keeps the pipe open meanwhile is somebody else.
+fn packets_on_stdout() {
+    let server = Setup::plain().with_config("# neighbours\n").shared();
+    let mut session = Session::python(&server);
+    let keep = "import socket\n\
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.bind('/tmp/door')\n\
+        while True: s.recvmsg(1, 64)\n";
+    background(&mut session, keep);
+    let tell = "import fcntl, os, _socket\n\
+        s = _socket.socket(1, 2); s.connect('/tmp/door')\n\
+        fcntl.fcntl(1, 1031, 1 << 20)\n\
+        os.write(1, b'x' * 65000)\n\
+        fcntl.fcntl(1, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)\n\
+        os.write(1, b'x' * 4096)\n\
+        s.sendmsg([b'f'], [(1, 1, (1).to_bytes(4, 'little'))])\n\
+        os._exit(0)\n";
+    assert!(eventually(Duration::from_secs(20), || session.run("import os; print(os.path.exists('/tmp/door'))") == "True"));
+    let mut cut_short = 0;
+    for _ in 0..40 {
+        // With its warm interpreter ready a program is likely to have ended before anybody watches its output.
+        std::thread::sleep(Duration::from_millis(100));
+        let begin = Instant::now();
+        let answer = session.execute(&json!({"type": "execute_code", "code": tell, "timeoutSeconds": 20}));
+        assert!(begin.elapsed() < Duration::from_secs(15), "it was held up for {:?}", begin.elapsed());
+        let length = answer["result"]["stdout"].as_str().map_or(0, str::len);
+        assert!(answer["success"] == true && length >= 65_000, "{length}: {} {}", answer["error"], answer["result"]["stderr"]);
+        cut_short += usize::from(length < 65_000 + 4096);
+        if cut_short >= 8 {
+            break;
+        }
+    }
+    assert!(cut_short > 0, "the control: some was told that could not be read");
+    assert_eq!(Session::python(&server).run("print('works')"), "works");
 }
 
 /// `prlimit` of util-linux: the soft limit on the descriptors of a server or of what is below it.

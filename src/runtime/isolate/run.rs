@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::command::{Control, ExecutionReport, Failure, Stdin, Stream, Usage};
 use crate::plan::messages::{Born, ProgramEnd};
-use crate::runtime::native::program::{Driven, EndedBy, Held};
+use crate::runtime::native::program::{Driven, EndedBy};
+use crate::runtime::native::streams::Held;
 use crate::runtime::native::verdict::{self, Counters};
 use crate::runtime::{OutputSink, OutputVerdict};
 use crate::sandbox::spec::Limits;

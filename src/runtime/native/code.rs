@@ -17,8 +17,9 @@ use super::control::{Coming, Gone};
 use super::files;
 use super::install::unplanned;
 use super::instance::{FILE_COMMAND_TIME, Launch, Run, Warm, broken, file, gone};
-use super::program::{DriveError, Feed, Held};
+use super::program::DriveError;
 use super::sandbox::Sandbox;
+use super::streams::{Feed, Held};
 use super::verdict;
 
 impl Run<'_> {

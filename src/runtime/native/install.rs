@@ -18,7 +18,7 @@ use crate::runtime::egress::{self, NetworkGrant, User, Way};
 use crate::runtime::{OutputSink, OutputVerdict};
 
 use super::instance::{Launch, Run, Warm, broken};
-use super::program::{Feed, Held};
+use super::streams::{Feed, Held};
 
 /// What is kept of an installer's output to find its reason in.
 const TAIL_BYTES_MAX: usize = 16 << 10;

@@ -27,8 +27,9 @@ use crate::sandbox::enforcement::Enforcement;
 use super::Maker;
 use super::code::Source;
 use super::files;
-use super::program::{DriveError, Feed, Held, Program, Start, drive};
+use super::program::{DriveError, Program, Start, drive};
 use super::sandbox::{Ending, Sandbox};
+use super::streams::{Feed, Held};
 use super::verdict;
 use super::warm;
 

@@ -21,7 +21,7 @@ mod prepare;
 pub(in crate::runtime) mod program;
 mod ready;
 pub(in crate::runtime) mod sandbox;
-mod streams;
+pub(in crate::runtime) mod streams;
 mod uses;
 pub(in crate::runtime) mod verdict;
 mod warm;

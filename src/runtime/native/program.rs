@@ -11,14 +11,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::command::{Control, Failure, Stdin, Stream};
+use crate::command::{Control, Failure, Stream};
 use crate::plan::messages::{Born, ExecuteRequest, ProgramEnd, StartStage, Tag};
 use crate::runtime::{OutputSink, OutputVerdict};
 use crate::seccomp::Arch;
 
 use super::code::Source;
 use super::control::{Execution, Gone, InitClient};
-use super::streams::{Input, Output, Outputs, Pipes};
+use super::streams::{Feed, Held, Input, Output, Outputs, Pipes};
 
 /// How long a program and its descendants may take to die before their sandbox is taken for stuck: more than init takes for a
 /// file command, which it finishes first.
@@ -54,36 +54,6 @@ pub struct Driven {
     pub ended_by: EndedBy,
     /// Input that came under [`Feed::Later`].
     pub held: Held,
-}
-
-/// Input of a client for a program that has not begun.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held {
-    /// What was sent.
-    pub bytes: Vec<u8>,
-    /// And nothing more will be.
-    pub eof: bool,
-}
-
-/// Standard input of a program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Feed {
-    /// What the command says, after what came before the program began.
-    Own(Stdin, Held),
-    /// Nothing: it is a step before the program, for which input is kept.
-    Later(Held),
-}
-
-impl Feed {
-    /// No input, now or later.
-    pub fn nothing() -> Self {
-        Self::Own(Stdin::Empty, Held::default())
-    }
-
-    /// Whether it is that.
-    pub fn is_nothing(&self) -> bool {
-        *self == Self::nothing()
-    }
 }
 
 /// What may carry a program out, unless it turns out that it can't.
@@ -253,7 +223,7 @@ impl Drive<'_> {
         loop {
             tokio::select! {
                 ended = &mut end => return ended.map_err(|_| Gone),
-                () = &mut watch, if self.pipes.is_unwatched => self.watch(),
+                () = &mut watch, if self.pipes.are_unwatched() => self.watch(),
                 ready = self.pipes.stdout.readable() => self.read(Stream::Stdout, ready.is_ok()).await?,
                 ready = self.pipes.stderr.readable() => self.read(Stream::Stderr, ready.is_ok()).await?,
                 ready = self.pipes.stdin.writable() => self.pipes.stdin.write(ready.is_ok()),

@@ -13,7 +13,35 @@ use tokio::net::unix::pipe;
 
 use crate::command::Stdin;
 
-use super::program::{Feed, Held};
+/// Input of a client for a program that has not begun.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// What was sent.
+    pub bytes: Vec<u8>,
+    /// And nothing more will be.
+    pub eof: bool,
+}
+
+/// Standard input of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feed {
+    /// What the command says, after what came before the program began.
+    Own(Stdin, Held),
+    /// Nothing: it is a step before the program, for which input is kept.
+    Later(Held),
+}
+
+impl Feed {
+    /// No input, now or later.
+    pub fn nothing() -> Self {
+        Self::Own(Stdin::Empty, Held::default())
+    }
+
+    /// Whether it is that.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::nothing()
+    }
+}
 
 /// Our ends of what a program writes to. Watched by no runtime yet.
 #[derive(Debug)]
@@ -185,8 +213,6 @@ pub(super) struct Pipes {
     pub(super) stdin: Input,
     pub(super) stdout: Output,
     pub(super) stderr: Output,
-    /// Nobody is told yet of what comes.
-    pub(super) is_unwatched: bool,
 }
 
 impl Pipes {
@@ -206,7 +232,7 @@ impl Pipes {
 
     pub(super) fn of(stdin: Input, outputs: Outputs) -> Self {
         let [stdout, stderr] = [outputs.stdout, outputs.stderr].map(Output::Unwatched);
-        Self { stdin, stdout, stderr, is_unwatched: true }
+        Self { stdin, stdout, stderr }
     }
 
     fn input(bytes: Vec<u8>, open: bool) -> io::Result<(Input, OwnedFd)> {
@@ -218,9 +244,13 @@ impl Pipes {
 
     /// From now on whoever waits is told of output as it comes. What can't be watched is closed, so that the program learns it.
     pub(super) fn watch(&mut self) -> io::Result<()> {
-        self.is_unwatched = false;
         let watched = [self.stdout.watch(), self.stderr.watch()];
         watched.into_iter().collect()
+    }
+
+    /// Whether nobody is told yet of what comes.
+    pub(super) fn are_unwatched(&self) -> bool {
+        matches!(self.stdout, Output::Unwatched(_))
     }
 }
 

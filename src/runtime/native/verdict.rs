@@ -296,7 +296,7 @@ mod tests {
     }
 
     fn driven(end: ProgramEnd, ended_by: EndedBy) -> Driven {
-        Driven { end, ended_by, held: super::super::program::Held::default() }
+        Driven { end, ended_by, held: super::super::streams::Held::default() }
     }
 
     fn judge(status: i32, ended_by: EndedBy, counters: Counters, quota_full: bool) -> (ExecutionReport, Option<FailureKind>) {

@@ -17,8 +17,8 @@ use crate::runtime::InstanceConfig;
 use crate::sandbox::spec::Limits;
 
 use super::control::{Gone, InitClient, Keep};
-use super::program::{Feed, Start};
-use super::streams::Outputs;
+use super::program::Start;
+use super::streams::{Feed, Outputs};
 
 /// What makes a Python wait and fork.
 const PYTHON: &str = concat!(
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
     use crate::language::Languages;
     use crate::language::engines::{Engine, EngineVersion};
-    use crate::runtime::native::program::Held;
+    use crate::runtime::native::streams::Held;
 
     fn words(list: &[&str]) -> Vec<Vec<u8>> {
         list.iter().map(|word| word.as_bytes().to_vec()).collect()
