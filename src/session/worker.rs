@@ -8,9 +8,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::{FutureExt, poll};
 use tokio::sync::watch;
 
 use crate::command::{CommandResult, Control, Failure, FailureKind};
@@ -59,7 +59,11 @@ async fn serve(session: &Arc<Session>, instance: &Arc<dyn Instance>) {
             match session.next() {
                 Next::Run(job, Ground::Fore) => foreground = Some(run(session, instance, *job).boxed()),
                 Next::Run(job, Ground::Back) => {
-                    background.push(run(session, instance, *job).boxed());
+                    let mut execution = run(session, instance, *job).boxed();
+                    // Here and not by the set, which may pause before it comes to what was added last.
+                    if poll!(&mut execution).is_pending() {
+                        background.push(execution);
+                    }
                     continue;
                 }
                 Next::Drained if background.is_empty() => {
@@ -69,8 +73,7 @@ async fn serve(session: &Arc<Session>, instance: &Arc<dyn Instance>) {
                 Next::Drained | Next::Wait => {}
             }
         }
-        // In this order: a background execution pushed above reaches the instance before the foreground command after it,
-        // and a result that is there counts before the news that the sandbox ended.
+        // In this order: a result that is there counts before the news that the sandbox ended.
         tokio::select! {
             biased;
             Some(()) = background.next(), if !background.is_empty() => {}

@@ -58,6 +58,18 @@ async fn a_background_command_is_answered_at_once_starts_in_its_turn_and_holds_n
 }
 
 #[tokio::test]
+async fn a_background_command_starts_in_its_turn_beside_others_that_always_have_something_to_do() {
+    let (manager, runtime) = manager(Config::default());
+    let id = session(&manager).await;
+    let _busy = [(); 2].map(|()| manager.execute(&me(), &id, in_background("busy")).expect("accepted"));
+    settle().await;
+    let _server = manager.execute(&me(), &id, in_background("sleep 60000")).expect("accepted");
+    let client = manager.execute(&me(), &id, shell("echo here")).expect("accepted");
+    client.result.await.expect("answered");
+    assert_eq!(runtime.instance(0).log(), ["busy", "busy", "sleep 60000", "echo here"]);
+}
+
+#[tokio::test]
 async fn the_queue_and_the_background_have_their_bounds() {
     let session_config = SessionConfig { queue_max: 2, background_max: 1, ..SessionConfig::default() };
     let (manager, _runtime) = manager(Config { session: session_config, ..Config::default() });

@@ -128,6 +128,13 @@ impl SimulatedInstance {
             }
             "panic" => panic!("on purpose"),
             "deaf" => std::future::pending().await,
+            "busy" => {
+                std::future::poll_fn(|context| {
+                    context.waker().wake_by_ref();
+                    std::task::Poll::Pending
+                })
+                .await
+            }
             "die" => {
                 self.die();
                 std::future::pending().await
