@@ -20,6 +20,21 @@ pub fn memory_heap() {
     });
 }
 
+/// What the kernel ends is what maps most, and each of these maps less than init; that they are programs counts for half of the limit, which has to be
+/// more than what init maps, also in a build without optimisation.
+pub fn memory_in_small_pieces() {
+    host().need(Feature::CgroupMemory);
+    beside_a_sibling(&json!({"memoryLimitMB": 48, "pidsLimit": 1000}), |session| {
+        let many = json!({"type": "execute_shell", "commandName": "sh", "args": ["-c", "while :; do sleep 60 & done"], "timeoutSeconds": 8});
+        let answer = session.execute(&many);
+        let kind = answer["errorKind"].as_str().unwrap_or_default();
+        // A shell that is refused a process for want of memory ends by itself or goes on trying.
+        let kinds = ["out_of_memory", "nonzero_exit", "timeout"];
+        assert!(answer["success"] == false && kinds.contains(&kind), "{answer}");
+        assert_eq!(session.bash("echo lives"), "lives");
+    });
+}
+
 pub fn memory_tmpfs() {
     beside_a_sibling(&json!({"memoryLimitMB": 128}), |session| {
         for directory in ["/dev/shm", "/tmp"] {

@@ -24,6 +24,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
         "limits",
         &[
             ("memory on the heap past the limit is out_of_memory, below it is not", disk::memory_heap),
+            ("memory that many small processes use up ends them and never init", disk::memory_in_small_pieces),
             ("memory in /dev/shm and /tmp past the limit ends as a full disk or out of memory", disk::memory_tmpfs),
             ("a full disk is disk_full, for programs and for file commands", disk::full),
             ("too many files are disk_full", disk::inodes),
