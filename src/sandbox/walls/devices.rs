@@ -23,9 +23,10 @@ const TTY_GROUP: &str = "5";
 
 pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
     let dev = draft.slot();
-    let options = vec![("size".into(), "65536".into()), ("nr_inodes".into(), "64".into()), ("mode".into(), "755".into())];
+    // Of the one tmpfs: for each file system more the kernel keeps a table with every control group.
     draft.inside.extend([
-        Step::Mount { slot: dev, kind: "tmpfs".into(), options, attributes: NO_SETUID | NO_EXEC },
+        Step::Directory { path: host("/dev"), mode: 0o755, owner: (0, 0) },
+        Step::CloneTree { slot: dev, source: host("/dev"), attributes: NO_SETUID | NO_DEVICES | NO_EXEC },
         Step::Attach { slot: dev, target: inside("/dev") },
     ]);
     // What is made in one directory is made without anything mounted in between, so that init opens that once.
