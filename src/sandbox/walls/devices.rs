@@ -2,9 +2,9 @@
 
 use crate::plan::{Place, Step};
 use crate::sandbox::compile::{Draft, Spec};
-use crate::sys::mount::attribute::{NO_DEVICES, NO_EXEC, NO_SETUID, READ_ONLY};
+use crate::sys::mount::attribute::{NO_EXEC, NO_SETUID, READ_ONLY};
 
-use super::root::{host, inside};
+use super::root::{DATA_ONLY, inside, of_the_tmpfs};
 
 /// The devices of the OCI runtime specification's default list.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -22,13 +22,7 @@ const LINKS: [(&str, &str); 5] = [
 const TTY_GROUP: &str = "5";
 
 pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
-    let dev = draft.slot();
-    // Of the one tmpfs: for each file system more the kernel keeps a table with every control group.
-    draft.inside.extend([
-        Step::Directory { path: host("/dev"), mode: 0o755, owner: (0, 0) },
-        Step::CloneTree { slot: dev, source: host("/dev"), attributes: NO_SETUID | NO_DEVICES | NO_EXEC },
-        Step::Attach { slot: dev, target: inside("/dev") },
-    ]);
+    of_the_tmpfs(draft, "/dev", (0o755, (0, 0)), DATA_ONLY);
     // What is made in one directory is made without anything mounted in between, so that init opens that once.
     for name in DEVICES {
         draft.inside.push(Step::File { path: inside(&format!("/dev/{name}")) });
@@ -48,13 +42,8 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
         ]);
     }
     terminals(draft, spec);
-    let shm = draft.slot();
-    let attributes = NO_SETUID | NO_DEVICES | NO_EXEC;
-    draft.inside.extend([
-        Step::CloneTree { slot: shm, source: host("/shm"), attributes },
-        Step::Attach { slot: shm, target: inside("/dev/shm") },
-        Step::Restrict { path: inside("/dev"), attributes: READ_ONLY },
-    ]);
+    of_the_tmpfs(draft, "/dev/shm", (0o1777, (0, 0)), DATA_ONLY);
+    draft.inside.push(Step::Restrict { path: inside("/dev"), attributes: READ_ONLY });
     draft.enforced("devices", "null, zero, full, random, urandom, tty and its own terminals");
 }
 

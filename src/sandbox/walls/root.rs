@@ -1,8 +1,8 @@
 //! The root file system: a read-only image below, a tmpfs with the session's quota above, nothing of the host beside.
 //!
 //! The tmpfs is mounted over the host's `/tmp` in the new mount namespace, where nobody else sees it, and everything is put
-//! together below it; the pivot then leaves the host behind. `/workspace`, `/tmp` and `/dev/shm` are on that one tmpfs, so
-//! one quota holds for all three.
+//! together below it; the pivot then leaves the host behind. `/workspace`, `/tmp`, `/dev` and `/dev/shm` are on that one tmpfs: one
+//! quota holds for all that can be written to, and the kernel keeps a table with every control group for each file system.
 
 use crate::plan::{OutsideStep, Place, Slot, Step};
 use crate::sandbox::compile::{Draft, Ids, PACKAGES, SLOT_LOWER, Spec, Workspace};
@@ -39,7 +39,6 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>, trees: &Trees)
     for name in ["/lower", "/upper", "/work", "/root", EMPTY_DIRECTORY] {
         draft.inside.push(Step::Directory { path: host(name), mode: 0o755, owner: (0, 0) });
     }
-    draft.inside.push(Step::Directory { path: host("/shm"), mode: 0o1777, owner: (0, 0) });
     draft.inside.push(Step::Attach { slot: SLOT_LOWER, target: host("/lower") });
     overlay(draft);
     mount_points(draft, spec);
@@ -128,14 +127,19 @@ fn mount_points(draft: &mut Draft, spec: &Spec<'_>) {
         vec![workspace]
     };
     for (name, mode, owner) in places {
-        let writable = host(&format!("/writable-{}", &name[1..]));
-        let slot = draft.slot();
-        draft.inside.extend([
-            Step::Directory { path: writable.clone(), mode, owner },
-            Step::CloneTree { slot, source: writable, attributes: NO_SETUID | NO_DEVICES },
-            Step::Attach { slot, target: inside(name) },
-        ]);
+        of_the_tmpfs(draft, name, (mode, owner), NO_SETUID | NO_DEVICES);
     }
+}
+
+/// Mounts a directory of the one tmpfs at `target`.
+pub(super) fn of_the_tmpfs(draft: &mut Draft, target: &str, (mode, owner): (u32, (u32, u32)), attributes: u64) {
+    let directory = host(&format!("/at{}", target.replace('/', "-")));
+    let slot = draft.slot();
+    draft.inside.extend([
+        Step::Directory { path: directory.clone(), mode, owner },
+        Step::CloneTree { slot, source: directory, attributes },
+        Step::Attach { slot, target: inside(target) },
+    ]);
 }
 
 pub(in crate::sandbox) fn pivot(draft: &mut Draft, spec: &Spec<'_>) {

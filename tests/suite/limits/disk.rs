@@ -31,6 +31,11 @@ pub fn memory_in_small_pieces() {
         // A shell that is refused a process for want of memory ends by itself or goes on trying.
         let kinds = ["out_of_memory", "nonzero_exit", "timeout"];
         assert!(answer["success"] == false && kinds.contains(&kind), "{answer}");
+        let peak = answer["result"]["usage"]["memoryPeakBytes"].as_u64();
+        assert!(
+            peak.is_none_or(|peak| peak > 40 << 20),
+            "the control, where the kernel tells it: memory was used up: {answer}"
+        );
         assert_eq!(session.bash("echo lives"), "lives");
     });
 }
