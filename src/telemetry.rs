@@ -81,6 +81,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         "Sandboxes begun before anybody asked for them, by outcome: taken by a request, or given_up."
     );
     metrics::describe_gauge!("codebeaker_groups_leaving", "Control groups of closed sessions that wait to be removed.");
+    metrics::describe_gauge!("codebeaker_mounts_leaving", "File systems of closed sessions that wait to be unmounted.");
     metrics::describe_counter!("codebeaker_pool_discarded_total", "Ready sandboxes that were ended unused, by reason.");
     metrics::describe_gauge!("codebeaker_pool_ready", "Sandboxes that are ready.");
     metrics::describe_gauge!("codebeaker_pool_memory_bytes", metrics::Unit::Bytes, "Memory of the sandboxes that are ready.");

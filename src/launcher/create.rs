@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::init;
 use crate::plan::messages::{Birth, Go, Launch};
 use crate::plan::{OutsideStep, Slot, StepFailure};
+use crate::sys::identity::Identity;
 use crate::sys::mount::attribute;
 use crate::sys::process::{self, Cloned};
 use crate::sys::socket::Wait;
@@ -22,6 +23,8 @@ use crate::sys::{CallError, channel, mount, socket};
 pub struct Created {
     /// Of init, in our pid namespace.
     pub pid: i32,
+    /// The same for the server, who does not reap it.
+    pub identity: Option<Identity>,
     /// The server's end of the control socket.
     pub control: OwnedFd,
 }
@@ -74,7 +77,10 @@ impl Begun {
             Err(failure("namespaces", "find it cloned as its plan says", differs))
         };
         match made {
-            Ok(()) => Ok(Created { pid: self.pid, control: self.control }),
+            Ok(()) => {
+                let identity = Identity::of(self.pid, self.pidfd.as_fd());
+                Ok(Created { pid: self.pid, identity, control: self.control })
+            }
             Err(failure) => {
                 // It waits for word from us and can do no harm; it must be gone before the failure is told.
                 self.discard();

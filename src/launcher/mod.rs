@@ -227,10 +227,10 @@ impl Launcher {
     }
 
     fn hand_over(&mut self, tag: Tag, created: create::Created, cgroups: &[String]) -> Result<(), ChannelError> {
-        let create::Created { pid, control } = created;
+        let create::Created { pid, identity, control } = created;
         self.sandboxes.insert(tag, Sandbox { pid, cgroups: cgroups.join("\n").into() });
         self.tags.insert(pid, tag);
-        match self.tell(&LauncherMessage::Created(tag), &[control.as_fd()]) {
+        match self.tell(&LauncherMessage::Created { sandbox: tag, init: identity }, &[control.as_fd()]) {
             // Descriptors in flight are counted per user (unix(7), ETOOMANYREFS), and without privilege that is the user of the
             // sessions too. The control socket closes here, and the sandbox ends with it.
             Err(ChannelError::Call(_)) => self.tell(&LauncherMessage::Lost(tag), &[]),

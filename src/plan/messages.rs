@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::files::{FileCommand, FileError, FileReply};
 use super::{OutsideStep, Plan, StepFailure};
 use crate::sys::channel::{self, ChannelError};
+use crate::sys::identity::Identity;
 
 /// Number that the server gives a sandbox, an execution or a file command, to tell answers apart.
 pub type Tag = u64;
@@ -96,7 +97,12 @@ impl CreateRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum LauncherMessage {
     /// The process exists; its control socket comes along. It reports [`InitMessage::Ready`] there.
-    Created(Tag),
+    Created {
+        /// Which.
+        sandbox: Tag,
+        /// Its init, where the kernel tells processes apart for good.
+        init: Option<Identity>,
+    },
     /// It was made, but its control socket could not be handed over; [`LauncherMessage::Gone`] follows.
     Lost(Tag),
     /// It could not be made, and nothing is left of it.

@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod error;
 pub mod files;
 pub mod heap;
+pub mod identity;
 pub mod landlock;
 pub mod memory;
 pub mod mount;

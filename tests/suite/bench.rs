@@ -185,7 +185,7 @@ impl Bench {
             CreateRequest::new(tag, plan, texts(cgroups)).expect("a plan that can be encoded"),
         )));
         match self.hear() {
-            (LauncherMessage::Created(of), mut sockets) if of == tag => {
+            (LauncherMessage::Created { sandbox: of, .. }, mut sockets) if of == tag => {
                 Ok(Made { tag, control: sockets.pop().expect("the control socket comes along") })
             }
             (LauncherMessage::Refused(of, failure), _) if of == tag => Err(failure),

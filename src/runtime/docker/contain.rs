@@ -21,6 +21,7 @@ use crate::plan::messages::Go;
 use crate::runtime::InstanceConfig;
 use crate::runtime::egress::NetworkGrant;
 use crate::runtime::native::control::InitClient;
+use crate::runtime::native::reaper::Killed;
 use crate::runtime::native::required_walls;
 use crate::runtime::native::sandbox::{Holder, Sandbox, Standing};
 use crate::sandbox::cgroups::SessionCgroup;
@@ -319,11 +320,12 @@ struct AtEngine {
 
 impl Holder for AtEngine {
     /// The end of init is the end of everything in the container. Where this user may not kill it, the engine does.
-    fn end(&self) {
+    fn end(&self) -> Option<Killed> {
         if process::kill_pidfd(self.init.as_fd()).is_err() {
             let (engine, name) = (Arc::clone(&self.engine), self.name.clone());
             self.engine.spawn(async move { engine.discard(&name).await });
         }
+        None
     }
 
     fn why_gone(&self) -> &'static str {

@@ -378,7 +378,7 @@ impl Shared {
 }
 
 #[expect(deprecated, reason = "sound for an OwnedFd, which stays open and the same; its successor is an unsafe function")]
-fn watched(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watched(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(socket, interest)
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use crate::command::*;
 use crate::id::EnvironmentId;
@@ -56,6 +57,8 @@ pub struct NativeInstance {
     generation: AtomicU64,
     cpu_ms: AtomicU64,
     gone: watch::Sender<Option<String>>,
+    /// Who tells when `latest` ends by itself.
+    watching: Mutex<Option<AbortHandle>>,
     itself: Weak<Self>,
 }
 
@@ -73,6 +76,7 @@ impl NativeInstance {
             generation: AtomicU64::new(1),
             cpu_ms: AtomicU64::new(0),
             gone: watch::Sender::new(None),
+            watching: Mutex::default(),
             itself: Weak::clone(itself),
         });
         instance.watch(&sandbox);
@@ -89,7 +93,7 @@ impl NativeInstance {
         let instance = Weak::clone(&self.itself);
         let mut gone = sandbox.gone();
         let sandbox = Arc::downgrade(sandbox);
-        tokio::spawn(async move {
+        let watching = tokio::spawn(async move {
             let known = gone.wait_for(Option::is_some).await.is_ok();
             let (Some(instance), Some(sandbox)) = (instance.upgrade(), sandbox.upgrade()) else { return };
             let reason = if known { sandbox.why_gone() } else { "the launcher ended" };
@@ -97,6 +101,7 @@ impl NativeInstance {
                 instance.gone.send_replace(Some(reason.to_owned()));
             }
         });
+        *self.watching.lock().unwrap_or_else(PoisonError::into_inner) = Some(watching.abort_handle());
     }
 
     pub(super) fn language(&self, name: &str) -> Option<Arc<Language>> {
@@ -407,6 +412,9 @@ impl Instance for NativeInstance {
     fn close(&self) -> BoxFuture<'_, ()> {
         async move {
             let earlier = std::mem::take(&mut *self.earlier.lock().unwrap_or_else(PoisonError::into_inner));
+            // It does not end by itself, and nobody is to be woken for it.
+            let watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner).take();
+            watching.inspect(AbortHandle::abort);
             self.latest().end().await;
             for (_, ending) in earlier {
                 ending.end().await;

@@ -18,10 +18,12 @@ use crate::plan::messages::{Birth, CreateRequest, LauncherMessage, LauncherReque
 use crate::plan::{Plan, StepFailure};
 use crate::sandbox::cgroups::remove_directories;
 use crate::sys::channel::{self, ChannelError};
+use crate::sys::identity::Identity;
 use crate::sys::process;
 use crate::sys::socket::{self, Wait};
 
 use super::launchers::{AtEnd, Proof};
+use super::reaper::{Killed, Reaper};
 
 /// What a sandbox holds on the host besides its processes.
 pub type Held = Box<dyn Any + Send>;
@@ -44,7 +46,9 @@ struct Waiter {
     gone: watch::Sender<Option<i32>>,
     cgroups: Vec<PathBuf>,
     held: Held,
-    /// Its end was asked for.
+    /// Its init, once it is known.
+    init: Option<Identity>,
+    /// It was killed, or its end was asked for.
     is_ending: bool,
 }
 
@@ -72,6 +76,7 @@ pub struct LauncherClient {
     leaving: Mutex<Vec<PathBuf>>,
     late: Arc<Mutex<Late>>,
     next: AtomicU64,
+    reaper: Arc<Reaper>,
 }
 
 /// What found no room in the socket.
@@ -91,20 +96,21 @@ enum Sender {
 
 impl LauncherClient {
     /// Starts a launcher from a sealed copy of this binary. Whoever calls must [`Self::listen`].
-    pub fn start(binary: BorrowedFd<'_>) -> std::io::Result<(Arc<Self>, Child)> {
+    pub fn start(binary: BorrowedFd<'_>, reaper: Arc<Reaper>) -> std::io::Result<(Arc<Self>, Child)> {
         let to_io = |error: crate::sys::CallError| std::io::Error::from_raw_os_error(error.raw());
         let (ours, theirs) = socket::pair().map_err(to_io)?;
         let child = process::spawn_launcher(binary, theirs.as_fd(), SERVER_SOCKET)?;
-        Ok((Self::over(ours), child))
+        Ok((Self::over(ours, reaper), child))
     }
 
-    fn over(socket: OwnedFd) -> Arc<Self> {
+    fn over(socket: OwnedFd, reaper: Arc<Reaper>) -> Arc<Self> {
         Arc::new(Self {
             socket: Arc::new(socket),
             waiters: Mutex::new(Some(HashMap::new())),
             leaving: Mutex::default(),
             late: Arc::default(),
             next: AtomicU64::new(1),
+            reaper,
         })
     }
 
@@ -127,7 +133,7 @@ impl LauncherClient {
         let (gone, watcher) = watch::channel(None);
         let cgroups = names(&groups);
         if let Some(waiters) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held, is_ending: false });
+            waiters.insert(tag, Waiter { created: Some(created), gone, cgroups: groups, held, init: None, is_ending: false });
         } else {
             begun.give_up(groups);
             return Err(CreateFailure::LauncherGone);
@@ -167,13 +173,17 @@ impl LauncherClient {
         }
     }
 
-    /// Ends a sandbox, unless that was asked for before; `Launched::gone` tells when it is over.
-    pub fn end(&self, tag: Tag) {
+    /// Ends a sandbox, unless that was done before; `Launched::gone` tells when it is over, and what is given becomes readable when no
+    /// process of it lives.
+    pub fn end(&self, tag: Tag) -> Option<Killed> {
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a waiter it is over, or its launcher is and has taken it along.
-        let Some(waiter) = waiters.as_mut().and_then(|waiters| waiters.get_mut(&tag)) else { return };
-        // One that has not heard is asked again by whoever asks next.
-        waiter.is_ending = waiter.is_ending || self.send(LauncherRequest::End(tag)).is_ok();
+        let waiter = waiters.as_mut().and_then(|waiters| waiters.get_mut(&tag)).filter(|waiter| !waiter.is_ending)?;
+        // The end of its init is the end of its pid namespace, and needs nobody between.
+        let killed = waiter.init.and_then(|init| self.reaper.kill(init).ok());
+        // A launcher that has not heard is asked again by whoever asks next.
+        waiter.is_ending = killed.is_some() || self.send(LauncherRequest::End(tag)).is_ok();
+        killed
     }
 
     /// Never waits: callers are on the executor. A launcher that was stopped fills its socket; then a thread waits for it.
@@ -248,8 +258,10 @@ impl LauncherClient {
         let mut guard = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(waiters) = guard.as_mut() else { return };
         match message {
-            LauncherMessage::Created(tag) => {
-                let Some(created) = waiters.get_mut(&tag).and_then(|waiter| waiter.created.take()) else { return };
+            LauncherMessage::Created { sandbox, init } => {
+                let Some(waiter) = waiters.get_mut(&sandbox) else { return };
+                waiter.init = init;
+                let Some(created) = waiter.created.take() else { return };
                 if let Some(control) = descriptors.pop() {
                     // When nobody waits any more, `Begun` has asked for its end; the socket closes here.
                     created.send(Ok(control)).ok();
@@ -351,7 +363,7 @@ mod tests {
     fn a_launcher_that_does_not_read_holds_up_nobody_and_gets_everything_in_order() {
         const REQUESTS: Tag = 5_000;
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = LauncherClient::over(ours, Arc::default());
         // If one of these waited, nobody would ever read.
         (1..=REQUESTS).for_each(|tag| client.send(LauncherRequest::End(tag)).expect("it is never one too many"));
         assert_eq!(client.late.lock().expect("no holder panics").sender, Sender::Running, "the control: they do not fit");
@@ -364,7 +376,7 @@ mod tests {
     #[test]
     fn late_requests_are_bounded_and_end_with_the_launcher() {
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = LauncherClient::over(ours, Arc::default());
         let sent = (0..REQUESTS_WAITING_MAX as Tag * 2).take_while(|tag| client.send(begin(*tag)).is_ok()).count();
         assert!((REQUESTS_WAITING_MAX..REQUESTS_WAITING_MAX * 2).contains(&sent), "{sent}");
         assert!(client.send(LauncherRequest::End(1)).is_ok(), "what ends something is sent all the same");
@@ -413,7 +425,7 @@ mod tests {
     async fn a_sandbox_asked_of_a_launcher_that_is_gone_leaves_no_group() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = LauncherClient::over(ours, Arc::default());
         let ask = async |name: &str| {
             let group = parent.path().join(name);
             std::fs::create_dir(&group).expect("an own directory");
@@ -429,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_has_begun_is_ended_unless_it_is_given_its_plan() {
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = LauncherClient::over(ours, Arc::default());
         let heard = || {
             channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::Yes).map(|received| received.message).expect("a request")
         };
@@ -443,7 +455,7 @@ mod tests {
             assert!(matches!(heard(), LauncherRequest::Begin(2, _)));
             assert!(matches!(heard(), LauncherRequest::Create(request) if request.sandbox == 2));
             let (control, _) = socket::pair().expect("a socket pair");
-            client.take(LauncherMessage::Created(2), vec![control]);
+            client.take(LauncherMessage::Created { sandbox: 2, init: None }, vec![control]);
         };
         let (created, ()) = tokio::join!(created, launcher);
         let Launched { tag, .. } = created.expect("made");
@@ -456,11 +468,44 @@ mod tests {
         assert!(matches!(heard(), LauncherRequest::Begin(3, _)), "once is enough, and what is gone needs no end");
     }
 
+    #[tokio::test]
+    async fn one_whose_init_is_known_is_killed_without_asking_the_launcher() {
+        let mut init = std::process::Command::new("sleep").arg("30").spawn().expect("sleep starts");
+        let pid = init.id().cast_signed();
+        let identity = Identity::of(pid, process::open_pidfd(pid).expect("an own child").as_fd());
+        let (ours, theirs) = socket::pair().expect("a socket pair");
+        let client = LauncherClient::over(ours, Arc::default());
+        let taker = &client;
+        let told = |init| async move {
+            let (control, _) = socket::pair().expect("a socket pair");
+            taker.take(LauncherMessage::Created { sandbox: 1, init }, vec![control]);
+        };
+        tokio::join!(create(&client, Vec::new()), told(identity)).0.expect("made");
+        let heard = || channel::receive::<LauncherRequest>(theirs.as_fd(), Wait::No).map(|received| received.message);
+        assert!(matches!(heard(), Ok(LauncherRequest::Create(_))));
+        let killed = client.end(1);
+        // Linux 6.1 has no such identities.
+        assert_eq!(killed.is_some(), identity.is_some());
+        match killed {
+            Some(killed) => killed.ended().await.expect("a pidfd can be watched"),
+            None => init.kill().expect("an own child"),
+        }
+        assert_eq!(matches!(heard(), Ok(LauncherRequest::End(1))), identity.is_none());
+        assert!(client.end(1).is_none(), "once is enough");
+        assert!(matches!(heard(), Err(ChannelError::Empty)));
+        init.wait().expect("an own child");
+        // One that was reaped is left to the launcher, which has to say so anyway.
+        tokio::join!(create(&client, Vec::new()), told(identity)).0.expect("made");
+        assert!(matches!(heard(), Ok(LauncherRequest::Create(_))));
+        assert!(client.end(1).is_none());
+        assert!(matches!(heard(), Ok(LauncherRequest::End(1))));
+    }
+
     #[test]
     fn nothing_is_made_while_too_many_groups_wait_to_be_removed() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = LauncherClient::over(ours, Arc::default());
         let leaving = parent.path().join("leaving");
         std::fs::create_dir(&leaving).expect("an own directory");
         client.leave(vec![leaving.clone(); GROUPS_LEAVING_MAX]);
@@ -476,7 +521,7 @@ mod tests {
     fn one_that_is_given_up_has_its_groups_removed_by_the_launcher_or_when_that_is_gone() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (ours, theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = LauncherClient::over(ours, Arc::default());
         let group = parent.path().join("group");
         let begin = || {
             std::fs::create_dir(&group).expect("an own directory");
@@ -500,7 +545,7 @@ mod tests {
         let group = parent.path().join("group");
         std::fs::create_dir(&group).expect("an own directory");
         let (ours, _theirs) = socket::pair().expect("a socket pair");
-        let client = LauncherClient::over(ours);
+        let client = LauncherClient::over(ours, Arc::default());
         client.leave(vec![group.clone()]);
         client.leave(Vec::new());
         assert!(group.exists(), "while the launcher lives it is the launcher's work");

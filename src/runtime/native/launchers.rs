@@ -21,6 +21,7 @@ use crate::sys::memory;
 use crate::sys::process::{self, Reaped};
 
 use super::launcher::LauncherClient;
+use super::reaper::Reaper;
 
 /// Between two tries to start a launcher, and after one that ended: a broken host must not make this a busy loop.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
@@ -57,12 +58,13 @@ impl Launchers {
     pub fn start(at_end: AtEnd) -> io::Result<Self> {
         let binary = memory::sealed_copy_of_self()?;
         process::adopt_orphans().map_err(|error| io::Error::from_raw_os_error(error.raw()))?;
-        let (client, child) = LauncherClient::start(binary.as_fd())?;
+        let reaper = Arc::new(Reaper::start());
+        let (client, child) = LauncherClient::start(binary.as_fd(), Arc::clone(&reaper))?;
         client.at_end(&at_end);
         let (publish, current) = watch::channel(Some(Arc::clone(&client)));
         let ending = Arc::new(AtomicBool::new(false));
         let (alive, over) = mpsc::channel();
-        let keeper = Keeper { binary, at_end, publish, ending: Arc::clone(&ending), _alive: alive };
+        let keeper = Keeper { binary, reaper, at_end, publish, ending: Arc::clone(&ending), _alive: alive };
         thread::Builder::new().name("launcher-socket".into()).spawn(move || keeper.keep(client, child))?;
         Ok(Self { current, ending, over: Mutex::new(over) })
     }
@@ -86,6 +88,7 @@ impl Launchers {
 
 struct Keeper {
     binary: OwnedFd,
+    reaper: Arc<Reaper>,
     at_end: AtEnd,
     publish: watch::Sender<Current>,
     ending: Arc<AtomicBool>,
@@ -131,7 +134,7 @@ impl Keeper {
 
     fn restart(&self) -> Option<(Arc<LauncherClient>, Child)> {
         while !self.is_over() {
-            match LauncherClient::start(self.binary.as_fd()) {
+            match LauncherClient::start(self.binary.as_fd(), Arc::clone(&self.reaper)) {
                 Ok(started) => return Some(started),
                 Err(error) => tracing::error!(%error, "a new launcher could not be started; it is tried again"),
             }

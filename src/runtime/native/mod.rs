@@ -20,6 +20,7 @@ mod pool;
 mod prepare;
 pub(in crate::runtime) mod program;
 mod ready;
+pub(in crate::runtime) mod reaper;
 pub(in crate::runtime) mod sandbox;
 pub(in crate::runtime) mod streams;
 mod uses;

@@ -19,14 +19,15 @@ use crate::sandbox::enforcement::{Enforcement, WallState};
 
 use super::control::InitClient;
 use super::launcher::LauncherClient;
+use super::reaper::Killed;
 use super::uses::Use;
 use super::verdict::Counters;
 use super::warm::Kept;
 
 /// Who can end a sandbox from outside.
 pub trait Holder: Send + Sync {
-    /// Has it ended, without waiting for that.
-    fn end(&self);
+    /// Has it ended, without waiting for that. Gives, where there is such a thing, what becomes readable when no process of it lives.
+    fn end(&self) -> Option<Killed>;
     /// Why it has ended when nobody asked for it.
     fn why_gone(&self) -> &'static str;
 }
@@ -38,8 +39,8 @@ pub(super) struct AtLauncher {
 }
 
 impl Holder for AtLauncher {
-    fn end(&self) {
-        self.launcher.end(self.tag);
+    fn end(&self) -> Option<Killed> {
+        self.launcher.end(self.tag)
     }
 
     fn why_gone(&self) -> &'static str {
@@ -248,14 +249,15 @@ impl Sandbox {
 
     /// Ends it; returns when no process of it lives.
     pub async fn end(&self) {
-        self.give_up();
-        self.ending().end().await;
+        let killed = self.give_up();
+        self.ending().over(killed).await;
     }
 
-    /// Has it ended without waiting for that.
-    pub fn give_up(&self) {
-        self.body.ends.0.end();
+    /// Has it ended without waiting for that; gives what [`Holder::end`] does.
+    pub fn give_up(&self) -> Option<Killed> {
+        let killed = self.body.ends.0.end();
         self.init().hang_up();
+        killed
     }
 
     /// What ends it later, whoever holds it then.
@@ -277,9 +279,23 @@ impl Ending {
     }
 
     /// Ends it; returns when no process of it lives.
-    pub async fn end(mut self) {
-        self.holder.end();
-        // An error means that the launcher is gone, and every sandbox with it.
-        self.gone.wait_for(Option::is_some).await.ok();
+    pub async fn end(self) {
+        let killed = self.holder.end();
+        self.over(killed).await;
+    }
+
+    /// Whoever holds it tells later than the kernel does, by two processes that have to wake for it.
+    async fn over(mut self, killed: Option<Killed>) {
+        let told_by_kernel = async {
+            match killed {
+                Some(killed) => killed.ended().await.is_ok(),
+                None => false,
+            }
+        };
+        tokio::select! {
+            true = told_by_kernel => {}
+            // An error means that the launcher is gone, and every sandbox with it.
+            _ = self.gone.wait_for(Option::is_some) => {}
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! The server's own life: SIGTERM, SIGKILL in mid-command, leftovers, the lock on the state directory, descriptors.
 //!
-//! Read `groups` for what becomes of control groups, `kills` for the deaths of launcher, init and server, `leftovers` for what a
+//! Read `closing` for the end of a session, `groups` for what becomes of control groups, `kills` for the deaths of launcher, init and server, `leftovers` for what a
 //! next start finds, `pressure` for a server that lacks descriptors and for crowds of clients, `scarce` for one that lacks memory,
 //! a place to write or the right time.
 
+mod closing;
 mod groups;
 mod kills;
 mod leftovers;
@@ -33,6 +34,7 @@ pub fn trials() -> Vec<libtest_mimic::Trial> {
             ("a broken configuration is refused with its field named", broken_configuration),
         ],
     );
+    trials.extend(closing::trials());
     trials.extend(groups::trials());
     trials.extend(kills::trials());
     trials.extend(leftovers::trials());
