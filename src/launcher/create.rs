@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use rustix::io::Errno;
 
 use crate::init;
 use crate::plan::messages::{Birth, Go, Launch};
-use crate::plan::{OutsideStep, Slot, StepFailure};
+use crate::plan::{self, OutsideStep, Slot, StepFailure};
 use crate::sys::identity::Identity;
-use crate::sys::mount::attribute;
+use crate::sys::mount::attribute::{NO_DEVICES, NO_EXEC, NO_SETUID, READ_ONLY};
 use crate::sys::process::{self, Cloned};
 use crate::sys::socket::Wait;
 use crate::sys::{CallError, channel, mount, socket};
@@ -68,10 +68,11 @@ impl Begun {
     }
 
     /// Gives it the rest of its plan and does the outside steps.
-    pub fn create(self, launch: &Launch, rest: &[u8]) -> Result<Created, StepFailure> {
+    pub fn create(self, launch: &Launch, rest: &[u8], devices: &mut Option<OwnedFd>) -> Result<Created, StepFailure> {
         let made = if self.birth == launch.birth {
             let told = channel::send_encoded(self.control.as_fd(), rest, &[], Wait::Yes);
-            told.map_err(|_| unheard("tell init its plan")).and_then(|()| outside(&launch.outside, self.pid, &self.control))
+            told.map_err(|_| unheard("tell init its plan"))
+                .and_then(|()| outside(&launch.outside, self.pid, &self.control, devices))
         } else {
             let differs = CallError { call: "plan", errno: Errno::INVAL };
             Err(failure("namespaces", "find it cloned as its plan says", differs))
@@ -97,9 +98,8 @@ impl Begun {
     }
 }
 
-fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), StepFailure> {
-    let (mut slots, mut trees): (Vec<Slot>, Vec<OwnedFd>) = (Vec::new(), Vec::new());
-    let mut users = None;
+fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd, devices: &mut Option<OwnedFd>) -> Result<(), StepFailure> {
+    let mut trees = Trees { pid, users: None, slots: Vec::new(), cloned: Vec::new() };
     for step in steps {
         let done = match step {
             OutsideStep::DenySetgroups => write(pid, "setgroups", "deny"),
@@ -107,30 +107,51 @@ fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd) -> Result<(), Ste
             OutsideStep::GidMap(map) => write(pid, "gid_map", map),
             OutsideStep::MapByHelper { program, arguments } => map_by_helper(program, pid, arguments, HELPER_TIME_MAX),
             OutsideStep::OwnCgroup { procs, uid } => mount::give_to(&path_text(procs), *uid),
-            OutsideStep::CloneTree { slot, source } => clone_tree(source, pid, &mut users).map(|tree| {
-                slots.push(*slot);
-                trees.push(tree);
-            }),
+            OutsideStep::CloneTree { slot, source } => {
+                mount::open_path(&path_text(source)).and_then(|source| trees.clone(*slot, source.as_fd(), NO_DEVICES))
+            }
+            OutsideStep::CloneDevices { slot } => made(devices).and_then(|source| trees.clone(*slot, source, NO_EXEC)),
         };
         done.map_err(|error| failure(step.wall(), &step.to_string(), error))?;
     }
-    let descriptors: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
-    channel::send(control.as_fd(), &Go { slots }, &descriptors).map_err(|_| unheard("tell init to go on"))
+    let descriptors: Vec<_> = trees.cloned.iter().map(AsFd::as_fd).collect();
+    channel::send(control.as_fd(), &Go { slots: trees.slots }, &descriptors).map_err(|_| unheard("tell init to go on"))
 }
 
 fn unheard(step: &str) -> StepFailure {
     failure("init", step, CallError { call: "sendmsg", errno: Errno::PIPE })
 }
 
-fn clone_tree(source: &str, pid: i32, users: &mut Option<OwnedFd>) -> Result<OwnedFd, CallError> {
-    let tree = mount::clone_tree(mount::open_path(&path_text(source))?.as_fd(), c"")?;
-    let namespace = match users {
-        Some(namespace) => namespace,
-        None => users.insert(mount::open_readable(&path_text(&format!("/proc/{pid}/ns/user")))?),
+/// Clones for one init.
+struct Trees {
+    pid: i32,
+    /// Its user namespace, once one was needed.
+    users: Option<OwnedFd>,
+    slots: Vec<Slot>,
+    cloned: Vec<OwnedFd>,
+}
+
+impl Trees {
+    fn clone(&mut self, slot: Slot, source: BorrowedFd<'_>, attributes: u64) -> Result<(), CallError> {
+        let tree = mount::clone_tree(source, c"")?;
+        let namespace = match &mut self.users {
+            Some(namespace) => namespace,
+            none => none.insert(mount::open_readable(&path_text(&format!("/proc/{}/ns/user", self.pid)))?),
+        };
+        mount::map_ids(tree.as_fd(), namespace.as_fd(), READ_ONLY | NO_SETUID | attributes)?;
+        self.slots.push(slot);
+        self.cloned.push(tree);
+        Ok(())
+    }
+}
+
+/// The directory of devices, which is made for the first that needs it.
+fn made(devices: &mut Option<OwnedFd>) -> Result<BorrowedFd<'_>, CallError> {
+    let made: &OwnedFd = match devices {
+        Some(made) => made,
+        none => none.insert(plan::devices::directory()?),
     };
-    let attributes = attribute::READ_ONLY | attribute::NO_SETUID | attribute::NO_DEVICES;
-    mount::map_ids(tree.as_fd(), namespace.as_fd(), attributes)?;
-    Ok(tree)
+    Ok(made.as_fd())
 }
 
 fn write(pid: i32, file: &'static str, text: &str) -> Result<(), CallError> {

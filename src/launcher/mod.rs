@@ -81,6 +81,8 @@ struct Launcher {
     begun: BTreeMap<Tag, Result<Begun, StepFailure>>,
     /// Whose init a child is.
     tags: BTreeMap<i32, Tag>,
+    /// The directory of devices that sandboxes get clones of.
+    devices: Option<OwnedFd>,
     /// Directories that the kernel still called busy, with the number of tries.
     removals: Vec<(String, u32)>,
     /// What goes last.
@@ -121,7 +123,18 @@ impl Launcher {
         let children = process::child_signals()?;
         watch(events.as_fd(), children.as_fd(), CHILD_EVENT)?;
         let (sandboxes, begun, tags) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Ok(Self { server, events, children, sandboxes, begun, tags, removals: Vec::new(), at_end: Vec::new(), way_back: None })
+        Ok(Self {
+            server,
+            events,
+            children,
+            sandboxes,
+            begun,
+            tags,
+            devices: None,
+            removals: Vec::new(),
+            at_end: Vec::new(),
+            way_back: None,
+        })
     }
 
     fn run(&mut self) -> Result<(), ChannelError> {
@@ -217,7 +230,7 @@ impl Launcher {
         let CreateRequest { sandbox: tag, launch, rest, cgroups } = request;
         let ended = || create::failure("init", "wait for its plan", CallError { call: "waitid", errno: Errno::CHILD });
         let begun = self.begun.remove(&tag).unwrap_or_else(|| Err(ended()));
-        match begun.and_then(|begun| begun.create(&launch, &rest)) {
+        match begun.and_then(|begun| begun.create(&launch, &rest, &mut self.devices)) {
             Ok(created) => self.hand_over(tag, created, &cgroups),
             Err(failure) => {
                 self.removals.extend(cgroups.into_iter().map(|directory| (directory, 0)));

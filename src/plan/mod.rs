@@ -4,6 +4,7 @@
 //! goes through between fork and exec, in order. Invariant: plain data, no I/O; each step says all it needs, so that whoever
 //! carries it out decides nothing. Read `messages` for what travels on the sockets and `files` for file commands.
 
+pub mod devices;
 pub mod files;
 pub mod messages;
 mod text;
@@ -79,6 +80,11 @@ pub enum OutsideStep {
         slot: Slot,
         /// The directory on the host.
         source: String,
+    },
+    /// Clone the directory of [`devices`], which the launcher makes once, as a detached, read-only mount with mapped owners.
+    CloneDevices {
+        /// Where init finds it.
+        slot: Slot,
     },
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::sys::error::describe;
 use crate::sys::seccomp::Waiting;
 
+use super::devices;
 use super::{ListenerAnswer, Missing, OutsideStep, Place, Plan, ProgramStep, Step};
 
 /// The namespaces in the order they are named.
@@ -58,7 +59,7 @@ impl OutsideStep {
         match self {
             Self::DenySetgroups | Self::UidMap(_) | Self::GidMap(_) | Self::MapByHelper { .. } => "user",
             Self::OwnCgroup { .. } => "cgroup",
-            Self::CloneTree { .. } => "mount",
+            Self::CloneTree { .. } | Self::CloneDevices { .. } => "mount",
         }
     }
 }
@@ -79,6 +80,10 @@ impl fmt::Display for OutsideStep {
             Self::MapByHelper { program, arguments } => write!(f, "{program} PID {}", arguments.join(" ")),
             Self::OwnCgroup { procs, uid } => write!(f, "chown {procs} {uid}"),
             Self::CloneTree { slot, source } => write!(f, "open_tree {source} -> #{slot}, read-only, ids mapped"),
+            Self::CloneDevices { slot } => {
+                let names: Vec<_> = devices::NODES.iter().map(|(name, ..)| *name).collect();
+                write!(f, "open_tree of a directory with {} -> #{slot}, read-only, ids mapped", names.join(", "))
+            }
         }
     }
 }

@@ -114,6 +114,8 @@ pub enum ProcessBound {
 pub struct Kernel {
     /// Time namespaces.
     pub time_namespace: bool,
+    /// What is mounted nowhere can be cloned (Linux 6.15), and device nodes can be made.
+    pub device_directory: bool,
     /// Version of Landlock; 0 = none.
     pub landlock_abi: u32,
     /// Whether a program's refused calls can be told to init, and how it waits then.

@@ -94,7 +94,14 @@ mod tests {
     use crate::sandbox::enforcement::WallStatus;
     use crate::sandbox::profile::Profiles;
 
-    const KERNEL: Kernel = Kernel { time_namespace: true, landlock_abi: 7, listener: None, users_hide: true, version: (6, 18) };
+    const KERNEL: Kernel = Kernel {
+        time_namespace: true,
+        device_directory: false,
+        landlock_abi: 7,
+        listener: None,
+        users_hide: true,
+        version: (6, 18),
+    };
 
     fn compiled(name: &str, users: Users) -> (Plan, Vec<WallState>) {
         let profile = Profiles::load(None).expect("the built-in profiles").get(name).expect("built in");

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::cgroups::CgroupHost;
+use crate::plan;
 use crate::sys::CallError;
 use crate::sys::credentials::maps_every_id;
 use crate::sys::probe;
@@ -45,6 +46,8 @@ pub struct HostFacts {
     pub cap_sys_resource: bool,
     /// The kernel has time namespaces.
     pub time_namespace: bool,
+    /// A directory of device nodes can be made once and cloned for each sandbox: Linux 6.15 and CAP_MKNOD.
+    pub device_directory: bool,
     /// A process that changes its user stays hidden from tracers: `fs.suid_dumpable` is not 1.
     pub users_hide: bool,
     /// Which hierarchy carries which limit.
@@ -169,6 +172,7 @@ impl HostFacts {
             nproc_hard: hard_limit(&limits, "Max processes"),
             cap_sys_resource: has(capabilities, CAP_SYS_RESOURCE),
             time_namespace: Path::new("/proc/self/ns/time").exists(),
+            device_directory: root && probe::can_clone(plan::devices::directory()),
             users_hide: std::fs::read_to_string("/proc/sys/fs/suid_dumpable").is_ok_and(|text| text.trim() != "1"),
             cgroup: CgroupHost::probe(),
         }
@@ -190,6 +194,7 @@ impl HostFacts {
             nproc_hard: None,
             cap_sys_resource: true,
             time_namespace: true,
+            device_directory: true,
             users_hide: true,
             cgroup: CgroupHost::none("the fixture has no cgroups"),
         }

@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::plan::{ListenerAnswer, Plan, ProgramStep, Step};
+use crate::plan::{ListenerAnswer, OutsideStep, Place, Plan, ProgramStep, Step};
 use crate::sys::seccomp::Waiting;
 
 use super::compile::{Compiled, Ids, Kernel, Placement, ProcessBound, Root, Spec, Workspace, compile};
@@ -66,7 +66,14 @@ fn limits() -> Limits {
 }
 
 fn kernel(landlock_abi: u32) -> Kernel {
-    Kernel { time_namespace: true, landlock_abi, listener: Some(Waiting::Killable), users_hide: true, version: (6, 18) }
+    Kernel {
+        time_namespace: true,
+        device_directory: true,
+        landlock_abi,
+        listener: Some(Waiting::Killable),
+        users_hide: true,
+        version: (6, 18),
+    }
 }
 
 fn spec<'a>(profile: &'a Profile, limits: &'a Limits, ids: Ids, cgroup: Placement, kernel: Kernel) -> Spec<'a> {
@@ -142,6 +149,22 @@ fn everything_is_masked_before_the_host_goes_out_of_view() {
     let pivot = steps.iter().position(|step| matches!(step, Step::PivotRoot)).expect("a pivot");
     let mask = steps.iter().rposition(|step| matches!(step, Step::Cover { .. })).expect("a mask");
     assert!(mask < pivot, "the empty directory that covers others is on the host's side of the pivot");
+}
+
+#[test]
+fn devices_come_with_one_mount_where_they_can_and_from_the_host_elsewhere() {
+    let (profile, limits) = (profile(RootFilesystem::Overlay, Network::Loopback), limits());
+    let plan =
+        |device_directory, ids| compile(&spec(&profile, &limits, ids, placed(), Kernel { device_directory, ..kernel(7) })).plan;
+    let of = |plan: &Plan| {
+        let cloned = plan.outside.iter().filter(|step| matches!(step, OutsideStep::CloneDevices { .. })).count();
+        let is_of_host =
+            |step: &&Step| matches!(step, Step::CloneTree { source: Place::Host(path), .. } if path.starts_with("/dev/"));
+        (cloned, plan.inside.iter().filter(is_of_host).count())
+    };
+    assert_eq!(of(&plan(true, RANGE)), (1, 0));
+    assert_eq!(of(&plan(false, RANGE)), (0, 6));
+    assert_eq!(of(&plan(true, Ids::Single { uid: 1000, gid: 1000 })), (0, 6), "an ordinary user makes no nodes");
 }
 
 #[test]

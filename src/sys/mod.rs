@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod channel;
 pub mod compiled;
 pub mod credentials;
+pub mod devices;
 pub mod error;
 pub mod files;
 pub mod heap;

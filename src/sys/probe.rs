@@ -8,13 +8,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::unistd::AccessFlags;
 use rustix::io::Errno;
 
 use super::error::CallError;
+use super::mount;
 use super::process::{self, Cloned};
 
 /// The version of Landlock the kernel offers; 0 when it offers none.
@@ -24,6 +25,11 @@ pub fn landlock_abi() -> u32 {
     let answer =
         unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
     u32::try_from(answer).unwrap_or(0)
+}
+
+/// Whether a mount that was made, and is attached nowhere, can be cloned: since Linux 6.15.
+pub fn can_clone(made: Result<OwnedFd, CallError>) -> bool {
+    made.and_then(|made| mount::clone_tree(made.as_fd(), c"")).is_ok()
 }
 
 /// Tries what every sandbox begins with: a user namespace whose owner may mount in it. There are hosts where the first works and

@@ -128,6 +128,7 @@ impl Bench {
             cgroup: cgroup.as_ref().map(placement).unwrap_or_default(),
             kernel: Kernel {
                 time_namespace: self.host.time_namespace,
+                device_directory: self.host.device_directory,
                 landlock_abi: self.host.landlock_abi,
                 listener: self.host.seccomp_listener.waiting(),
                 users_hide: self.host.users_hide,

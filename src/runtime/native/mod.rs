@@ -188,6 +188,7 @@ impl NativeRuntime {
         let host = &self.works.parts.host;
         Kernel {
             time_namespace: host.time_namespace,
+            device_directory: host.device_directory,
             landlock_abi: host.landlock_abi,
             listener: host.seccomp_listener.waiting(),
             users_hide: host.users_hide,

@@ -1,50 +1,54 @@
 //! A minimal `/dev`: six devices, its own pseudo-terminals, shared memory inside the quota.
 
-use crate::plan::{Place, Step};
-use crate::sandbox::compile::{Draft, Spec};
+use crate::plan::devices::{LINKS, MOUNT_POINTS, NODES};
+use crate::plan::{OutsideStep, Place, Step};
+use crate::sandbox::compile::{Draft, Ids, Spec};
 use crate::sys::mount::attribute::{NO_EXEC, NO_SETUID, READ_ONLY};
 
 use super::root::{DATA_ONLY, inside, of_the_tmpfs};
-
-/// The devices of the OCI runtime specification's default list.
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-
-/// The links of the same list.
-const LINKS: [(&str, &str); 5] = [
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-    ("pts/ptmx", "/dev/ptmx"),
-];
 
 /// Group `tty` of Debian and most others, when groups are mapped.
 const TTY_GROUP: &str = "5";
 
 pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
+    let shared = spec.kernel.device_directory && matches!(spec.ids, Ids::Range { .. });
+    if shared {
+        let slot = draft.slot();
+        draft.outside.push(OutsideStep::CloneDevices { slot });
+        draft.inside.push(Step::Attach { slot, target: inside("/dev") });
+    } else {
+        of_the_host(draft);
+    }
+    terminals(draft, spec);
+    of_the_tmpfs(draft, "/dev/shm", (0o1777, (0, 0)), DATA_ONLY);
+    if !shared {
+        draft.inside.push(Step::Restrict { path: inside("/dev"), attributes: READ_ONLY });
+    }
+    draft.enforced("devices", "null, zero, full, random, urandom, tty and its own terminals");
+}
+
+/// A directory of the session's tmpfs with the host's own nodes mounted in it, for want of the right to make nodes.
+fn of_the_host(draft: &mut Draft) {
     of_the_tmpfs(draft, "/dev", (0o755, (0, 0)), DATA_ONLY);
+    let named = |name: &str| format!("/dev/{name}");
     // What is made in one directory is made without anything mounted in between, so that init opens that once.
-    for name in DEVICES {
-        draft.inside.push(Step::File { path: inside(&format!("/dev/{name}")) });
+    for (name, ..) in NODES {
+        draft.inside.push(Step::File { path: inside(&named(name)) });
     }
-    for (target, path) in LINKS {
-        draft.inside.push(Step::Symlink { target: target.into(), path: inside(path) });
+    for (name, target) in LINKS {
+        draft.inside.push(Step::Symlink { target: target.into(), path: inside(&named(name)) });
     }
-    for (path, mode) in [("/dev/pts", 0o755), ("/dev/shm", 0o1777)] {
-        draft.inside.push(Step::Directory { path: inside(path), mode, owner: (0, 0) });
+    for (name, mode) in MOUNT_POINTS {
+        draft.inside.push(Step::Directory { path: inside(&named(name)), mode, owner: (0, 0) });
     }
     // Read-only: the device can be written to all the same, its node, which is the host's, can't be changed.
-    for name in DEVICES {
-        let (slot, path) = (draft.slot(), format!("/dev/{name}"));
+    for (name, ..) in NODES {
+        let (slot, path) = (draft.slot(), named(name));
         draft.inside.extend([
             Step::CloneTree { slot, source: Place::Host(path.clone()), attributes: READ_ONLY | NO_SETUID | NO_EXEC },
             Step::Attach { slot, target: inside(&path) },
         ]);
     }
-    terminals(draft, spec);
-    of_the_tmpfs(draft, "/dev/shm", (0o1777, (0, 0)), DATA_ONLY);
-    draft.inside.push(Step::Restrict { path: inside("/dev"), attributes: READ_ONLY });
-    draft.enforced("devices", "null, zero, full, random, urandom, tty and its own terminals");
 }
 
 fn terminals(draft: &mut Draft, spec: &Spec<'_>) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use codebeaker::plan::{OutsideStep, Place, Plan, ProgramStep, Slot, Step};
+use codebeaker::plan::{OutsideStep, Place, Plan, ProgramStep, Slot, Step, devices};
 use codebeaker::sys::mount::attribute::{NO_DEVICES, NO_EXEC, NO_SETUID, READ_ONLY};
 
 /// Where [`show`] puts a directory of the host, and the slot that it travels in.
@@ -10,6 +10,8 @@ pub(super) const SHARED: &str = "/shared";
 const SHARED_SLOT: Slot = 200;
 /// Slot of what [`put`] puts in.
 const PUT_SLOT: Slot = 201;
+/// The first slot of what [`devices_by_init`] puts in.
+const DEVICE_SLOT: Slot = 202;
 
 /// Keeps the elements that `goes` does not name; one at least must go.
 fn lose<T>(list: &mut Vec<T>, goes: impl Fn(&T) -> bool) {
@@ -99,6 +101,32 @@ pub(super) fn user_namespace(plan: &mut Plan) {
     // These would be limits of the host's own user namespace.
     lose(&mut plan.inside, |step| matches!(step, Step::UserLimit { .. }));
     trees_without(plan, |_| true, 0);
+    devices_by_init(plan);
+}
+
+/// The directory of devices is made by init, with the host's own nodes mounted in it.
+fn devices_by_init(plan: &mut Plan) {
+    let is_ours = |step: &OutsideStep| matches!(step, OutsideStep::CloneDevices { .. });
+    let Some(at) = plan.outside.iter().position(is_ours) else { return };
+    let OutsideStep::CloneDevices { slot } = plan.outside.remove(at) else { unreachable!() };
+    let attached = plan.inside.iter().position(|step| matches!(step, Step::Attach { slot: of, .. } if *of == slot));
+    let attached = attached.expect("init attaches it");
+    let named = |name: &str| format!("/dev/{name}");
+    let (options, attributes) = (vec![("mode".into(), "755".into())], NO_SETUID | NO_EXEC);
+    let empty = Step::Mount { slot, kind: "tmpfs".into(), options, attributes };
+    let mut steps = vec![empty, plan.inside[attached].clone()];
+    for (number, (name, ..)) in (DEVICE_SLOT..).zip(devices::NODES) {
+        let attributes = READ_ONLY | NO_SETUID | NO_EXEC;
+        steps.extend([
+            Step::File { path: inside(&named(name)) },
+            Step::CloneTree { slot: number, source: Place::Host(named(name)), attributes },
+            Step::Attach { slot: number, target: inside(&named(name)) },
+        ]);
+    }
+    for (name, mode) in devices::MOUNT_POINTS {
+        steps.push(Step::Directory { path: inside(&named(name)), mode, owner: (0, 0) });
+    }
+    plan.inside.splice(attached..=attached, steps);
 }
 
 /// One namespace is that of the launcher, and so of the host.
