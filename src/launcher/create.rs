@@ -110,7 +110,9 @@ fn outside(steps: &[OutsideStep], pid: i32, control: &OwnedFd, devices: &mut Opt
             OutsideStep::CloneTree { slot, source } => {
                 mount::open_path(&path_text(source)).and_then(|source| trees.clone(*slot, source.as_fd(), NO_DEVICES))
             }
-            OutsideStep::CloneDevices { slot } => made(devices).and_then(|source| trees.clone(*slot, source, NO_EXEC)),
+            OutsideStep::CloneDevices { slot } => {
+                device_directory(devices).and_then(|source| trees.clone(*slot, source, NO_EXEC))
+            }
         };
         done.map_err(|error| failure(step.wall(), &step.to_string(), error))?;
     }
@@ -146,7 +148,7 @@ impl Trees {
 }
 
 /// The directory of devices, which is made for the first that needs it.
-fn made(devices: &mut Option<OwnedFd>) -> Result<BorrowedFd<'_>, CallError> {
+fn device_directory(devices: &mut Option<OwnedFd>) -> Result<BorrowedFd<'_>, CallError> {
     let made: &OwnedFd = match devices {
         Some(made) => made,
         none => none.insert(plan::devices::directory()?),

@@ -4,6 +4,7 @@
 //! changes nothing that outlives it. Whether the rest really works is for `doctor` to try. Read `cgroups` next.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -172,7 +173,7 @@ impl HostFacts {
             nproc_hard: hard_limit(&limits, "Max processes"),
             cap_sys_resource: has(capabilities, CAP_SYS_RESOURCE),
             time_namespace: Path::new("/proc/self/ns/time").exists(),
-            device_directory: root && probe::can_clone(plan::devices::directory()),
+            device_directory: root && device_directory(),
             users_hide: std::fs::read_to_string("/proc/sys/fs/suid_dumpable").is_ok_and(|text| text.trim() != "1"),
             cgroup: CgroupHost::probe(),
         }
@@ -199,6 +200,15 @@ impl HostFacts {
             cgroup: CgroupHost::none("the fixture has no cgroups"),
         }
     }
+}
+
+/// Makes one and clones it.
+fn device_directory() -> bool {
+    let made = plan::devices::directory().and_then(|made| probe::clones_detached(made.as_fd()));
+    if let Err(error) = &made {
+        tracing::debug!(%error, "each sandbox gets a /dev of its own");
+    }
+    made.is_ok()
 }
 
 /// The text of a file of the kernel or of `/etc`; a missing one counts as empty.

@@ -22,7 +22,8 @@ pub struct Contents<'a> {
 /// A tmpfs with these contents that nobody can change any more, mounted nowhere. Its owner is the caller, who needs CAP_SYS_ADMIN and
 /// CAP_MKNOD in the initial user namespace.
 pub fn directory(contents: Contents<'_>) -> Result<OwnedFd, CallError> {
-    let inodes = contents.nodes.len() + contents.links.len() + contents.directories.len() + 1;
+    // Twice what is made: labels that a security module gives to new files count as well.
+    let inodes = 2 * (contents.nodes.len() + contents.links.len() + contents.directories.len() + 1);
     let options = [("mode", "755".into()), ("size", "64k".into()), ("nr_inodes", inodes.to_string())];
     let directory = mount::make("tmpfs", &options.map(|(key, value)| (key.to_owned(), value)), 0)?;
     fill(directory.as_fd(), contents)?;

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use nix::unistd::AccessFlags;
@@ -27,9 +27,9 @@ pub fn landlock_abi() -> u32 {
     u32::try_from(answer).unwrap_or(0)
 }
 
-/// Whether a mount that was made, and is attached nowhere, can be cloned: since Linux 6.15.
-pub fn can_clone(made: Result<OwnedFd, CallError>) -> bool {
-    made.and_then(|made| mount::clone_tree(made.as_fd(), c"")).is_ok()
+/// Whether a mount that is attached nowhere can be cloned: since Linux 6.15.
+pub fn clones_detached(mount: BorrowedFd<'_>) -> Result<(), CallError> {
+    mount::clone_tree(mount, c"").map(drop)
 }
 
 /// Tries what every sandbox begins with: a user namespace whose owner may mount in it. There are hosts where the first works and

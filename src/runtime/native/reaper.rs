@@ -18,8 +18,8 @@ use crate::sys::process;
 
 use super::control::watched;
 
-/// Mount namespaces that may wait.
-const WAITING_MAX: usize = 64;
+/// Mount namespaces that may wait. What their sessions wrote is memory of the host meanwhile, and of nobody's limit.
+const WAITING_MAX: usize = 8;
 
 /// Lets mount namespaces go. Without a thread it takes none.
 #[derive(Debug, Default)]
@@ -32,12 +32,12 @@ pub struct Reaper {
 #[derive(Debug)]
 struct Mounts {
     _namespace: OwnedFd,
-    place: Place,
+    _turn: Turn,
 }
 
 /// One of those that may wait.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct Turn(Arc<AtomicUsize>);
 
 /// An init that was killed. Dropping it is no wait for its end.
 #[derive(Debug)]
@@ -67,23 +67,24 @@ impl Reaper {
     }
 
     fn mounts(&self, init: &OwnedFd) -> Option<Mounts> {
-        let place = Place::of(&self.waiting)?;
-        Some(Mounts { _namespace: identity::mount_namespace(init.as_fd()).ok()?, place })
+        let turn = Turn::of(&self.waiting)?;
+        Some(Mounts { _namespace: identity::mount_namespace(init.as_fd()).ok()?, _turn: turn })
     }
 }
 
-impl Place {
+impl Turn {
     fn of(waiting: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(Arc::clone(waiting));
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        (before < WAITING_MAX).then_some(place)
+        let granted = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now < WAITING_MAX).then_some(now + 1));
+        granted.ok()?;
+        metrics::gauge!("codebeaker_mounts_leaving").increment(1.0);
+        Some(Self(Arc::clone(waiting)))
     }
 }
 
-impl Drop for Place {
+impl Drop for Turn {
     fn drop(&mut self) {
-        let before = self.0.fetch_sub(1, Ordering::Relaxed);
-        metrics::gauge!("codebeaker_mounts_leaving").set(before.saturating_sub(1) as f64);
+        self.0.fetch_sub(1, Ordering::Relaxed);
+        metrics::gauge!("codebeaker_mounts_leaving").decrement(1.0);
     }
 }
 
@@ -98,7 +99,6 @@ impl Killed {
 impl Drop for Left {
     fn drop(&mut self) {
         if let Some((mounts, thread)) = self.0.take() {
-            metrics::gauge!("codebeaker_mounts_leaving").set(mounts.place.0.load(Ordering::Relaxed) as f64);
             thread.send(mounts).ok();
         }
     }
@@ -149,12 +149,12 @@ mod tests {
     fn no_more_mounts_than_may_are_held_and_whatever_is_held_keeps_nothing_alive() {
         let Some((mut child, identity)) = sleeper() else { return };
         let reaper = Reaper::start();
-        let places: Vec<_> = (0..WAITING_MAX).map_while(|_| Place::of(&reaper.waiting)).collect();
-        assert_eq!((places.len(), waiting(&reaper)), (WAITING_MAX, WAITING_MAX), "the control: so many may");
+        let turns: Vec<_> = (0..WAITING_MAX).map_while(|_| Turn::of(&reaper.waiting)).collect();
+        assert_eq!((turns.len(), waiting(&reaper)), (WAITING_MAX, WAITING_MAX), "the control: so many may");
         let killed = reaper.kill(identity).expect("it lives");
         assert!(killed.left.0.is_none(), "its mounts go with it");
-        assert_eq!(waiting(&reaper), WAITING_MAX, "a place that was not to be had is not counted");
-        drop(places);
+        assert_eq!(waiting(&reaper), WAITING_MAX, "a turn that was not to be had is not counted");
+        drop(turns);
         assert_eq!(waiting(&reaper), 0);
         child.wait().expect("an own child");
     }

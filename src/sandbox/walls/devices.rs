@@ -27,7 +27,7 @@ pub(in crate::sandbox) fn add(draft: &mut Draft, spec: &Spec<'_>) {
     draft.enforced("devices", "null, zero, full, random, urandom, tty and its own terminals");
 }
 
-/// A directory of the session's tmpfs with the host's own nodes mounted in it, for want of the right to make nodes.
+/// A directory of the session's tmpfs with the host's own nodes mounted in it, where there can be no clone of what the launcher makes.
 fn of_the_host(draft: &mut Draft) {
     of_the_tmpfs(draft, "/dev", (0o755, (0, 0)), DATA_ONLY);
     let named = |name: &str| format!("/dev/{name}");

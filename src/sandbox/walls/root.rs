@@ -1,7 +1,7 @@
 //! The root file system: a read-only image below, a tmpfs with the session's quota above, nothing of the host beside.
 //!
 //! The tmpfs is mounted over the host's `/tmp` in the new mount namespace, where nobody else sees it, and everything is put
-//! together below it; the pivot then leaves the host behind. `/workspace`, `/tmp`, `/dev` and `/dev/shm` are on that one tmpfs: one
+//! together below it; the pivot then leaves the host behind. `/workspace`, `/tmp`, `/dev/shm` and, where the launcher clones none, `/dev` are on that one tmpfs: one
 //! quota holds for all that can be written to, and the kernel keeps a table with every control group for each file system.
 
 use crate::plan::{OutsideStep, Place, Slot, Step};

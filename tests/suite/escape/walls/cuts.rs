@@ -10,7 +10,7 @@ pub(super) const SHARED: &str = "/shared";
 const SHARED_SLOT: Slot = 200;
 /// Slot of what [`put`] puts in.
 const PUT_SLOT: Slot = 201;
-/// The first slot of what [`devices_by_init`] puts in.
+/// The first slot of what [`shared_devices`] puts in.
 const DEVICE_SLOT: Slot = 202;
 
 /// Keeps the elements that `goes` does not name; one at least must go.
@@ -101,13 +101,18 @@ pub(super) fn user_namespace(plan: &mut Plan) {
     // These would be limits of the host's own user namespace.
     lose(&mut plan.inside, |step| matches!(step, Step::UserLimit { .. }));
     trees_without(plan, |_| true, 0);
-    devices_by_init(plan);
+    if plan.outside.iter().any(is_devices) {
+        shared_devices(plan);
+    }
 }
 
-/// The directory of devices is made by init, with the host's own nodes mounted in it.
-fn devices_by_init(plan: &mut Plan) {
-    let is_ours = |step: &OutsideStep| matches!(step, OutsideStep::CloneDevices { .. });
-    let Some(at) = plan.outside.iter().position(is_ours) else { return };
+fn is_devices(step: &OutsideStep) -> bool {
+    matches!(step, OutsideStep::CloneDevices { .. })
+}
+
+/// `/dev` is a file system of the sandbox's own, with the host's nodes mounted in it.
+pub(super) fn shared_devices(plan: &mut Plan) {
+    let at = plan.outside.iter().position(is_devices).expect("the launcher clones it");
     let OutsideStep::CloneDevices { slot } = plan.outside.remove(at) else { unreachable!() };
     let attached = plan.inside.iter().position(|step| matches!(step, Step::Attach { slot: of, .. } if *of == slot));
     let attached = attached.expect("init attaches it");
@@ -206,6 +211,12 @@ pub(super) fn read_only_proc(plan: &mut Plan) {
 /// Programs change files wherever the mounts let them.
 pub(super) fn landlock_rules(plan: &mut Plan) {
     lose(&mut plan.program, |step| step.wall() == "landlock");
+}
+
+/// Neither rules nor scopes, which both keep mounts as they are; there are kernels without.
+pub(super) fn landlock_if_any(plan: &mut Plan) {
+    plan.inside.retain(|step| step.wall() != "landlock");
+    plan.program.retain(|step| step.wall() != "landlock");
 }
 
 /// Signals and abstract sockets cross the border where namespaces let them.

@@ -1,6 +1,8 @@
 //! Mounts, `/proc`, devices, Landlock's file rules and file commands: which files there are, and who may change them.
 
 use super::{Attempt, PAIR, Pair, cuts, world};
+use crate::support::host;
+use crate::support::host::kernel;
 
 pub(super) const PAIRS: &[Pair] = &[
     Pair {
@@ -157,6 +159,30 @@ pub(super) const PAIRS: &[Pair] = &[
         attempt: Attempt::Python("print(os.path.exists(world['device']))"),
         held: "False",
         open: "True",
+        ..PAIR
+    },
+    Pair {
+        wall: "devices",
+        claim: "root of the sandbox with every capability adds to what sandboxes share",
+        needs: |bench| {
+            host().need_that("device_directory", kernel() >= (6, 15), "before Linux 6.15 each sandbox has a /dev of its own");
+            assert!(bench.host.device_directory, "this root can make it");
+        },
+        alone: |plan| {
+            cuts::every_capability(plan);
+            cuts::seccomp(plan);
+            cuts::landlock_if_any(plan);
+        },
+        without: cuts::shared_devices,
+        // First it takes the mount's own flags away.
+        attempt: Attempt::Python(
+            "import ctypes\nMS_REMOUNT, MS_BIND = 32, 4096\n\
+             changed = ctypes.CDLL(None).mount(None, b'/dev', None, MS_REMOUNT | MS_BIND, None)\n\
+             try: print(changed, open('/dev/planted', 'w') and 'planted')\n\
+             except OSError as e: print(changed, errno.errorcode[e.errno])",
+        ),
+        held: "0 EROFS",
+        open: "0 planted",
         ..PAIR
     },
     Pair {
