@@ -4,7 +4,8 @@
 Sessions are made one after the other on one connection and stay idle. At each mark the last calls of `session.create`, one
 `session.list` and one command in the oldest session are timed, the server's own sweeps for sessions past their time are read from its
 metrics, and the host's available memory is compared with that at the start.
-Then all are closed, and what is left on the host is counted. `--churn SECONDS` makes and closes sessions at full speed after that.
+Then all are closed, and what is left on the host is counted. `--churn SECONDS` makes and closes sessions at full speed after that, on a few
+connections at once.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import urllib.request
 
 import plot
 import report
+import scenes
 from bench import Server, resident_kib, say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -103,15 +105,6 @@ def settle(server, inits):
     return None
 
 
-def churn(connection, seconds):
-    begin, made = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
-        session, _ = connection.call("session.create", language="bash")
-        connection.call("session.close", sessionId=session["sessionId"])
-        made += 1
-    return round(made / (time.perf_counter() - begin), 1)
-
-
 def measure(options):
     settings = {"CODEBEAKER_SESSION_SESSIONS_MAX": "0", "CODEBEAKER_RUNTIMES_MEASURE": "false", "CODEBEAKER_POOL_SANDBOXES_MAX": "0",
                 "CODEBEAKER_SESSION_SWEEP_INTERVAL_S": "1"}
@@ -128,7 +121,7 @@ def measure(options):
         outcome = {"rows": rows, "close_all_s": round(close_all(connection, sessions), 2)}
         outcome["nothing_left_after_s"] = settle(server, inits)
         if options.churn:
-            outcome["churn_per_s"] = churn(connection, options.churn)
+            outcome["churn_per_s"] = round(scenes.churn(server, scenes.MAKERS, options.churn, "bash"), 1)
             outcome["nothing_left_after_churn_s"] = settle(server, inits)
     return outcome
 
@@ -153,7 +146,7 @@ def table(outcome):
     lines += ["", f"All were closed one after another in {outcome['close_all_s']:.0f} s; {left(outcome['nothing_left_after_s'])}."]
     if "churn_per_s" in outcome:
         gone = left(outcome["nothing_left_after_churn_s"])
-        lines.append(f"Made and closed without a pause after that: {outcome['churn_per_s']:.0f} a second; {gone}.")
+        lines.append(f"Made and closed without a pause after that, on {scenes.MAKERS} connections: {outcome['churn_per_s']:.0f} a second; {gone}.")
     return "\n".join(lines)
 
 

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import selectors
 import time
 
 import report
-from wire import WireError
+from wire import WireError, result
 
 PYTHON = "print(1)"
 RUNS = 10
 SESSIONS = 8
+# Clients that make and close sessions at once.
+MAKERS = 4
 # Requests of one session that are under way together: enough that the server never waits for this client.
 CODE_AT_ONCE, FILE_AT_ONCE = 4, 64
 TICK_S = 0.02
@@ -154,6 +157,47 @@ def rate(server, command, at_once, seconds, quiet_s):
         for connection, _ in pairs:
             take(connection, at_once)
         return done / over
+
+
+def sessions_of_many(bench, server, create, target="≥ 400 /s"):
+    """Sessions made and closed a second by several clients together."""
+    name = f"{create} + `session.close`, steady, {MAKERS} connections"
+    bench.say(f"   {name}")
+    try:
+        bench.figure(name, f"{churn(server, MAKERS, bench.sizes.steady_s):.0f} /s", target)
+    except WireError as error:
+        bench.figure(name, f"failed: {error}", target)
+
+
+def churn(server, clients, seconds, language="python"):
+    """Sessions that were made and closed, a second. Each client has one request under way and sends the next when it has the reply."""
+    with contextlib.ExitStack() as stack:
+        waiting = selectors.DefaultSelector()
+        began, made, under_way = time.perf_counter(), 0, 0
+
+        def ask(connection, method, **params):
+            request, ready_frame = connection.prepare(method, **params)
+            connection.send(ready_frame)
+            return method, request
+
+        for _ in range(clients):
+            connection = stack.enter_context(contextlib.closing(server.connect()))
+            waiting.register(connection.socket, selectors.EVENT_READ, [connection, ask(connection, "session.create", language=language)])
+            under_way += 1
+        while under_way:
+            for key, _ in waiting.select():
+                connection, (method, request) = key.data
+                reply = result(request, connection.message())
+                if method == "session.create":
+                    key.data[1] = ask(connection, "session.close", sessionId=reply["sessionId"])
+                    continue
+                made += 1
+                if time.perf_counter() - began < seconds:
+                    key.data[1] = ask(connection, "session.create", language=language)
+                else:
+                    waiting.unregister(connection.socket)
+                    under_way -= 1
+        return made / (time.perf_counter() - began)
 
 
 def take(connection, count):

@@ -1,5 +1,6 @@
 """The parts of the benchmark that need no server of ours: python3 -B -m unittest discover -s benches."""
 
+import collections
 import contextlib
 import io
 import json
@@ -18,6 +19,7 @@ import peers
 import plot
 import report
 import scale
+import scenes
 import steps
 import wire
 
@@ -29,11 +31,18 @@ class FakeServer:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"ws://127.0.0.1:{self.listener.getsockname()[1]}"
         self.pongs = 0
-        self.thread = threading.Thread(target=self._serve, daemon=True)
-        self.thread.start()
+        self.asked = collections.Counter()
+        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _serve(self):
-        connection, _ = self.listener.accept()
+    def connect(self):
+        return wire.Connection(self.url, "token")
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=self.listener.accept()[:1], daemon=True).start()
+
+    def _serve(self, connection):
         with connection, connection.makefile("rb") as stream:
             while stream.readline().strip():
                 pass
@@ -41,7 +50,8 @@ class FakeServer:
             first = True
             while payload := self._receive(stream):
                 request = json.loads(payload)
-                reply = {"jsonrpc": "2.0", "id": request["id"], "result": {"success": True, "length": len(payload)}}
+                self.asked[request["method"]] += 1
+                reply = {"jsonrpc": "2.0", "id": request["id"], "result": {"success": True, "length": len(payload), "sessionId": "one"}}
                 if request["method"] == "refuse":
                     reply = {"jsonrpc": "2.0", "id": request["id"], "error": {"code": 1001, "message": "no such session"}}
                 if first:
@@ -77,7 +87,7 @@ class FakeServer:
 class Wire(unittest.TestCase):
     def setUp(self):
         self.server = FakeServer()
-        self.connection = wire.Connection(self.server.url, "token")
+        self.connection = self.server.connect()
 
     def tearDown(self):
         self.connection.close()
@@ -94,6 +104,15 @@ class Wire(unittest.TestCase):
         with self.assertRaisesRegex(wire.WireError, "1001"):
             self.connection.call("refuse")
         self.assertTrue(self.connection.call("echo")[0]["success"])
+
+    def test_every_session_that_several_clients_make_is_closed_and_counted(self):
+        began = time.perf_counter()
+        rate = scenes.churn(self.server, 3, 0.1)
+        took = time.perf_counter() - began
+        made = self.server.asked["session.create"]
+        self.assertGreaterEqual(made, 3)
+        self.assertEqual(self.server.asked["session.close"], made)
+        self.assertGreaterEqual(rate, made / took)
 
     def test_a_row_that_fails_keeps_its_reason(self):
         measured = bench.Bench(bench.Sizes(quick=True))

@@ -63,12 +63,7 @@ class Connection:
         self.socket.sendall(ready_frame)
         reply = self.message()
         took = time.perf_counter() - started
-        value = json.loads(reply)
-        if value.get("id") != request_id:
-            raise WireError(f"a reply to {value.get('id')!r} came where one to {request_id} was due")
-        if "error" in value:
-            raise WireError(f"{value['error'].get('code')}: {value['error'].get('message')}")
-        return value["result"], took
+        return result(request_id, reply), took
 
     def call(self, method, **params):
         """Result and seconds of one call."""
@@ -111,6 +106,16 @@ class Connection:
         if len(data) != count:
             raise WireError("the connection ended in the middle of a frame")
         return data
+
+
+def result(request_id, reply):
+    """What a raw reply to this request says, which must be success."""
+    value = json.loads(reply)
+    if value.get("id") != request_id:
+        raise WireError(f"a reply to {value.get('id')!r} came where one to {request_id} was due")
+    if "error" in value:
+        raise WireError(f"{value['error'].get('code')}: {value['error'].get('message')}")
+    return value["result"]
 
 
 def frame(opcode, payload):
