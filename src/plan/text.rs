@@ -5,8 +5,7 @@ use std::fmt;
 use crate::sys::error::describe;
 use crate::sys::seccomp::Waiting;
 
-use super::devices;
-use super::{ListenerAnswer, Missing, OutsideStep, Place, Plan, ProgramStep, Step};
+use super::{ListenerAnswer, Missing, OutsideStep, Place, Plan, ProgramStep, Step, devices};
 
 /// The namespaces in the order they are named.
 pub const NAMESPACES: [(u64, &str); 8] = [

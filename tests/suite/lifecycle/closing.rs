@@ -34,6 +34,24 @@ fn none_waits(server: &Server) -> bool {
     namespaces(server) == 0 && metric(server, "codebeaker_mounts_leaving").abs() < 0.5
 }
 
+/// A process below the trial's own server that goes on when this is dropped: a launcher that sleeps cleans up after nobody.
+struct Asleep(Pid);
+
+impl Asleep {
+    fn put(pid: i32) -> Self {
+        let pid = Pid::from_raw(pid);
+        kill(pid, Signal::SIGSTOP).expect("a process below the trial's own server");
+        Self(pid)
+    }
+}
+
+impl Drop for Asleep {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        kill(self.0, Signal::SIGCONT).ok();
+    }
+}
+
 fn without_the_launcher() {
     host().need_that("pidfs", kernel() >= (6, 9), "before Linux 6.9 the launcher alone ends sandboxes");
     let server = Server::start(&Setup::without_pool());
@@ -45,11 +63,11 @@ fn without_the_launcher() {
     let runs = eventually(Duration::from_secs(10), || below().len() >= 5);
     let running = below();
     assert!(runs, "the control: init, bash and three that sleep: {running:?}");
-    kill(Pid::from_raw(launcher), Signal::SIGSTOP).expect("a process below the trial's own server");
+    let asleep = Asleep::put(launcher);
     // By hand: the suite's own way of closing looks at once for what the launcher does.
     session.client.ok("session.close", &json!({"sessionId": session.id}));
-    let living: Vec<_> = below();
-    kill(Pid::from_raw(launcher), Signal::SIGCONT).expect("a process below the trial's own server");
+    let living = below();
+    drop(asleep);
     assert!(living.is_empty(), "{living:?}");
     let reaped = || !running.iter().any(|process| lives(process.identity)) && none_waits(&server);
     assert!(eventually(Duration::from_secs(10), reaped), "the launcher reaps, and the file systems go");
